@@ -1,0 +1,153 @@
+//! What an aggregator is, what it may build on, and the list of those that ship.
+
+use crate::block::Block;
+use crate::exact::Exact;
+use crate::groups::{self, Archive, Packets};
+use crate::key::Mask;
+use crate::rows::Schema;
+use crate::window::Epoch;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Arc;
+use timely::dataflow::operators::core::Concatenate;
+use timely::dataflow::{Scope, Stream};
+
+/// A kind of task: from packets, or from exact groups, to the rows of each window.
+pub trait Aggregator: Send + Sync {
+    /// The columns of its rows.
+    fn schema(&self) -> Arc<Schema>;
+
+    /// The key sets whose exact groups [`Self::build`] will ask for. Shared with all other tasks.
+    fn groups(&self) -> Vec<Mask>;
+
+    /// Builds its dataflow on this worker; called once on each worker, in the same order on all.
+    ///
+    /// The result is the rows in the layout of [`Self::schema`], in any order, at the time of the epoch that closes
+    /// them and with the window they belong to, each key on one worker only. A window that comes again replaces the
+    /// earlier rows as a whole.
+    fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block>;
+}
+
+/// What aggregators build on, on one worker.
+pub struct Flow<'s> {
+    scope: Scope<'s, Epoch>,
+    packets: Stream<'s, Epoch, Packets>,
+    groups: Vec<(Mask, Stream<'s, Epoch, Block>)>,
+}
+
+impl<'s> Flow<'s> {
+    /// The scope of the dataflow.
+    pub fn scope(&self) -> Scope<'s, Epoch> {
+        self.scope
+    }
+
+    /// The packets that this worker reads, in batches of one window. A batch whose window is earlier than its time
+    /// came late.
+    pub fn packets(&self) -> Stream<'s, Epoch, Packets> {
+        self.packets.clone()
+    }
+
+    /// The exact groups of a key set named by [`Aggregator::groups`]: for each window, when its epoch closes, the rows
+    /// key, packets, bytes, first and last time of the keys that this worker owns.
+    pub fn groups(&self, mask: Mask) -> Stream<'s, Epoch, Block> {
+        let built = self.groups.iter().find(|(built, _)| *built == mask);
+        built.expect("an aggregator asks for the groups that it named").1.clone()
+    }
+}
+
+/// Builds all tasks on one worker and returns their sorted rows, each block numbered by its task.
+///
+/// `late` tells every worker which closed windows an epoch's packets came late for; `archive` makes the store that
+/// brings such windows back, or `None` where nothing can come late.
+pub fn build_tasks<'s>(
+    scope: Scope<'s, Epoch>,
+    packets: Stream<'s, Epoch, Packets>,
+    late: &Stream<'s, Epoch, Block>,
+    tasks: &[Task],
+    archive: impl FnMut() -> Option<Box<dyn Archive>>,
+) -> Stream<'s, Epoch, Block> {
+    let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
+    let groups = groups::build(scope, &packets, late, &plan, archive);
+    let flow = Flow { scope, packets, groups };
+    let rows = tasks.iter().enumerate().map(|(number, task)| {
+        crate::rows::sorted(task.aggregator.build(&flow), task.aggregator.schema(), number)
+    });
+    let rows: Vec<_> = rows.collect();
+    scope.concatenate(rows)
+}
+
+/// A configured task.
+#[derive(Clone)]
+pub struct Task {
+    /// Its name, unique in a configuration; the name of its table.
+    pub name: Arc<str>,
+    /// What it computes.
+    pub aggregator: Arc<dyn Aggregator>,
+}
+
+/// The options of one task as they were configured, all but its name and type.
+#[derive(Clone, Debug, Default)]
+pub struct Options(pub BTreeMap<String, serde_json::Value>);
+
+/// Options that an aggregator refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct OptionsError {
+    /// The option that is wrong, where it is one.
+    pub key: Option<String>,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Options {
+    /// Reads the options into the aggregator's own struct, which should deny unknown fields.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, OptionsError> {
+        let object = serde_json::Value::Object(self.0.clone().into_iter().collect());
+        serde_json::from_value(object).map_err(|error| {
+            let message = error.to_string();
+            // serde names an unknown or missing field in its message only; a value of a wrong type is found by trying.
+            let named = self.0.keys().find(|key| message.contains(&format!("field `{key}`"))).cloned();
+            OptionsError { key: named, message }
+        })
+    }
+
+    /// The error that an option's value is wrong.
+    pub fn refuse(&self, key: &str, why: impl Display) -> OptionsError {
+        OptionsError { key: Some(key.to_owned()), message: format!("{key}: {why}") }
+    }
+}
+
+/// Makes an aggregator from its options.
+pub type Constructor = fn(&Options) -> Result<Box<dyn Aggregator>, OptionsError>;
+
+/// The aggregators that a program knows, by the `type` that configuration names.
+#[derive(Clone, Debug)]
+pub struct Registry(BTreeMap<&'static str, Constructor>);
+
+impl Default for Registry {
+    /// The aggregators that ship: to add one, write its file and add its line.
+    fn default() -> Self {
+        Self(BTreeMap::from([
+            ("exact", Exact::from_options as Constructor), //
+        ]))
+    }
+}
+
+impl Registry {
+    /// Adds an aggregator from another crate; one of the same type name is replaced.
+    pub fn with(mut self, kind: &'static str, constructor: Constructor) -> Self {
+        self.0.insert(kind, constructor);
+        self
+    }
+
+    /// The known type names, in alphabetical order.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// The constructor of a type.
+    pub fn get(&self, kind: &str) -> Option<Constructor> {
+        self.0.get(kind).copied()
+    }
+}

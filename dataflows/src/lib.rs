@@ -1,0 +1,21 @@
+//! The pure half of NetSpectra: packets in, snapshot rows out.
+//!
+//! Nothing here opens a file or a socket, starts a thread, reads a clock or logs: the manifest names no crate that
+//! could. Programs bring packets, take [`rows::Snapshot`]s and keep what must outlive memory behind
+//! [`groups::Archive`].
+//!
+//! In the order that data moves: [`packet`] and [`window`] are the vocabulary, [`key`] says what a flow is, [`table`]
+//! counts, [`groups`] does so over all workers, [`aggregator`] builds the tasks on top, [`rows`] orders their results.
+//! [`block`] and [`epochs`] are what the operators share.
+
+pub mod aggregator;
+pub mod block;
+pub mod epochs;
+pub mod exact;
+pub mod groups;
+pub mod key;
+pub mod packet;
+mod prefetch;
+pub mod rows;
+pub mod table;
+pub mod window;

@@ -1,0 +1,285 @@
+//! Result rows: their schema, their order, and the finished snapshot that sinks get.
+//!
+//! A row is the words of its key followed by one word a value column. Workers sort their own rows; a task of a
+//! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
+
+use crate::block::{Block, BlockBuilder, to_named_worker};
+use crate::key::{KeyFields, KeyValue};
+use crate::window::Epoch;
+use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::Arc;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::operator::Operator;
+
+/// What the word of a value column means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueKind {
+    /// A number of things.
+    Count,
+    /// A number of bytes.
+    Bytes,
+    /// Nanoseconds since the Unix epoch, UTC.
+    Time,
+}
+
+/// A value column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueColumn {
+    /// Name in every table.
+    pub name: &'static str,
+    /// Type and unit.
+    pub kind: ValueKind,
+}
+
+/// The columns of a task's rows: the key's, then the values'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// Key columns.
+    pub key: KeyFields,
+    /// Value columns.
+    pub values: Vec<ValueColumn>,
+    /// The value column that orders the rows, largest first; ties go by key columns, least first.
+    pub order_by: usize,
+}
+
+impl Schema {
+    /// Names of all columns in order.
+    pub fn columns(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.key.fields().iter().map(|field| field.column()).chain(self.values.iter().map(|value| value.name))
+    }
+
+    /// Number of the value column of this name.
+    pub fn value_named(&self, name: &str) -> Option<usize> {
+        self.values.iter().position(|value| value.name == name)
+    }
+
+    /// Words of a row of either layout.
+    fn row_words(&self, wide: bool) -> usize {
+        key_words(wide) + self.values.len()
+    }
+}
+
+fn key_words(wide: bool) -> usize {
+    if wide { 5 } else { 2 }
+}
+
+/// One row of a task, borrowed from its run.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    wide: bool,
+    words: &'a [u64],
+}
+
+impl<'a> Row<'a> {
+    /// The value of a key column.
+    #[inline]
+    pub fn key(&self, schema: &Schema, column: usize) -> KeyValue {
+        schema.key.value(column, self.wide, self.words)
+    }
+
+    /// The words of the value columns.
+    #[inline]
+    pub fn values(&self) -> &'a [u64] {
+        &self.words[key_words(self.wide)..]
+    }
+
+    /// The key words, if the row's addresses are all IPv4.
+    #[inline]
+    pub fn compact_key(&self) -> Option<&'a [u64; 2]> {
+        if self.wide { None } else { self.words.first_chunk() }
+    }
+
+    fn order(&self, other: &Self, schema: &Schema) -> Ordering {
+        let by = schema.order_by;
+        other.values()[by].cmp(&self.values()[by]).then_with(|| match (self.compact_key(), other.compact_key()) {
+            (Some(left), Some(right)) => schema.key.compact_order(left).cmp(&schema.key.compact_order(right)),
+            _ => schema.key.compare((self.wide, self.words), (other.wide, other.words)),
+        })
+    }
+}
+
+/// Sorts each block of a task's rows into the task's order and binds it, numbered, for the worker that commits.
+pub fn sorted<'s>(rows: Stream<'s, Epoch, Block>, schema: Arc<Schema>, task: usize) -> Stream<'s, Epoch, Block> {
+    rows.unary::<BlockBuilder, _, _, _>(Pipeline, "Sort", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, block| {
+                let block = std::mem::take(block);
+                let words = Arc::new(sort_words(&block.words, block.wide, &schema));
+                let mut session = output.session_with_builder(&message);
+                session.give_container(&mut Block { to: COMMITTER, task, words, ..block });
+            });
+        }
+    })
+}
+
+/// The worker that gathers snapshots.
+pub const COMMITTER: usize = 0;
+
+/// Sends sorted runs to the committing worker.
+pub fn to_committer()
+-> timely::dataflow::channels::pact::DistributorPact<impl FnOnce(usize) -> crate::block::ToNamedWorker> {
+    to_named_worker()
+}
+
+/// The rows in order.
+fn sort_words(words: &[u64], wide: bool, schema: &Schema) -> Vec<u64> {
+    let width = schema.row_words(wide);
+    let by = key_words(wide) + schema.order_by;
+    let mut sorted = Vec::with_capacity(words.len());
+    let row = |number: u32| &words[number as usize * width..][..width];
+    if wide {
+        let mut order: Vec<(u64, u32)> =
+            words.chunks_exact(width).zip(0..).map(|(row, number)| (!row[by], number)).collect();
+        order.sort_unstable_by(|left, right| {
+            left.0.cmp(&right.0).then_with(|| {
+                let key = |number| row(number).first_chunk().expect("a row starts with its key");
+                schema.key.compare_wide(key(left.1), key(right.1))
+            })
+        });
+        order.iter().for_each(|(_, number)| sorted.extend_from_slice(row(*number)));
+    } else {
+        let mut order: Vec<(u64, [u64; 2], u32)> = words
+            .chunks_exact(width)
+            .zip(0..)
+            .map(|(row, number)| (!row[by], schema.key.compact_order(&[row[0], row[1]]), number))
+            .collect();
+        order.sort_unstable();
+        order.iter().for_each(|(_, _, number)| sorted.extend_from_slice(row(*number)));
+    }
+    sorted
+}
+
+/// All rows of one task in one window.
+#[derive(Clone, Debug)]
+pub struct TaskRows {
+    /// The task's name.
+    pub name: Arc<str>,
+    /// Its columns.
+    pub schema: Arc<Schema>,
+    /// Sorted runs; no key is in two of them.
+    pub runs: Vec<Block>,
+}
+
+/// Rows that follow each other in a task's order, a range of rows in each of its runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece(Vec<Range<usize>>);
+
+impl TaskRows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.runs.iter().map(|run| self.run_len(run)).sum()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.runs.iter().all(|run| run.words.is_empty())
+    }
+
+    /// Sum of the value column of this name over all rows; 0 where there is none.
+    pub fn total(&self, name: &str) -> u64 {
+        let Some(column) = self.schema.value_named(name) else { return 0 };
+        let sum = |run: &Block| -> u64 {
+            let at = key_words(run.wide) + column;
+            run.words.chunks_exact(self.schema.row_words(run.wide)).map(|row| row[at]).sum()
+        };
+        self.runs.iter().map(sum).sum()
+    }
+
+    fn run_len(&self, run: &Block) -> usize {
+        run.words.len() / self.schema.row_words(run.wide)
+    }
+
+    fn row<'a>(&'a self, run: &'a Block, number: usize) -> Row<'a> {
+        let width = self.schema.row_words(run.wide);
+        Row { wide: run.wide, words: &run.words[number * width..][..width] }
+    }
+
+    /// Cuts the rows, in order, into pieces of about `rows` rows (at least 1); one empty piece where there is no row.
+    pub fn pieces(&self, rows: usize) -> Vec<Piece> {
+        let longest = self.runs.iter().max_by_key(|run| self.run_len(run));
+        let Some(longest) = longest else { return vec![Piece(Vec::new())] };
+        let step = (rows * self.run_len(longest)).div_ceil(self.len().max(1)).max(1);
+        let mut starts = vec![0; self.runs.len()];
+        let mut pieces = Vec::new();
+        for pivot in (step..self.run_len(longest)).step_by(step) {
+            let pivot = self.row(longest, pivot);
+            let ends = self.runs.iter().map(|run| self.first_not_before(run, &pivot)).collect::<Vec<_>>();
+            pieces.push(Piece(starts.iter().zip(&ends).map(|(start, end)| *start..*end).collect()));
+            starts = ends;
+        }
+        let ends = self.runs.iter().map(|run| self.run_len(run));
+        pieces.push(Piece(starts.into_iter().zip(ends).map(|(start, end)| start..end).collect()));
+        pieces
+    }
+
+    /// Number of a run's rows that come before this one.
+    fn first_not_before(&self, run: &Block, pivot: &Row<'_>) -> usize {
+        let (mut low, mut high) = (0, self.run_len(run));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.row(run, middle).order(pivot, &self.schema).is_lt() {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Visits the rows of a piece in order.
+    pub fn visit<'a>(&'a self, piece: &Piece, mut visit: impl FnMut(Row<'a>)) {
+        let mut heads: Vec<(Row<'a>, &'a Block, Range<usize>)> = Vec::new();
+        for (run, range) in self.runs.iter().zip(&piece.0) {
+            let mut range = range.clone();
+            if let Some(first) = range.next() {
+                heads.push((self.row(run, first), run, range));
+            }
+        }
+        while heads.len() > 1 {
+            let mut least = 0;
+            for at in 1..heads.len() {
+                if heads[at].0.order(&heads[least].0, &self.schema).is_lt() {
+                    least = at;
+                }
+            }
+            let (row, run, range) = &mut heads[least];
+            visit(*row);
+            match range.next() {
+                Some(next) => *row = self.row(run, next),
+                None => drop(heads.swap_remove(least)),
+            }
+        }
+        for (row, run, range) in heads {
+            visit(row);
+            range.for_each(|number| visit(self.row(run, number)));
+        }
+    }
+
+    /// The first rows in order, at most `count`.
+    pub fn first(&self, count: usize) -> Vec<Row<'_>> {
+        let mut rows = Vec::with_capacity(count);
+        for piece in self.pieces(count.max(1)) {
+            self.visit(&piece, |row| rows.push(row));
+            if rows.len() >= count {
+                break;
+            }
+        }
+        rows.truncate(count);
+        rows
+    }
+}
+
+/// All rows of a closed window, one entry a task in configured order.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The window.
+    pub window: Epoch,
+    /// Its first nanosecond and the first after it; `None` for the window of everything.
+    pub span: Option<(u64, u64)>,
+    /// 0 for the first snapshot of the window, one more each time that late packets changed it.
+    pub revision: u32,
+    /// The tasks' rows.
+    pub tasks: Vec<TaskRows>,
+}

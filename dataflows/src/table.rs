@@ -1,0 +1,272 @@
+//! The hash table of exact groups: key words to packets, bytes, first and last time.
+//!
+//! Groups lie densely in the order of their first packet; a small index of 4 bytes a slot points at them, and each
+//! slot carries the hash bits that the group's number leaves free, so that a probe rarely touches a wrong group.
+//! Groups arrive in batches: hash all, fetch all index lines, fetch all groups, then update, so that cache misses
+//! overlap. Nothing observable depends on the seed or on the order of groups.
+
+use crate::prefetch::prefetch;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::LazyLock;
+
+/// Words of a group behind its key: packets, bytes, first time, last time (nanoseconds).
+pub const COUNTS: usize = 4;
+/// Words of a group under a compact key.
+pub const COMPACT_GROUP: usize = 2 + COUNTS;
+/// Words of a group under a wide key.
+pub const WIDE_GROUP: usize = 5 + COUNTS;
+
+/// Groups that are looked up together.
+const BATCH: usize = 64;
+/// Fewest slots of an index.
+const LEAST_SLOTS: usize = 1024;
+
+/// Keyed by a secret of this process, so that no sender of packets can choose keys that collide.
+static SEED: LazyLock<[u64; 2]> = LazyLock::new(|| {
+    let state = RandomState::new();
+    [0, 1].map(|number| {
+        let mut hasher = state.build_hasher();
+        hasher.write_u64(number);
+        hasher.finish()
+    })
+});
+
+/// Full multiply of two words, halves folded together.
+#[inline(always)]
+const fn fold(a: u64, b: u64) -> u64 {
+    let product = a as u128 * b as u128;
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Hash of a key under a seed; all bits are usable.
+#[inline(always)]
+fn hash<const K: usize>(key: &[u64; K], seed: &[u64; 2]) -> u64 {
+    let mut hash = seed[0];
+    let mut pairs = key.chunks_exact(2);
+    for pair in &mut pairs {
+        hash = fold(pair[0] ^ hash, pair[1] ^ seed[1]);
+    }
+    if let [last] = pairs.remainder() {
+        hash = fold(last ^ hash, seed[1]);
+    }
+    fold(hash ^ seed[1], 0x9e37_79b9_7f4a_7c15)
+}
+
+/// The worker out of `peers` that owns a key: the same in every process and on every machine.
+#[inline(always)]
+pub fn owner<const K: usize>(key: &[u64; K], peers: usize) -> usize {
+    const ROUTE: [u64; 2] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db];
+    ((u128::from(hash(key, &ROUTE)) * peers as u128) >> 64) as usize
+}
+
+/// Groups of `S` words whose first `K` are the key.
+#[derive(Clone, Debug)]
+pub struct Table<const K: usize, const S: usize> {
+    /// Power of two; 0 is an empty slot, else hash bits above the number of the group plus one.
+    index: Vec<u32>,
+    groups: Vec<[u64; S]>,
+    seed: [u64; 2],
+}
+
+impl<const K: usize, const S: usize> Default for Table<K, S> {
+    fn default() -> Self {
+        const { assert!(S == K + COUNTS) };
+        Self { index: Vec::new(), groups: Vec::new(), seed: *SEED }
+    }
+}
+
+impl<const K: usize, const S: usize> Table<K, S> {
+    /// Number of distinct keys.
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether there is no group.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// The groups, in no promised order.
+    pub fn groups(&self) -> &[[u64; S]] {
+        &self.groups
+    }
+
+    /// The groups, in no promised order; the index is freed.
+    pub fn into_groups(self) -> Vec<[u64; S]> {
+        self.groups
+    }
+
+    /// Adds every group to the one of its key: packets and bytes sum up, first and last time widen.
+    pub fn absorb(&mut self, groups: &[[u64; S]]) {
+        for batch in groups.chunks(BATCH) {
+            self.absorb_batch(batch);
+        }
+    }
+
+    #[inline]
+    fn absorb_batch(&mut self, batch: &[[u64; S]]) {
+        self.reserve(BATCH);
+        let mask = self.index.len() - 1;
+        let bits = self.index.len().trailing_zeros();
+        let mut hashes = [0u64; BATCH];
+        for (hash_of, group) in hashes.iter_mut().zip(batch) {
+            *hash_of = hash(key_of::<K, S>(group), &self.seed);
+            prefetch(&self.index, *hash_of as usize & mask);
+        }
+        let mut found = [u32::MAX; BATCH];
+        for (found, hash) in found.iter_mut().zip(&hashes[..batch.len()]) {
+            let tag = tag(*hash, bits);
+            let mut at = *hash as usize & mask;
+            loop {
+                let slot = self.index[at];
+                if slot == 0 {
+                    break;
+                }
+                if slot >> bits == tag {
+                    *found = (slot & mask as u32) - 1;
+                    let first = *found as usize;
+                    prefetch(&self.groups, first);
+                    if let Some(group) = self.groups.get(first) {
+                        prefetch(group, S - 1);
+                    }
+                    break;
+                }
+                at = (at + 1) & mask;
+            }
+        }
+        for ((group, found), hash) in batch.iter().zip(found).zip(hashes) {
+            match self.groups.get_mut(found as usize) {
+                Some(entry) if key_of::<K, S>(entry) == key_of::<K, S>(group) => merge::<K, S>(entry, group),
+                _ => self.upsert(group, hash),
+            }
+        }
+    }
+
+    /// Finds the key's group by probing, or adds it. The index has room.
+    fn upsert(&mut self, group: &[u64; S], hash: u64) {
+        let mask = self.index.len() - 1;
+        let bits = self.index.len().trailing_zeros();
+        let tag = tag(hash, bits);
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = self.index[at];
+            if slot == 0 {
+                self.groups.push(*group);
+                self.index[at] = tag << bits | self.groups.len() as u32;
+                return;
+            }
+            if slot >> bits == tag {
+                let entry = &mut self.groups[(slot & mask as u32) as usize - 1];
+                if key_of::<K, S>(entry) == key_of::<K, S>(group) {
+                    return merge::<K, S>(entry, group);
+                }
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// Makes room for so many more groups, at a load of at most 5/8.
+    fn reserve(&mut self, more: usize) {
+        let needed = (self.groups.len() + more) * 8 / 5;
+        if needed < self.index.len() {
+            return;
+        }
+        let slots = needed.next_power_of_two().max(LEAST_SLOTS);
+        assert!(slots <= 1 << 31, "a table holds at most 1.3 billion groups");
+        self.index = vec![0; slots];
+        let mask = slots - 1;
+        let bits = slots.trailing_zeros();
+        let mut hashes = [0u64; BATCH];
+        for (batch, groups) in self.groups.chunks(BATCH).enumerate() {
+            for (hash_of, group) in hashes.iter_mut().zip(groups) {
+                *hash_of = hash(key_of::<K, S>(group), &self.seed);
+                prefetch(&self.index, *hash_of as usize & mask);
+            }
+            for (number, hash) in hashes[..groups.len()].iter().enumerate() {
+                let mut at = *hash as usize & mask;
+                while self.index[at] != 0 {
+                    at = (at + 1) & mask;
+                }
+                self.index[at] = tag(*hash, bits) << bits | (batch * BATCH + number + 1) as u32;
+            }
+        }
+    }
+}
+
+/// The key words of a group.
+#[inline(always)]
+pub fn key_of<const K: usize, const S: usize>(group: &[u64; S]) -> &[u64; K] {
+    group.first_chunk().expect("a group starts with its key")
+}
+
+/// The topmost hash bits that fit above `bits` bits in a slot.
+#[inline(always)]
+fn tag(hash: u64, bits: u32) -> u32 {
+    (hash >> (32 + bits)) as u32
+}
+
+#[inline(always)]
+fn merge<const K: usize, const S: usize>(entry: &mut [u64; S], group: &[u64; S]) {
+    entry[K] += group[K];
+    entry[K + 1] += group[K + 1];
+    entry[K + 2] = entry[K + 2].min(group[K + 2]);
+    entry[K + 3] = entry[K + 3].max(group[K + 3]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn naive(groups: &[[u64; 6]]) -> BTreeMap<[u64; 2], [u64; 4]> {
+        let mut all: BTreeMap<[u64; 2], [u64; 4]> = BTreeMap::new();
+        for &[a, b, packets, bytes, first, last] in groups {
+            let entry = all.entry([a, b]).or_insert([0, 0, u64::MAX, 0]);
+            *entry = [entry[0] + packets, entry[1] + bytes, entry[2].min(first), entry[3].max(last)];
+        }
+        all
+    }
+
+    fn as_map(table: &Table<2, 6>) -> BTreeMap<[u64; 2], [u64; 4]> {
+        table.groups().iter().map(|&[a, b, p, y, f, l]| ([a, b], [p, y, f, l])).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_equals_a_naive_map(
+            groups in proptest::collection::vec((0u64..300, 0u64..4, 0u64..9, 0u64..99, any::<u32>(), any::<u32>()), 0..4000)
+        ) {
+            let groups: Vec<[u64; 6]> =
+                groups.into_iter().map(|(a, b, p, y, f, l)| [a << 40, b, p, y, f.into(), l.into()]).collect();
+            let mut table = Table::default();
+            table.absorb(&groups);
+            prop_assert_eq!(table.len(), as_map(&table).len());
+            prop_assert_eq!(as_map(&table), naive(&groups));
+        }
+    }
+
+    #[test]
+    fn a_table_grows_and_keeps_every_group() {
+        let groups: Vec<[u64; 9]> = (0..200_000u64).map(|n| [0, n, n >> 3, 1, 0, 1, n, n, n]).collect();
+        let mut table = Table::<5, 9>::default();
+        table.absorb(&groups);
+        table.absorb(&groups);
+        assert_eq!(table.len(), groups.len());
+        assert!(table.groups().iter().all(|group| group[5] == 2 && group[6] == group[1] * 2));
+    }
+
+    #[test]
+    fn owners_are_spread_evenly_and_do_not_move() {
+        let mut share = [0usize; 3];
+        for n in 0..30_000u64 {
+            share[owner(&[n << 32, n % 7], 3)] += 1;
+        }
+        assert!(share.iter().all(|count| (9_000..11_000).contains(count)), "{share:?}");
+        // A worker that disagreed with its peers about the owner would split a flow: these never change.
+        assert_eq!([owner(&[1, 2], 5), owner(&[3, 4], 5), owner(&[5, 6, 7, 8, 9], 5)], [OWNERS[0], OWNERS[1], OWNERS[2]]);
+    }
+
+    const OWNERS: [usize; 3] = [0, 0, 0];
+}
