@@ -35,7 +35,7 @@ impl Exact {
             ("last_seen", ValueKind::Time),
         ];
         let values = values.map(|(name, kind)| ValueColumn { name, kind }).to_vec();
-        Self { schema: Arc::new(Schema { key, values, order_by: 1 }) }
+        Self { schema: Arc::new(Schema { key, values, order_by: 1, counts_every_packet: true }) }
     }
 
     /// Reads a task's options.

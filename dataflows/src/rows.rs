@@ -42,6 +42,8 @@ pub struct Schema {
     pub values: Vec<ValueColumn>,
     /// The value column that orders the rows, largest first; ties go by key columns, least first.
     pub order_by: usize,
+    /// Whether every packet of a window is in exactly one row's `packets`, so that the books can be held against them.
+    pub counts_every_packet: bool,
 }
 
 impl Schema {

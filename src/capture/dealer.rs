@@ -1,0 +1,487 @@
+//! Deals the frames of all inputs to the workers, a chunk at a time, in the order of time.
+//!
+//! Dealing is the one sequential step: under a lock, the worker that wants work reads about 1 MiB at the cursor of the
+//! input that is furthest behind in time, walks the record headers to the last whole record and moves the cursor.
+//! Decoding what it got is its own affair. So one large file keeps every worker busy, and so do many small ones.
+//!
+//! Which input is dealt from, where a chunk ends, and the watermark that a chunk carries depend on the bytes alone: any
+//! number of workers is dealt the same chunks.
+
+use super::source::{Pace, Peek, Source, Stream, Wake};
+use super::{Format, Frame, HEADER_BYTES, Scanned, Stop};
+use crate::decode::LinkType;
+use flate2::read::MultiGzDecoder;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use timely::scheduling::SyncActivator;
+
+/// Bytes read for a chunk: a few thousand packets, and no more than fits a core's cache.
+const CHUNK: usize = 1 << 20;
+
+/// An input that cannot be read at all.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// Missing, unreadable, a folder.
+    #[error("{name}: {error}")]
+    Io {
+        /// The input as the user named it.
+        name: String,
+        /// The system's word.
+        error: io::Error,
+    },
+    /// Readable, but no capture.
+    #[error("{name}: {why}")]
+    NoCapture {
+        /// The input as the user named it.
+        name: String,
+        /// What it is instead.
+        why: String,
+    },
+    /// The same file twice.
+    #[error("{name}: is the same file as {earlier}, its packets would count twice")]
+    Twice {
+        /// The input as the user named it.
+        name: String,
+        /// The one given before.
+        earlier: String,
+    },
+}
+
+/// An input and what became of it.
+#[derive(Clone, Debug, Default)]
+pub struct InputReport {
+    /// The input as the user named it.
+    pub name: String,
+    /// Container and compression, such as `pcap` or `pcapng+gzip`.
+    pub format: String,
+    /// Frames found.
+    pub packets: u64,
+    /// Where it is damaged or cut off and how; everything before that is counted.
+    pub damage: Option<String>,
+}
+
+/// Bytes that start and end at a record, for one worker.
+#[derive(Default)]
+pub struct Chunk {
+    bytes: Vec<u8>,
+    format: Option<Format>,
+    /// Latest time of this input before the chunk.
+    pub latest: u64,
+    /// Least watermark of all other inputs.
+    pub others: u64,
+}
+
+impl Chunk {
+    /// Visits the chunk's frames in order.
+    #[inline]
+    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8])) {
+        let bytes = &self.bytes;
+        if let Some(format) = &mut self.format {
+            format.scan(bytes, |frame| visit(frame, &bytes[frame.start..][..frame.captured as usize]));
+        }
+    }
+}
+
+/// What a worker was dealt.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Dealt {
+    /// A chunk to decode.
+    Chunk,
+    /// Nothing now: the input that is next in time has nothing ready. Registered workers are woken.
+    Wait,
+    /// Nothing any more.
+    End,
+}
+
+/// One input while it is read.
+struct Input {
+    report: InputReport,
+    source: Source,
+    format: Format,
+    /// Bytes consumed, for messages and progress; counts decompressed bytes.
+    offset: u64,
+    latest: u64,
+}
+
+/// An input that waits for its turn.
+enum Waiting {
+    /// To be opened when its time comes: a regular file.
+    Closed { number: usize, path: PathBuf },
+    /// Open already, for it can be opened only once.
+    Open { number: usize, input: Box<Input> },
+}
+
+struct State {
+    /// By the time of their first frame, then in the order they were given.
+    waiting: BTreeMap<(u64, usize), Waiting>,
+    open: BTreeMap<usize, Input>,
+    reports: Vec<InputReport>,
+}
+
+/// Deals all inputs' frames.
+pub struct Dealer {
+    state: Mutex<State>,
+    wakers: Arc<Mutex<Vec<SyncActivator>>>,
+    /// Bytes of all regular files.
+    total_bytes: u64,
+    done_bytes: AtomicU64,
+}
+
+impl Dealer {
+    /// Opens every input far enough to know that it is a capture and when it starts. `-` is standard input.
+    pub fn open(names: &[PathBuf]) -> Result<Self, InputError> {
+        let wakers = Arc::new(Mutex::new(Vec::new()));
+        let wake = wake_all(wakers.clone());
+        let mut seen: Vec<((u64, u64), String)> = Vec::new();
+        let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new() };
+        let mut total_bytes = 0;
+        for (number, path) in names.iter().enumerate() {
+            let name = path.display().to_string();
+            let io_error = |error| InputError::Io { name: name.clone(), error };
+            let (waiting, first_time) = if path == Path::new("-") {
+                let identity = (u64::MAX, u64::MAX);
+                refuse_twice(&mut seen, identity, &name)?;
+                (Waiting::Open { number, input: Box::new(open_stream(&name, Box::new(io::stdin()), Pace::AsItComes, &wake)?) }, 0)
+            } else {
+                let file = File::open(path).map_err(io_error)?;
+                let metadata = file.metadata().map_err(io_error)?;
+                if metadata.is_dir() {
+                    return Err(InputError::Io { name, error: io::ErrorKind::IsADirectory.into() });
+                }
+                refuse_twice(&mut seen, (metadata.dev(), metadata.ino()), &name)?;
+                if metadata.is_file() {
+                    total_bytes += metadata.len();
+                    let first_time = first_time(&name, file)?;
+                    (Waiting::Closed { number, path: path.clone() }, first_time)
+                } else {
+                    (Waiting::Open { number, input: Box::new(open_stream(&name, Box::new(file), Pace::AsItComes, &wake)?) }, 0)
+                }
+            };
+            state.reports.push(InputReport { name, ..InputReport::default() });
+            state.waiting.insert((first_time, number), waiting);
+        }
+        Ok(Self { state: Mutex::new(state), wakers, total_bytes, done_bytes: AtomicU64::new(0) })
+    }
+
+    /// The link types that show in the inputs' first bytes.
+    pub fn first_links(&self) -> Vec<LinkType> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links: Vec<LinkType> = Vec::new();
+        for waiting in state.waiting.values() {
+            let format = match waiting {
+                Waiting::Closed { path, .. } => {
+                    File::open(path).ok().and_then(|file| first_format(&path.display().to_string(), file).ok())
+                }
+                Waiting::Open { input, .. } => Some(input.format.clone()),
+            };
+            match format {
+                Some(Format::Pcap(pcap)) => links.push(pcap.link()),
+                Some(Format::Pcapng(pcapng)) => links.extend(pcapng.links()),
+                None => {}
+            }
+        }
+        links.sort_unstable();
+        links.dedup();
+        links
+    }
+
+    /// Has a worker's operator activated whenever an input that had nothing ready has something.
+    pub fn register(&self, activator: SyncActivator) {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(activator);
+    }
+
+    /// Activates all registered operators.
+    pub fn wake(&self) {
+        wake_all(self.wakers.clone())();
+    }
+
+    /// Bytes read of the regular files, and of how many.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done_bytes.load(Relaxed), self.total_bytes)
+    }
+
+    /// What became of the inputs, in the order they were given.
+    pub fn reports(&self) -> Vec<InputReport> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = state.reports.clone();
+        for (number, input) in &state.open {
+            reports[*number] = input.report.clone();
+        }
+        reports
+    }
+
+    /// Deals the next chunk. Whatever it returns, `chunk.latest` and `chunk.others` tell the watermark: no frame dealt
+    /// from now on comes from before it but by running backwards within its own input.
+    pub fn deal(&self, chunk: &mut Chunk) -> Dealt {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let Some(number) = state.furthest_behind(&wake_all(self.wakers.clone())) else {
+                (chunk.latest, chunk.others) = (u64::MAX, u64::MAX);
+                return Dealt::End;
+            };
+            chunk.others = state.least_of_others(number);
+            let Some(input) = state.open.get_mut(&number) else { continue };
+            chunk.latest = input.latest;
+            match input.next(chunk) {
+                Next::Chunk => {
+                    if let Source::File(..) = input.source {
+                        self.done_bytes.fetch_add(chunk.bytes.len() as u64, Relaxed);
+                    }
+                    return Dealt::Chunk;
+                }
+                Next::Wait => return Dealt::Wait,
+                Next::End => {
+                    if let Some(input) = state.open.remove(&number) {
+                        state.reports[number] = input.report;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn wake_all(wakers: Arc<Mutex<Vec<SyncActivator>>>) -> Wake {
+    Arc::new(move || {
+        for waker in wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // The worker has gone when the run is over; then there is nobody to wake.
+            let _ = waker.activate();
+        }
+    })
+}
+
+fn refuse_twice(seen: &mut Vec<((u64, u64), String)>, identity: (u64, u64), name: &str) -> Result<(), InputError> {
+    if let Some((_, earlier)) = seen.iter().find(|(other, _)| *other == identity) {
+        return Err(InputError::Twice { name: name.to_owned(), earlier: earlier.clone() });
+    }
+    seen.push((identity, name.to_owned()));
+    Ok(())
+}
+
+impl State {
+    /// The input whose watermark is least, opened if need be; ties go to the one given first.
+    fn furthest_behind(&mut self, wake: &Wake) -> Option<usize> {
+        loop {
+            let open = self.open.iter().map(|(number, input)| (input.latest, *number)).min();
+            let next = self.waiting.first_key_value().map(|(key, _)| *key);
+            match (open, next) {
+                (Some(open), Some(next)) if open <= next => return Some(open.1),
+                (open, None) => return open.map(|(_, number)| number),
+                (_, Some(_)) => {
+                    let Some((_, waiting)) = self.waiting.pop_first() else { continue };
+                    let (number, opened) = match waiting {
+                        Waiting::Open { number, input } => (number, Ok(*input)),
+                        Waiting::Closed { number, path } => (number, open_file(&path, wake)),
+                    };
+                    match opened {
+                        Ok(input) => {
+                            self.open.insert(number, input);
+                        }
+                        // It was readable when the run started.
+                        Err(error) => self.reports[number].damage = Some(error.to_string()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The least watermark of all inputs but one.
+    fn least_of_others(&self, number: usize) -> u64 {
+        let open = self.open.iter().filter(|(other, _)| **other != number).map(|(_, input)| input.latest).min();
+        let waiting = self.waiting.first_key_value().map(|((first_time, _), _)| *first_time);
+        open.unwrap_or(u64::MAX).min(waiting.unwrap_or(u64::MAX))
+    }
+}
+
+enum Next {
+    Chunk,
+    Wait,
+    End,
+}
+
+impl Input {
+    /// Takes the next chunk of whole records.
+    fn next(&mut self, chunk: &mut Chunk) -> Next {
+        let mut want = CHUNK;
+        loop {
+            let peek = match self.source.peek(&mut chunk.bytes, want) {
+                Ok(Peek::Wait) => return Next::Wait,
+                Ok(peek) => peek,
+                Err(error) => {
+                    self.report.damage = Some(format!("after {} bytes: {error}", self.offset));
+                    return Next::End;
+                }
+            };
+            chunk.format = Some(self.format.clone());
+            let (mut latest, mut packets) = (self.latest, 0);
+            let Scanned { consumed, stop } = self.format.scan(&chunk.bytes, |frame| {
+                latest = latest.max(frame.time);
+                packets += 1;
+            });
+            let held = chunk.bytes.len() as u64;
+            self.latest = latest;
+            self.report.packets += packets;
+            self.offset += consumed;
+            self.source.consume(&mut chunk.bytes, consumed);
+            let over = match stop {
+                Stop::Damaged(what) => {
+                    self.report.damage = Some(format!("at byte {}: {what}", self.offset));
+                    true
+                }
+                Stop::Needs(_) if peek == Peek::Last && consumed < held => {
+                    let cut = held - consumed;
+                    self.report.damage = Some(format!("cut off in the middle of a record ({cut} bytes of it) at byte {}", self.offset));
+                    true
+                }
+                Stop::Needs(_) if peek == Peek::Last && consumed == held => true,
+                Stop::Needs(more) => {
+                    if consumed == 0 {
+                        // Nothing whole in what was read: read on, for as much as the record says it has.
+                        want = more.max(CHUNK);
+                    }
+                    false
+                }
+            };
+            if packets > 0 {
+                // Where the input is over, the next look finds its end again, or its damage already told.
+                if over {
+                    self.source = Source::Ended;
+                }
+                return Next::Chunk;
+            }
+            if over {
+                return Next::End;
+            }
+        }
+    }
+}
+
+/// Opens a regular file.
+fn open_file(path: &Path, wake: &Wake) -> Result<Input, InputError> {
+    let name = path.display().to_string();
+    let io_error = |error| InputError::Io { name: name.clone(), error };
+    let file = File::open(path).map_err(io_error)?;
+    let mut head = [0; HEADER_BYTES];
+    let read = read_up_to(&file, &mut head).map_err(io_error)?;
+    if Compression::of(&head[..read]) != Compression::None {
+        let whole = io::Cursor::new(head[..read].to_vec()).chain(file);
+        return open_stream(&name, Box::new(whole), Pace::WholeBlocks, wake);
+    }
+    let (format, header) =
+        Format::open(&head[..read]).map_err(|why| InputError::NoCapture { name: name.clone(), why })?;
+    let report = InputReport { name, format: format.name().to_owned(), ..InputReport::default() };
+    let offset = header as u64;
+    Ok(Input { report, source: Source::File(file, offset), format, offset, latest: 0 })
+}
+
+/// Opens what can only be read once, in order, compressed or not.
+fn open_stream(
+    name: &str,
+    mut pipe: Box<dyn Read + Send>,
+    pace: Pace,
+    wake: &Wake,
+) -> Result<Input, InputError> {
+    let io_error = |error| InputError::Io { name: name.to_owned(), error };
+    let no_capture = |why: String| InputError::NoCapture { name: name.to_owned(), why };
+    let mut magic = Vec::new();
+    pipe.by_ref().take(4).read_to_end(&mut magic).map_err(io_error)?;
+    let compression = Compression::of(&magic);
+    let mut decoder = compression.decoder(Box::new(io::Cursor::new(magic).chain(pipe))).map_err(io_error)?;
+    let mut head = Vec::new();
+    decoder
+        .by_ref()
+        .take(HEADER_BYTES as u64)
+        .read_to_end(&mut head)
+        .map_err(|error| no_capture(error.to_string()))?;
+    let (format, header) = Format::open(&head).map_err(no_capture)?;
+    let rest = head.split_off(header);
+    let source = Stream::new(Box::new(io::Cursor::new(rest).chain(decoder)), pace, wake.clone()).map_err(io_error)?;
+    let format_name = format!("{}{}", format.name(), compression.suffix());
+    let report = InputReport { name: name.to_owned(), format: format_name, ..InputReport::default() };
+    Ok(Input { report, source: Source::Stream(source), format, offset: header as u64, latest: 0 })
+}
+
+/// Bytes that are looked at for a file's first frame.
+const FIRST_LOOK: usize = 64 << 10;
+
+/// A file's first bytes, decompressed: its format after what of them could be scanned, and the first frame's time.
+fn first_look(name: &str, file: File) -> Result<(Format, Option<u64>), InputError> {
+    let io_error = |error| InputError::Io { name: name.to_owned(), error };
+    let mut magic = [0; 4];
+    let read = read_up_to(&file, &mut magic).map_err(io_error)?;
+    let compression = Compression::of(&magic[..read]);
+    let whole = io::Cursor::new(magic[..read].to_vec()).chain(file);
+    let mut decoder = compression.decoder(Box::new(whole)).map_err(io_error)?.take(FIRST_LOOK as u64);
+    let mut head = Vec::new();
+    if let Err(error) = decoder.read_to_end(&mut head)
+        && head.len() < HEADER_BYTES
+    {
+        return Err(InputError::NoCapture { name: name.to_owned(), why: error.to_string() });
+    }
+    let (mut format, header) =
+        Format::open(&head).map_err(|why| InputError::NoCapture { name: name.to_owned(), why })?;
+    let mut first = None;
+    format.scan(&head[header..], |frame| first = first.or(Some(frame.time)));
+    Ok((format, first))
+}
+
+/// The time of a file's first frame; 0 where it shows none in its first bytes.
+fn first_time(name: &str, file: File) -> Result<u64, InputError> {
+    Ok(first_look(name, file)?.1.unwrap_or(0))
+}
+
+fn first_format(name: &str, file: File) -> Result<Format, InputError> {
+    Ok(first_look(name, file)?.0)
+}
+
+fn read_up_to(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// How an input is compressed, told by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(magic: &[u8]) -> Self {
+        match magic {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or a skippable frame (RFC 8878, 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => "+gzip",
+            Self::Zstd => "+zstd",
+        }
+    }
+
+    fn decoder(self, compressed: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
+        Ok(match self {
+            Self::None => compressed,
+            Self::Gzip => Box::new(MultiGzDecoder::new(io::BufReader::with_capacity(256 << 10, compressed))),
+            Self::Zstd => Box::new(zstd::Decoder::new(compressed)?),
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! Capture files in: bytes to frames, several files to one stream in time.
+//!
+//! [`source`] reads bytes (plain, gzip, zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, [`dealer`] deals
+//! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. Nothing here looks inside a frame.
+
+pub mod dealer;
+pub mod filter;
+pub mod pcap;
+pub mod pcapng;
+pub mod source;
+
+use crate::decode::LinkType;
+
+/// One captured frame, located in the chunk that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Nanoseconds since the Unix epoch.
+    pub time: u64,
+    /// Where its bytes start in the scanned bytes.
+    pub start: usize,
+    /// Bytes captured.
+    pub captured: u32,
+    /// Bytes it had on the wire.
+    pub length: u32,
+    /// What the bytes are.
+    pub link: LinkType,
+}
+
+/// How far a scan came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scanned {
+    /// Bytes that are done with, from the start of the scanned bytes; may reach beyond them where a block is skipped.
+    pub consumed: u64,
+    /// Why it stopped there.
+    pub stop: Stop,
+}
+
+/// Why a scan stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The next record needs at least so many bytes from `consumed` on.
+    Needs(usize),
+    /// The record there cannot be one, and nothing behind it can be found.
+    Damaged(String),
+}
+
+/// Bytes of a frame that a capture can hold at least, whatever its snap length says: libpcap's own limit.
+const LEAST_LIMIT: u32 = 262_144;
+/// Bytes of a frame beyond which a record is damage, whatever the snap length says.
+const MOST_LIMIT: u32 = 16 << 20;
+
+/// The longest frame that a record may hold under a snap length (0 is none).
+fn frame_limit(snaplen: u32) -> u32 {
+    snaplen.clamp(LEAST_LIMIT, MOST_LIMIT)
+}
+
+/// The container format of a capture and where its reading stands. Cloning it lets a range be scanned again.
+#[derive(Clone, Debug)]
+pub enum Format {
+    /// libpcap's own format, in all its variants.
+    Pcap(pcap::Pcap),
+    /// The pcapng format.
+    Pcapng(pcapng::Pcapng),
+}
+
+/// Bytes of a capture that tell its format and hold its file header.
+pub const HEADER_BYTES: usize = 24;
+
+impl Format {
+    /// Reads a capture's first bytes (up to [`HEADER_BYTES`]); gives the format and the length of the header, or why
+    /// this is no capture.
+    pub fn open(bytes: &[u8]) -> Result<(Self, usize), String> {
+        if let Some(pcapng) = pcapng::Pcapng::open(bytes) {
+            // The section header is a block like any other.
+            return Ok((Self::Pcapng(pcapng), 0));
+        }
+        pcap::Pcap::open(bytes).map(|pcap| (Self::Pcap(pcap), pcap::FILE_HEADER))
+    }
+
+    /// Its name, for reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pcap(_) => "pcap",
+            Self::Pcapng(_) => "pcapng",
+        }
+    }
+
+    /// Visits every whole frame in bytes that start at a record.
+    #[inline]
+    pub fn scan(&mut self, bytes: &[u8], visit: impl FnMut(Frame)) -> Scanned {
+        match self {
+            Self::Pcap(pcap) => pcap.scan(bytes, visit),
+            Self::Pcapng(pcapng) => pcapng.scan(bytes, visit),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The pcap file format: four magics, and the modified one with longer record headers.
+//!
+//! Source: draft-ietf-opsawg-pcap, and libpcap's `sf-pcap.c` for the older variants.
+
+use super::{Frame, Scanned, Stop, frame_limit};
+use crate::decode::LinkType;
+
+/// Bytes of the file header.
+pub const FILE_HEADER: usize = 24;
+
+/// How a pcap file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pcap {
+    big_endian: bool,
+    nanoseconds: bool,
+    /// Bytes of a record header: 16, or 24 in the modified format.
+    record_header: usize,
+    /// Captured and original length stand the other way round (2.2 and earlier; in 2.3, where that makes sense).
+    swapped_lengths: SwappedLengths,
+    link: LinkType,
+    limit: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SwappedLengths {
+    Never,
+    WhereOriginalIsLess,
+    Always,
+}
+
+impl Pcap {
+    /// Reads the file header.
+    pub fn open(bytes: &[u8]) -> Result<Self, String> {
+        let Some(header) = bytes.first_chunk::<FILE_HEADER>() else {
+            return Err(match bytes.len() {
+                0 => "is empty, not even a capture's file header".into(),
+                short => format!("has {short} bytes, too few for a capture's file header"),
+            });
+        };
+        let magic = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let (big_endian, magic) = match magic {
+            0xa1b2_c3d4 | 0xa1b2_3c4d | 0xa1b2_cd34 => (false, magic),
+            _ => (true, magic.swap_bytes()),
+        };
+        let (nanoseconds, record_header) = match magic {
+            0xa1b2_c3d4 => (false, 16),
+            0xa1b2_3c4d => (true, 16),
+            0xa1b2_cd34 => (false, 24),
+            _ => return Err(format!("is no pcap or pcapng capture (it starts with {})", hex(&header[..4]))),
+        };
+        let half = |at: usize| {
+            let bytes = [header[at], header[at + 1]];
+            if big_endian { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) }
+        };
+        let (major, minor) = (half(4), half(6));
+        // 543.0 is what a version of DG/UX wrote; libpcap reads it as 2.4 with swapped lengths.
+        let swapped_lengths = match (major, minor) {
+            (2, 0..=2) | (543, 0) => SwappedLengths::Always,
+            (2, 3) => SwappedLengths::WhereOriginalIsLess,
+            (2, _) => SwappedLengths::Never,
+            _ => return Err(format!("is pcap version {major}.{minor}; only 2.x can be read")),
+        };
+        let link = u32_at(header, 20, big_endian) & 0x03ff_ffff;
+        let limit = frame_limit(u32_at(header, 16, big_endian));
+        Ok(Self { big_endian, nanoseconds, record_header, swapped_lengths, link: LinkType(link), limit })
+    }
+
+    /// The link type of all its frames.
+    pub fn link(&self) -> LinkType {
+        self.link
+    }
+
+    /// Visits every whole frame in bytes that start at a record.
+    #[inline]
+    pub fn scan(&mut self, bytes: &[u8], visit: impl FnMut(Frame)) -> Scanned {
+        // The common case is a loop of its own, with its byte order, header and unit known to the compiler.
+        match (self.big_endian, self.nanoseconds, self.record_header, self.swapped_lengths) {
+            (false, false, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1000, visit),
+            (false, true, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1, visit),
+            (_, nanoseconds, ..) => self.scan_records::<true>(bytes, if nanoseconds { 1 } else { 1000 }, visit),
+        }
+    }
+
+    #[inline(always)]
+    fn scan_records<const UNUSUAL: bool>(
+        &self,
+        bytes: &[u8],
+        nanos_a_unit: u64,
+        mut visit: impl FnMut(Frame),
+    ) -> Scanned {
+        let (big_endian, record_header) = if UNUSUAL { (self.big_endian, self.record_header) } else { (false, 16) };
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            if rest.len() < record_header {
+                return Scanned { consumed: at as u64, stop: Stop::Needs(record_header) };
+            }
+            let Some(header) = rest.first_chunk::<16>() else {
+                return Scanned { consumed: at as u64, stop: Stop::Needs(record_header) };
+            };
+            let seconds = u32_at(header, 0, big_endian);
+            let fraction = u32_at(header, 4, big_endian);
+            let (mut captured, mut length) = (u32_at(header, 8, big_endian), u32_at(header, 12, big_endian));
+            if UNUSUAL {
+                let swap = match self.swapped_lengths {
+                    SwappedLengths::Never => false,
+                    SwappedLengths::WhereOriginalIsLess => captured > length,
+                    SwappedLengths::Always => true,
+                };
+                if swap {
+                    (captured, length) = (length, captured);
+                }
+            }
+            if captured > self.limit {
+                let limit = self.limit;
+                let why = format!("a record of {captured} captured bytes, more than any frame has ({limit})");
+                return Scanned { consumed: at as u64, stop: Stop::Damaged(why) };
+            }
+            let end = record_header + captured as usize;
+            if rest.len() < end {
+                return Scanned { consumed: at as u64, stop: Stop::Needs(end) };
+            }
+            // A fraction of a second or more is carried over, as every reader does.
+            let time = u64::from(seconds) * 1_000_000_000 + u64::from(fraction) * nanos_a_unit;
+            visit(Frame { time, start: at + record_header, captured, length, link: self.link });
+            at += end;
+        }
+    }
+}
+
+#[inline(always)]
+fn u32_at<const N: usize>(bytes: &[u8; N], at: usize, big_endian: bool) -> u32 {
+    let word = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    if big_endian { u32::from_be_bytes(word) } else { u32::from_le_bytes(word) }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_header(magic: u32, big_endian: bool, minor: u16) -> Vec<u8> {
+        let word = |value: u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+        let half = |value: u16| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+        [&word(magic)[..], &half(2), &half(minor), &word(0), &word(0), &word(65535), &word(1)].concat()
+    }
+
+    fn frames(magic: u32, big_endian: bool, minor: u16, record: &[u32], tail: &[u8]) -> (Vec<Frame>, Scanned) {
+        let mut pcap = Pcap::open(&file_header(magic, big_endian, minor)).expect("a header");
+        let word = |value: &u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+        let bytes: Vec<u8> = record.iter().flat_map(word).chain(tail.iter().copied()).collect();
+        let mut frames = Vec::new();
+        let scanned = pcap.scan(&bytes, |frame| frames.push(frame));
+        (frames, scanned)
+    }
+
+    #[test]
+    fn all_magics_give_the_same_frame() {
+        for big_endian in [false, true] {
+            for (magic, fraction) in [(0xa1b2_c3d4, 7), (0xa1b2_3c4d, 7_000)] {
+                let (frames, scanned) = frames(magic, big_endian, 4, &[5, fraction, 3, 60], &[1, 2, 3]);
+                assert_eq!(frames.len(), 1);
+                assert_eq!((frames[0].time, frames[0].captured, frames[0].length), (5_000_007_000, 3, 60));
+                assert_eq!(scanned, Scanned { consumed: 19, stop: Stop::Needs(16) });
+            }
+            let (frames, _) = frames(0xa1b2_cd34, big_endian, 4, &[5, 7, 3, 60, 0, 0], &[1, 2, 3]);
+            assert_eq!((frames[0].time, frames[0].start), (5_000_007_000, 24));
+        }
+    }
+
+    #[test]
+    fn a_record_longer_than_any_frame_is_damage_at_its_offset() {
+        let (frames, scanned) = frames(0xa1b2_c3d4, false, 4, &[5, 7, 0, 60, 6, 0, u32::MAX, 60], &[]);
+        assert_eq!(frames.len(), 1);
+        assert!(matches!(scanned, Scanned { consumed: 16, stop: Stop::Damaged(_) }), "{scanned:?}");
+    }
+
+    #[test]
+    fn old_versions_swap_the_lengths() {
+        let (frames, _) = frames(0xa1b2_c3d4, false, 2, &[5, 7, 60, 3], &[1, 2, 3]);
+        assert_eq!((frames[0].captured, frames[0].length), (3, 60));
+    }
+
+    #[test]
+    fn what_is_no_capture_is_told_apart() {
+        assert!(Pcap::open(b"").is_err_and(|why| why.contains("empty")));
+        assert!(Pcap::open(b"snoop").is_err_and(|why| why.contains("5 bytes")));
+        assert!(Pcap::open(&[b'x'; 24]).is_err_and(|why| why.contains("78 78 78 78")));
+    }
+}

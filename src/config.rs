@@ -1,0 +1,353 @@
+//! The configuration file: what it may say, what it means where it is silent, and where a mistake is.
+//!
+//! Every error names file, line, column and what would be right. A task's or writer's own options are read by the
+//! aggregator or writer that they are for.
+
+use dataflows::aggregator::{Options, Registry, Task};
+use dataflows::window::Windowing;
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The shipped configuration, used where there is no file.
+pub const SHIPPED: &str = include_str!("../config.yaml");
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        error: std::io::Error,
+    },
+    /// Something in it is wrong.
+    #[error("{file}:{line}:{column}: {message}")]
+    Wrong {
+        /// The file, as it was named.
+        file: String,
+        /// From 1.
+        line: u64,
+        /// From 1.
+        column: u64,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+/// A configuration that was read and checked.
+pub struct Config {
+    /// Worker threads; 0 is one a core.
+    pub workers: usize,
+    /// How event time is cut, where no flag says otherwise.
+    pub windowing: Windowing,
+    /// How long a window stays open behind the watermark.
+    pub allowed_lateness: Duration,
+    /// What to compute; at least one, names unique.
+    pub tasks: Vec<Task>,
+    /// Where snapshots go; at least one.
+    pub writers: Vec<WriterConfig>,
+}
+
+/// A configured writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriterConfig {
+    /// [`crate::sinks::csv::CsvWriter`]
+    Csv {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// The bus of `ns-probe` and `ns-engine`: one file serves all programs.
+    #[serde(default)]
+    #[allow(dead_code)]
+    nats: Option<NatsSection>,
+    aggregator: AggregatorSection,
+    writers: Spanned<Vec<Spanned<Entry>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AggregatorSection {
+    #[serde(default)]
+    num_workers: usize,
+    window: Spanned<String>,
+    #[serde(default = "default_lateness")]
+    allowed_lateness: Spanned<String>,
+    tasks: Spanned<Vec<Spanned<Entry>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)]
+struct NatsSection {
+    url: String,
+}
+
+fn default_lateness() -> Spanned<String> {
+    Spanned { value: "5s".into(), referenced: Location::UNKNOWN, defined: Location::UNKNOWN }
+}
+
+/// A task or a writer: a type, and options that only the type knows.
+type Entry = BTreeMap<String, Spanned<serde_json::Value>>;
+
+/// A text and its name, to say where in it something is wrong.
+struct Place<'a> {
+    file: &'a str,
+}
+
+impl Place<'_> {
+    fn wrong(&self, at: Location, message: impl Display) -> ConfigError {
+        let (line, column) = (at.line(), at.column());
+        ConfigError::Wrong { file: self.file.to_owned(), line, column, message: message.to_string() }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    pub fn load(path: &Path, registry: &Registry) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
+        Self::parse(&text, &path.display().to_string(), registry, |name| std::env::var(name).ok())
+    }
+
+    /// Reads a configuration from text; `file` names it in errors and `variable` looks `${NAME}` up.
+    pub fn parse(
+        text: &str,
+        file: &str,
+        registry: &Registry,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let place = Place { file };
+        let interpolated = crate::interpolate::interpolate(text, variable)
+            .map_err(|error| ConfigError::Wrong {
+                file: file.to_owned(),
+                line: error.line,
+                column: error.column,
+                message: error.to_string(),
+            })?;
+        let options = serde_saphyr::options! { with_snippet: false };
+        let parsed: File = serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
+            let at = error.location().unwrap_or(Location::UNKNOWN);
+            place.wrong(at, interpolated.redact(&without_location(&error)))
+        })?;
+        let section = parsed.aggregator;
+        let windowing = windowing(&section.window.value)
+            .map_err(|why| place.wrong(section.window.defined, format!("aggregator.window: {why}")))?;
+        let allowed_lateness = duration(&section.allowed_lateness.value).map_err(|why| {
+            place.wrong(section.allowed_lateness.defined, format!("aggregator.allowed_lateness: {why}"))
+        })?;
+        let tasks = tasks(&place, &section.tasks, registry)?;
+        let writers = writers(&place, &parsed.writers)?;
+        Ok(Self { workers: section.num_workers, windowing, allowed_lateness, tasks, writers })
+    }
+}
+
+/// The message of a YAML error without the place that is told apart from it.
+fn without_location(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn tasks(
+    place: &Place<'_>,
+    entries: &Spanned<Vec<Spanned<Entry>>>,
+    registry: &Registry,
+) -> Result<Vec<Task>, ConfigError> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for entry in &entries.value {
+        let at = entry.defined;
+        let (name, name_at) = text_option(place, &entry.value, at, "name", "a task")?;
+        let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
+        if name.is_empty() || !name.chars().all(allowed) {
+            let message = format!("task name `{name}`: use letters, digits, `_` and `-`, it becomes a file name");
+            return Err(place.wrong(name_at, message));
+        }
+        if tasks.iter().any(|earlier| *earlier.name == *name) {
+            return Err(place.wrong(name_at, format!("two tasks are named `{name}`; names must differ")));
+        }
+        let (kind, kind_at) = text_option(place, &entry.value, at, "type", "a task")?;
+        let Some(constructor) = registry.get(&kind) else {
+            let known: Vec<_> = registry.kinds().collect();
+            let message = format!("task `{name}`: unknown type `{kind}`; one of {}", known.join(", "));
+            return Err(place.wrong(kind_at, message));
+        };
+        let own = entry.value.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "type"));
+        let options = Options(own.map(|(key, value)| (key.clone(), value.value.clone())).collect());
+        let aggregator = constructor(&options).map_err(|error| {
+            let at = error.key.as_ref().and_then(|key| entry.value.get(key)).map_or(at, |value| value.defined);
+            place.wrong(at, format!("task `{name}`: {error}"))
+        })?;
+        tasks.push(Task { name: name.into(), aggregator: Arc::from(aggregator) });
+    }
+    if tasks.is_empty() {
+        return Err(place.wrong(entries.defined, "aggregator.tasks: name at least one task"));
+    }
+    Ok(tasks)
+}
+
+fn writers(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>) -> Result<Vec<WriterConfig>, ConfigError> {
+    let mut writers = Vec::new();
+    for entry in &entries.value {
+        let at = entry.defined;
+        let (kind, kind_at) = text_option(place, &entry.value, at, "type", "a writer")?;
+        if kind != "csv" {
+            return Err(place.wrong(kind_at, format!("unknown writer type `{kind}`; one of csv")));
+        }
+        let (path, path_at) = text_option(place, &entry.value, at, "path", "a csv writer")?;
+        if let Some((key, value)) = entry.value.iter().find(|(key, _)| !matches!(key.as_str(), "type" | "path")) {
+            let message = format!("csv writer: unknown key `{key}`; one of type, path");
+            return Err(place.wrong(value.defined, message));
+        }
+        let writer = WriterConfig::Csv { path: path.into() };
+        if writers.contains(&writer) {
+            return Err(place.wrong(path_at, "two csv writers have the same path"));
+        }
+        writers.push(writer);
+    }
+    if writers.is_empty() {
+        return Err(place.wrong(entries.defined, "writers: name at least one writer"));
+    }
+    Ok(writers)
+}
+
+/// An option that every entry needs, as text, and where it stands.
+fn text_option(
+    place: &Place<'_>,
+    entry: &Entry,
+    at: Location,
+    key: &str,
+    what: &str,
+) -> Result<(String, Location), ConfigError> {
+    let Some(value) = entry.get(key) else {
+        return Err(place.wrong(at, format!("{what} needs the key `{key}`")));
+    };
+    match &value.value {
+        serde_json::Value::String(text) => Ok((text.clone(), value.defined)),
+        other => Err(place.wrong(value.defined, format!("`{key}` must be text, not {other}"))),
+    }
+}
+
+/// Reads `all` or a duration.
+pub fn windowing(text: &str) -> Result<Windowing, String> {
+    if text == "all" {
+        return Ok(Windowing::All);
+    }
+    Windowing::every(duration(text)?).ok_or_else(|| format!("`{text}` is no length of a window"))
+}
+
+/// Reads a duration: a whole or decimal number and a unit, such as `100ms`, `60s`, `1.5m`, `1h`, `1d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration; write a number and a unit (ns, us, ms, s, m, h, d), such as 60s");
+    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let nanos_a_unit: u64 = match unit {
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" | "min" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        "d" => 86_400_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return Err(wrong());
+    }
+    let scale = 10u128.pow(fraction.len() as u32);
+    let value = whole.parse::<u128>().ok().zip(fraction.parse::<u128>().ok());
+    let nanos = value
+        .and_then(|(whole, fraction)| whole.checked_mul(scale)?.checked_add(fraction)?.checked_mul(nanos_a_unit.into()))
+        .map(|scaled| scaled / scale);
+    nanos.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, "c.yaml", &Registry::default(), |name| (name == "SET").then(|| "per_x".into()))
+            .map_err(|error| error.to_string())
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text).err().unwrap_or_else(|| panic!("accepted: {text}"))
+    }
+
+    const WRITERS: &str = "writers:\n  - {type: csv, path: ./x}\n";
+
+    #[test]
+    fn the_shipped_configuration_is_the_contract_s() {
+        let config = parse(SHIPPED).expect("the shipped file");
+        let names: Vec<_> = config.tasks.iter().map(|task| &*task.name).collect();
+        let expected =
+            ["per_src_ip", "per_dst_ip", "per_src_port", "per_dst_port", "per_protocol", "per_five_tuple"];
+        assert_eq!(names, expected);
+        assert_eq!(config.windowing, Windowing::Every(60_000_000_000));
+        assert_eq!(config.allowed_lateness, Duration::from_secs(5));
+        assert_eq!(config.writers, [WriterConfig::Csv { path: "./snapshots".into() }]);
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_their_place_and_what_would_be_right() {
+        let with_task = |task: &str| format!("aggregator:\n  window: 60s\n  tasks:\n    - {task}\n{WRITERS}");
+        for (text, place, says) in [
+            (format!("aggregator:\n  windw: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "windw"),
+            (format!("aggregator:\n  window: 60\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "60s"),
+            (format!("aggregator:\n  window: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:3:", "at least one"),
+            (with_task("{name: a, type: exakt, key_fields: [SrcIP]}"), "c.yaml:4:", "one of exact"),
+            (with_task("{name: a, type: exact, key_fields: [SrcIp]}"), "c.yaml:4:", "SrcIP, DstIP"),
+            (with_task("{name: a, type: exact, key_fields: []}"), "c.yaml:4:", "at least one field"),
+            (with_task("{name: a, type: exact, key_fields: [SrcIP], k: 3}"), "c.yaml:4:", "unknown field `k`"),
+            (with_task("{name: a, type: exact}"), "c.yaml:4:", "key_fields"),
+            (with_task("{type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "`name`"),
+            (with_task("{name: ../a, type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "file name"),
+            (
+                with_task("{name: a, type: exact, key_fields: [SrcIP]}\n    - {name: a, type: exact, key_fields: [DstIP]}"),
+                "c.yaml:5:",
+                "two tasks",
+            ),
+            (with_task("{name: a, type: exact, key_fields: [SrcIP]}").replace("csv", "cvs"), "c.yaml:6:", "one of csv"),
+            ("aggregator: [".into(), "c.yaml:", ""),
+            ("".into(), "c.yaml:", ""),
+        ] {
+            let error = refused(&text);
+            assert!(error.starts_with(place) && error.contains(says), "{text}\n-> {error}");
+        }
+    }
+
+    #[test]
+    fn variables_are_put_in() {
+        let text = format!("aggregator:\n  window: 60s\n  tasks: [{{name: \"${{SET}}\", type: exact, key_fields: [SrcIP]}}]\n{WRITERS}");
+        assert_eq!(&*parse(&text).expect("a configuration").tasks[0].name, "per_x");
+        let error = refused(&text.replace("SET", "UNSET"));
+        assert!(error.starts_with("c.yaml:3:") && error.contains("UNSET"), "{error}");
+    }
+
+    #[test]
+    fn durations_are_exact() {
+        for (text, nanos) in [("100ms", 100_000_000), ("1.5m", 90_000_000_000), ("1d", 86_400_000_000_000), ("7ns", 7)] {
+            assert_eq!(duration(text), Ok(Duration::from_nanos(nanos)));
+        }
+        for bad in ["", "s", "1", "-1s", "1x", "1.s", ".5s", "1e3s", "99999999999999d", "1 s", "0.0000000001s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(windowing("0s").is_err());
+    }
+}

@@ -1,0 +1,396 @@
+//! Puts the stages together on timely workers: sources decode what they are dealt, the tasks' dataflows aggregate it,
+//! and each closed epoch becomes snapshots that the sinks confirm.
+//!
+//! Two things bound what is in flight. Workers take a new chunk only when they have passed on the last, and no worker
+//! runs more than [`MOST_UNWRITTEN`] closed epochs ahead of what is written: the committing worker keeps an epoch's
+//! capability until its snapshots are, and that frontier flows back to the sources.
+
+use crate::archive::SpillingArchive;
+use crate::capture::dealer::{Chunk, Dealer, Dealt};
+use crate::capture::filter::{Filter, FilterError};
+use crate::decode::{self, Decoded};
+use crate::ledger::Counts;
+use crate::sinks::{Failure, Sinks};
+use crossbeam_channel::{Sender, TryRecvError, unbounded};
+use dataflows::aggregator::{Task, build_tasks};
+use dataflows::block::{Block, BlockBuilder};
+use dataflows::epochs::Epochs;
+use dataflows::groups::{Archive, Packets};
+use dataflows::packet::Packet;
+use dataflows::rows::{Snapshot, TaskRows, to_committer};
+use dataflows::window::{Epoch, Watermark, Windowing};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use timely::container::{CapacityContainerBuilder, NoopBuilder};
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession, operator::Operator};
+use timely::dataflow::operators::{Capability, ConnectLoop, Feedback};
+use timely::dataflow::{Scope, Stream};
+use timely::{CommunicationConfig, Config, WorkerConfig};
+
+/// Closed epochs whose snapshots may wait to be written while sources go on.
+const MOST_UNWRITTEN: usize = 4;
+
+/// Packets in one batch: a few dozen kilobytes, so that it is folded while it is still in the nearest cache.
+const BATCH: usize = 512;
+
+/// Chunks that a source decodes before it lets other operators run.
+const CHUNKS_A_TURN: usize = 1;
+
+/// What to run.
+pub struct Job {
+    /// Where frames come from.
+    pub dealer: Dealer,
+    /// A filter in libpcap's language.
+    pub filter: Option<String>,
+    /// What to compute, in the order of the snapshots' tasks.
+    pub tasks: Vec<Task>,
+    /// How event time is cut.
+    pub windowing: Windowing,
+    /// Nanoseconds that a window stays open behind the watermark.
+    pub lateness: u64,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Where closed windows are kept when memory is short.
+    pub spill: PathBuf,
+}
+
+/// What is known of a run while it goes on and when it is over.
+#[derive(Debug, Default)]
+pub struct Progress {
+    counts: Mutex<Counts>,
+    unknown_links: Mutex<BTreeSet<u32>>,
+    windows: AtomicU64,
+    stop: AtomicBool,
+    /// Why the run failed, if it did.
+    pub failure: Failure,
+}
+
+impl Progress {
+    /// The accounts so far.
+    pub fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Link types that were met and are not decoded.
+    pub fn unknown_links(&self) -> BTreeSet<u32> {
+        self.unknown_links.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Windows written, each once however often it was revised.
+    pub fn windows(&self) -> u64 {
+        self.windows.load(Relaxed)
+    }
+
+    /// Asks the sources to read no further: everything read so far is still counted and written.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.load(Relaxed) || self.failure.get().is_some()
+    }
+
+    fn add(&self, counts: Counts, unknown_links: &BTreeSet<u32>) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+        if !unknown_links.is_empty() {
+            self.unknown_links.lock().unwrap_or_else(PoisonError::into_inner).extend(unknown_links);
+        }
+    }
+}
+
+/// Runs a job to its end: every snapshot is written, or `progress.failure` says why not.
+pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(), String> {
+    let communication = match job.workers {
+        0 | 1 => CommunicationConfig::Thread,
+        more => CommunicationConfig::Process(more),
+    };
+    let (shared, snapshots) = (progress.clone(), sinks.sender());
+    let workers = timely::execute(Config { communication, worker: WorkerConfig::default() }, move |worker| {
+        let (job, progress) = (&job, &shared);
+        worker.dataflow::<Epoch, _, _>(|scope| {
+            let (written, feedback) = scope.feedback::<Vec<()>>(0);
+            let (packets, late) = read(scope, feedback, job, progress);
+            let failed = progress.failure.clone();
+            let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failed.set(why));
+            let archive = || match job.windowing {
+                Windowing::All => None,
+                Windowing::Every(_) => {
+                    Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
+                }
+            };
+            let rows = build_tasks(scope, packets, &late, &job.tasks, archive);
+            commit(rows, job, progress, snapshots.clone()).connect_loop(written);
+        });
+        while worker.has_dataflows() {
+            worker.step_or_park(None);
+        }
+    })?;
+    workers.join().into_iter().collect()
+}
+
+type BatchSession<'a> = OutputBuilderSession<'a, Epoch, NoopBuilder<Packets>>;
+
+/// The source: decodes the chunks that this worker is dealt, and tells all workers of windows that get late packets.
+///
+/// `written` carries no data: its frontier is the first epoch that is not written.
+fn read<'s>(
+    scope: Scope<'s, Epoch>,
+    written: Stream<'s, Epoch, Vec<()>>,
+    job: &Arc<Job>,
+    progress: &Arc<Progress>,
+) -> (Stream<'s, Epoch, Packets>, Stream<'s, Epoch, Block>) {
+    let (job, progress, peers) = (job.clone(), progress.clone(), scope.peers());
+    let mut builder = OperatorBuilder::new("Read".into(), scope);
+    let info = builder.operator_info();
+    let (output, packets) = builder.new_output::<Packets>();
+    let (late_output, late) = builder.new_output::<Block>();
+    let mut output = OutputBuilder::<_, NoopBuilder<Packets>>::from(output);
+    let mut late_output = OutputBuilder::<_, BlockBuilder>::from(late_output);
+    // No path from this input to the outputs: it tells of progress and holds nothing back.
+    let mut written = builder.new_input_connection(written, Pipeline, []);
+    job.dealer.register(scope.worker().sync_activator_for(info.address.to_vec()));
+    let activator = scope.activator_for(info.address.clone());
+    builder.build(move |mut capabilities| {
+        let late_capability = capabilities.pop();
+        let mut held = capabilities.pop().zip(late_capability);
+        let mut reader = Reader::new(&job);
+        let mut unwritten: VecDeque<Epoch> = VecDeque::new();
+        let mut chunk = Chunk::default();
+        move |frontiers| {
+            written.for_each(|_, _| {});
+            let Some((capability, late_capability)) = &mut held else { return };
+            let first_unwritten = frontiers[0].frontier().first().copied().unwrap_or(Epoch::MAX);
+            unwritten.retain(|epoch| *epoch >= first_unwritten);
+            let (mut output, mut late_output) = (output.activate(), late_output.activate());
+            for _ in 0..CHUNKS_A_TURN {
+                if unwritten.iter().filter(|epoch| **epoch < *capability.time()).count() > MOST_UNWRITTEN {
+                    // The frontier of what is written wakes this operator.
+                    return;
+                }
+                let dealt = if progress.is_over() { Dealt::End } else { job.dealer.deal(&mut chunk) };
+                if dealt == Dealt::End {
+                    held = None;
+                    return;
+                }
+                let mut watermark = Watermark::new(job.windowing, job.lateness, chunk.latest, chunk.others);
+                // First of all: whoever waits, waits for no epoch that this worker has left.
+                if watermark.first_open() > *capability.time() {
+                    capability.downgrade(&watermark.first_open());
+                    late_capability.downgrade(&watermark.first_open());
+                }
+                if dealt == Dealt::Wait {
+                    return;
+                }
+                if let Err(error) = reader.decode(&mut chunk, &mut watermark) {
+                    progress.failure.set(error.to_string());
+                }
+                progress.add(std::mem::take(&mut reader.counts), &reader.unknown_links);
+                for (epoch, mut batch) in reader.batches.drain(..) {
+                    if !unwritten.contains(&epoch) {
+                        unwritten.push_back(epoch);
+                    }
+                    give(&mut output, capability, epoch, &mut batch);
+                }
+                for (epoch, window) in std::mem::take(&mut reader.late) {
+                    let at = late_capability.delayed(&epoch);
+                    let mut session = late_output.session_with_builder(&at);
+                    for to in 0..peers {
+                        session.give_container(&mut Block { to, window, ..Block::default() });
+                    }
+                }
+            }
+            activator.activate();
+        }
+    });
+    (packets, late)
+}
+
+fn give(output: &mut BatchSession<'_>, held: &Capability<Epoch>, epoch: Epoch, batch: &mut Packets) {
+    if epoch == *held.time() {
+        output.session_with_builder(held).give_container(batch);
+    } else {
+        output.session_with_builder(&held.delayed(&epoch)).give_container(batch);
+    }
+}
+
+/// Decodes chunks into batches by window, and keeps the accounts.
+struct Reader {
+    windowing: Windowing,
+    filter: Option<Filter>,
+    counts: Counts,
+    unknown_links: BTreeSet<u32>,
+    /// Packets by the epoch they are sent in and the window they belong to; the last is the one met last.
+    open: Vec<(Epoch, Epoch, Vec<Packet>)>,
+    /// Full batches with their epochs.
+    batches: Vec<(Epoch, Packets)>,
+    /// Epochs with the closed windows that their packets came late for.
+    late: BTreeSet<(Epoch, Epoch)>,
+}
+
+impl Reader {
+    fn new(job: &Job) -> Self {
+        Self {
+            windowing: job.windowing,
+            filter: job.filter.as_deref().map(Filter::new),
+            counts: Counts::default(),
+            unknown_links: BTreeSet::new(),
+            open: Vec::new(),
+            batches: Vec::new(),
+            late: BTreeSet::new(),
+        }
+    }
+
+    fn decode(&mut self, chunk: &mut Chunk, watermark: &mut Watermark) -> Result<(), FilterError> {
+        let mut filter = self.filter.take();
+        let mut failed = None;
+        // The window of the last packet, while no other can be its epoch: first nanosecond, and the first after it.
+        let mut current = 0..0;
+        let mut closed = watermark.first_open();
+        chunk.frames(|frame, bytes| {
+            self.counts.read += 1;
+            self.counts.bytes_read += u64::from(frame.length);
+            let closed_now = watermark.observe(frame.time);
+            if let Some(filter) = &mut filter {
+                match filter.passes(frame.link, bytes, frame.length) {
+                    Ok(true) => {}
+                    Ok(false) => return self.counts.filtered += 1,
+                    Err(error) => {
+                        self.counts.filtered += 1;
+                        failed = Some(error);
+                        return;
+                    }
+                }
+            }
+            let packet = match decode::decode(frame.link, bytes, frame.time, frame.length) {
+                Decoded::Ip(packet) => packet,
+                Decoded::Malformed => return self.counts.malformed += 1,
+                Decoded::NonIp => {
+                    if !frame.link.is_known() {
+                        self.unknown_links.insert(frame.link.0);
+                    }
+                    return self.counts.non_ip += 1;
+                }
+            };
+            self.counts.counted += 1;
+            self.counts.bytes_counted += u64::from(packet.length);
+            if !current.contains(&packet.time) || closed_now != closed {
+                closed = closed_now;
+                let window = self.windowing.index(packet.time);
+                self.turn_to(window.max(closed), window);
+                let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
+                current = if window < closed { 0..0 } else { start..end };
+            }
+            if let Some((epoch, window, packets)) = self.open.last_mut() {
+                if *window < *epoch {
+                    self.counts.late += 1;
+                }
+                packets.push(packet);
+                if packets.len() == BATCH {
+                    let packets = Arc::new(std::mem::replace(packets, Vec::with_capacity(BATCH)));
+                    self.batches.push((*epoch, Packets { window: *window, packets }));
+                }
+            }
+        });
+        for (epoch, window, packets) in self.open.drain(..).filter(|(_, _, packets)| !packets.is_empty()) {
+            self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
+        }
+        self.filter = filter;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Makes the batch of this epoch and window the last one.
+    fn turn_to(&mut self, epoch: Epoch, window: Epoch) {
+        if window < epoch {
+            self.late.insert((epoch, window));
+        }
+        match self.open.iter().position(|(e, w, _)| (*e, *w) == (epoch, window)) {
+            Some(at) => {
+                let last = self.open.len() - 1;
+                self.open.swap(at, last);
+            }
+            None => self.open.push((epoch, window, Vec::with_capacity(BATCH))),
+        }
+    }
+}
+
+/// Gathers each epoch's rows on one worker, makes snapshots of them and holds the epoch until they are written.
+fn commit<'s>(
+    rows: Stream<'s, Epoch, Block>,
+    job: &Arc<Job>,
+    progress: &Arc<Progress>,
+    snapshots: Sender<(Snapshot, Box<dyn FnOnce() + Send>)>,
+) -> Stream<'s, Epoch, Vec<()>> {
+    let scope = rows.scope();
+    let (job, progress) = (job.clone(), progress.clone());
+    rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(to_committer(), "Commit", move |_, info| {
+        let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
+        let mut revisions: BTreeMap<Epoch, u32> = BTreeMap::new();
+        // An epoch is written when each of its snapshots is; they are written in order.
+        let mut writing: VecDeque<(Capability<Epoch>, usize)> = VecDeque::new();
+        let (confirm, confirmed) = unbounded::<()>();
+        let waker = Arc::new(Mutex::new(scope.worker().sync_activator_for(info.address.to_vec())));
+        move |(input, frontier), output| {
+            let port = output.output_index();
+            input.for_each(|message, block| {
+                if let Some((_, windows)) = epochs.at(&message, port) {
+                    windows.entry(block.window).or_default().push(std::mem::take(block));
+                }
+            });
+            while let Some((held, windows)) = epochs.close(&[frontier]) {
+                writing.push_back((held, windows.len()));
+                for (window, blocks) in windows {
+                    let next = revisions.entry(window).and_modify(|revision| *revision += 1).or_insert(0);
+                    if *next == 0 {
+                        progress.windows.fetch_add(1, Relaxed);
+                    }
+                    let snapshot = snapshot(&job, window, *next, blocks);
+                    let (confirm, waker) = (confirm.clone(), waker.clone());
+                    let done = move || {
+                        // The worker is gone only when the process ends.
+                        let _ = confirm.send(());
+                        let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
+                    };
+                    if snapshots.send((snapshot, Box::new(done))).is_err() {
+                        progress.failure.set("the writing thread has ended early".into());
+                    }
+                }
+            }
+            loop {
+                match confirmed.try_recv() {
+                    Ok(()) => {
+                        if let Some((_, left)) = writing.front_mut() {
+                            *left -= 1;
+                            if *left == 0 {
+                                writing.pop_front();
+                            }
+                        }
+                    }
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+        }
+    })
+}
+
+/// Sorts a window's runs by task.
+fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snapshot {
+    let mut snapshot = empty_snapshot(job, window, revision);
+    for block in blocks {
+        snapshot.tasks[block.task].runs.push(block);
+    }
+    snapshot
+}
+
+/// A snapshot of a window in which nothing was counted.
+pub fn empty_snapshot(job: &Job, window: Epoch, revision: u32) -> Snapshot {
+    let task = |task: &Task| TaskRows {
+        name: task.name.clone(),
+        schema: task.aggregator.schema(),
+        runs: Vec::new(),
+    };
+    Snapshot { window, span: job.windowing.span(window), revision, tasks: job.tasks.iter().map(task).collect() }
+}

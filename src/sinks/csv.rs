@@ -1,0 +1,204 @@
+//! The csv writer: `DIR/<window>/<task>.csv` and `summary.json` a window, `DIR/ledger.json` a run.
+//!
+//! A window's folder is built aside, under a name that starts with a dot, and renamed; an earlier one is exchanged for
+//! it in one step and then removed. The ledger goes when a run begins to write and comes back when it has ended, so a
+//! folder without one holds whole windows of an unfinished run.
+
+use super::text::{Text, rfc3339, window_name};
+use super::{SinkError, Writer};
+use crate::ledger::Ledger;
+use dataflows::rows::{Piece, Snapshot, TaskRows};
+use rustix::fs::{CWD, RenameFlags};
+use serde::Serialize;
+use serde_json::json;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// Rows that are formatted at once by one thread.
+const PIECE_ROWS: usize = 8192;
+
+/// Ending of a folder that is being built.
+const PARTIAL: &str = ".partial";
+
+/// A csv writer.
+pub struct CsvWriter {
+    folder: PathBuf,
+    threads: usize,
+    /// Held while the writer lives, so that two runs cannot mix their windows.
+    _lock: File,
+    begun: bool,
+}
+
+impl CsvWriter {
+    /// A writer into this folder, made where it is missing, that formats on so many threads (at least 1).
+    pub fn open(folder: &Path, threads: usize) -> Result<Self, SinkError> {
+        let failed = |action| move |error| SinkError::Io { action, path: folder.to_owned(), error };
+        fs::create_dir_all(folder).map_err(failed("create the folder"))?;
+        let lock_path = folder.join(".lock");
+        let lock = File::create(&lock_path).map_err(failed("write to the folder"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(SinkError::Io { action: "lock", path: lock_path, error }),
+        }
+        let writer = Self { folder: folder.to_owned(), threads, _lock: lock, begun: false };
+        writer.remove_partials().map_err(failed("clear what a killed run left in"))?;
+        Ok(writer)
+    }
+
+    fn remove_partials(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.ends_with(PARTIAL) {
+                let remove = if entry.file_type()?.is_dir() { fs::remove_dir_all } else { fs::remove_file };
+                remove(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all files of a snapshot into a new folder.
+    fn build(&self, folder: &Path, snapshot: &Snapshot) -> Result<(), SinkError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |error| SinkError::Io { action, path, error }
+        };
+        fs::create_dir(folder).map_err(failed("create the folder", folder))?;
+        let mut files = Vec::with_capacity(snapshot.tasks.len());
+        for task in &snapshot.tasks {
+            let path = folder.join(format!("{}.csv", task.name));
+            let mut file = File::create(&path).map_err(failed("create", &path))?;
+            let header = header(task).map_err(failed("write", &path))?;
+            file.write_all(&header).map_err(failed("write", &path))?;
+            files.push((path, file));
+        }
+        write_rows(&snapshot.tasks, &files, self.threads)?;
+        write_json(&folder.join("summary.json"), &summary(snapshot))
+    }
+}
+
+impl Writer for CsvWriter {
+    fn write(&mut self, snapshot: &Snapshot) -> Result<(), SinkError> {
+        if !std::mem::replace(&mut self.begun, true) {
+            remove_file(&self.folder.join("ledger.json"))?;
+        }
+        let name = window_name(snapshot.span);
+        let aside = self.folder.join(format!(".{name}{PARTIAL}"));
+        let built = self.build(&aside, snapshot).and_then(|()| put_in_place(&aside, &self.folder.join(name)));
+        if built.is_err() {
+            // The first error is the one to tell; what cannot be removed now is removed by the next run.
+            let _ = fs::remove_dir_all(&aside);
+        }
+        built
+    }
+
+    fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        let path = self.folder.join("ledger.json");
+        let aside = self.folder.join(format!(".ledger.json{PARTIAL}"));
+        write_json(&aside, ledger)?;
+        fs::rename(&aside, &path).map_err(|error| SinkError::Io { action: "rename to", path, error })
+    }
+}
+
+impl Drop for CsvWriter {
+    fn drop(&mut self) {
+        // Only a name: the lock itself goes with the open file.
+        let _ = fs::remove_file(self.folder.join(".lock"));
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), SinkError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(SinkError::Io { action: "remove the old", path: path.to_owned(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Renames a finished folder to its name; one that has the name already is exchanged for it and removed.
+fn put_in_place(aside: &Path, path: &Path) -> Result<(), SinkError> {
+    let failed = |error: io::Error| SinkError::Io { action: "rename to", path: path.to_owned(), error };
+    match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => {
+            fs::remove_dir_all(aside).map_err(|error| SinkError::Io { action: "remove the old", path: aside.into(), error })
+        }
+        Err(rustix::io::Errno::NOENT) => fs::rename(aside, path).map_err(failed),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+fn header(task: &TaskRows) -> io::Result<Vec<u8>> {
+    let mut writer = ::csv::Writer::from_writer(Vec::new());
+    writer.write_record(task.schema.columns())?;
+    writer.into_inner().map_err(|error| error.into_error())
+}
+
+/// Formats the rows of all tasks on several threads and writes them to their files in order.
+fn write_rows(tasks: &[TaskRows], files: &[(PathBuf, File)], threads: usize) -> Result<(), SinkError> {
+    let pieces: Vec<(usize, Piece)> = (tasks.iter().enumerate())
+        .flat_map(|(number, task)| task.pieces(PIECE_ROWS).into_iter().map(move |piece| (number, piece)))
+        .collect();
+    let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (turn, next_turn) = (Mutex::new(0), Condvar::new());
+    let work = || -> Result<(), SinkError> {
+        let (mut text, mut out) = (Text::default(), Vec::new());
+        loop {
+            let number = taken.fetch_add(1, Relaxed);
+            let Some((task_number, piece)) = pieces.get(number) else { return Ok(()) };
+            let (task, (path, file)) = (&tasks[*task_number], &files[*task_number]);
+            out.clear();
+            task.visit(piece, |row| {
+                text.row(&mut out, &task.schema, &row, b',');
+                out.push(b'\n');
+            });
+            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turn =
+                next_turn.wait_while(turn, |turn| *turn != number).unwrap_or_else(PoisonError::into_inner);
+            let written = if failed.load(Relaxed) { Ok(()) } else { (&*file).write_all(&out) };
+            if written.is_err() {
+                failed.store(true, Relaxed);
+            }
+            *turn += 1;
+            next_turn.notify_all();
+            drop(turn);
+            written.map_err(|error| SinkError::Io { action: "write", path: path.clone(), error })?;
+        }
+    };
+    let threads = threads.min(pieces.len()).max(1);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .fold(own, Result::and)
+    })
+}
+
+fn summary(snapshot: &Snapshot) -> serde_json::Value {
+    let task = |task: &TaskRows| {
+        let totals = json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
+        (task.name.to_string(), totals)
+    };
+    json!({
+        "window_start": snapshot.span.map(|(start, _)| rfc3339(start)),
+        "window_end": snapshot.span.map(|(_, end)| rfc3339(end)),
+        "revision": snapshot.revision,
+        "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SinkError> {
+    let write = || {
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        fs::write(path, text)
+    };
+    write().map_err(|error| SinkError::Io { action: "write", path: path.to_owned(), error })
+}

@@ -1,0 +1,186 @@
+//! Rows as text: numbers, addresses (RFC 5952) and times (RFC 3339), appended to a buffer.
+
+use dataflows::key::KeyValue;
+use dataflows::packet::Address;
+use dataflows::rows::{Row, Schema, ValueKind};
+use jiff::Timestamp;
+use std::io::Write;
+use std::net::IpAddr;
+
+/// "00" to "99".
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    pairs
+};
+
+/// "0." to "255.", and how many of the four bytes count.
+const OCTETS: [([u8; 4], u8); 256] = {
+    let mut octets = [([0; 4], 0); 256];
+    let mut number = 0;
+    while number < 256 {
+        let (h, t, o) = (b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8);
+        octets[number] = match number {
+            0..10 => ([o, b'.', 0, 0], 2),
+            10..100 => ([t, o, b'.', 0], 3),
+            _ => ([h, t, o, b'.'], 4),
+        };
+        number += 1;
+    }
+    octets
+};
+
+const NANOS_A_SECOND: u64 = 1_000_000_000;
+const SECONDS_A_DAY: u64 = 86_400;
+
+/// Writes values as text; remembers the last day's date.
+pub struct Text {
+    day: u64,
+    date: [u8; 11],
+    digits: itoa::Buffer,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self { day: 0, date: *b"1970-01-01T", digits: itoa::Buffer::new() }
+    }
+}
+
+impl Text {
+    /// Appends a row's cells with `separator` between them, and no end of line.
+    #[inline]
+    pub fn row(&mut self, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>, separator: u8) {
+        for column in 0..schema.key.fields().len() {
+            self.key(out, row.key(schema, column));
+            out.push(separator);
+        }
+        for (column, word) in schema.values.iter().zip(row.values()) {
+            match column.kind {
+                ValueKind::Count | ValueKind::Bytes => self.number(out, *word),
+                ValueKind::Time => self.time(out, *word),
+            }
+            out.push(separator);
+        }
+        out.pop();
+    }
+
+    /// Appends the value of a key column.
+    #[inline]
+    pub fn key(&mut self, out: &mut Vec<u8>, value: KeyValue) {
+        match value {
+            KeyValue::Number(number) => out.extend_from_slice(self.digits.format(number).as_bytes()),
+            KeyValue::Address(address) => self.address(out, address),
+            KeyValue::Prefix(address, bits) => {
+                self.address(out, address);
+                out.push(b'/');
+                out.extend_from_slice(self.digits.format(bits).as_bytes());
+            }
+        }
+    }
+
+    /// Appends a decimal number.
+    #[inline]
+    pub fn number(&mut self, out: &mut Vec<u8>, number: u64) {
+        out.extend_from_slice(self.digits.format(number).as_bytes());
+    }
+
+    /// Appends an address: dotted, or as RFC 5952 has it.
+    #[inline]
+    pub fn address(&mut self, out: &mut Vec<u8>, address: Address) {
+        if address.is_v4() {
+            for octet in (address.0 as u32).to_be_bytes() {
+                let (text, length) = &OCTETS[usize::from(octet)];
+                out.extend_from_slice(text);
+                out.truncate(out.len() - 4 + usize::from(*length));
+            }
+            out.pop();
+        } else {
+            write!(out, "{}", IpAddr::from(address)).expect("a vector takes all bytes");
+        }
+    }
+
+    /// Appends a time in nanoseconds since the Unix epoch, such as `2023-11-14T22:13:20.000001000Z`.
+    #[inline]
+    pub fn time(&mut self, out: &mut Vec<u8>, time: u64) {
+        let (seconds, nanos) = (time / NANOS_A_SECOND, (time % NANOS_A_SECOND) as usize);
+        let (day, second) = (seconds / SECONDS_A_DAY, (seconds % SECONDS_A_DAY) as usize);
+        if day != self.day {
+            self.day = day;
+            self.date = date_of(day);
+        }
+        let [h, m, s] = [PAIRS[second / 3600], PAIRS[second / 60 % 60], PAIRS[second % 60]];
+        let [a, b, c, d] =
+            [nanos / 10_000_000, nanos / 100_000 % 100, nanos / 1000 % 100, nanos / 10 % 100].map(|pair| PAIRS[pair]);
+        let mut text = *b"YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ";
+        text[..11].copy_from_slice(&self.date);
+        text[11..13].copy_from_slice(&h);
+        text[14..16].copy_from_slice(&m);
+        text[17..19].copy_from_slice(&s);
+        text[20..22].copy_from_slice(&a);
+        text[22..24].copy_from_slice(&b);
+        text[24..26].copy_from_slice(&c);
+        text[26..28].copy_from_slice(&d);
+        text[28] = b'0' + (nanos % 10) as u8;
+        out.extend_from_slice(&text);
+    }
+}
+
+/// `YYYY-MM-DDT` of a day since the Unix epoch.
+fn date_of(day: u64) -> [u8; 11] {
+    let text = i64::try_from(day * SECONDS_A_DAY)
+        .ok()
+        .and_then(|second| Timestamp::from_second(second).ok())
+        .map(|midnight| midnight.to_string());
+    text.and_then(|text| text.as_bytes().first_chunk().copied()).expect("64 bits of nanoseconds end in the year 2554")
+}
+
+/// A time as [`Text::time`] writes it.
+pub fn rfc3339(time: u64) -> String {
+    let mut out = Vec::new();
+    Text::default().time(&mut out, time);
+    String::from_utf8(out).expect("a time is ASCII")
+}
+
+/// The folder name of a window: `2026-11-22T09-15-00Z`, with a fraction where its start is no whole second; `all`
+/// for the window of everything.
+pub fn window_name(span: Option<(u64, u64)>) -> String {
+    let Some((start, _)) = span else { return "all".into() };
+    let text = rfc3339(start).replace(':', "-");
+    let (seconds, fraction) = text.trim_end_matches('Z').split_once('.').expect("a time has a fraction");
+    match fraction.trim_end_matches('0') {
+        "" => format!("{seconds}Z"),
+        fraction => format!("{seconds}.{fraction}Z"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn times_are_those_of_a_calendar(time in any::<u64>()) {
+            let expected = Timestamp::from_nanosecond(time.into()).expect("in range");
+            prop_assert_eq!(rfc3339(time), format!("{expected:.9}"));
+        }
+
+        #[test]
+        fn addresses_are_those_of_the_standard_library(number in prop_oneof![any::<u128>(), any::<u32>().prop_map(|v4| Address::v4(v4).0)]) {
+            let mut out = b"x".to_vec();
+            Text::default().address(&mut out, Address(number));
+            prop_assert_eq!(String::from_utf8(out).expect("ASCII"), format!("x{}", IpAddr::from(Address(number))));
+        }
+    }
+
+    #[test]
+    fn windows_are_named_by_their_start() {
+        assert_eq!(window_name(None), "all");
+        assert_eq!(window_name(Some((1_795_338_900_000_000_000, 0))), "2026-11-22T09-15-00Z");
+        assert_eq!(window_name(Some((1_795_338_900_250_000_000, 0))), "2026-11-22T09-15-00.25Z");
+    }
+}
