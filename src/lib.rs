@@ -8,3 +8,4 @@ pub mod interpolate;
 pub mod ledger;
 pub mod sinks;
 pub mod report;
+pub mod generate;
