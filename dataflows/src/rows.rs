@@ -232,14 +232,34 @@ impl TaskRows {
 
     /// Visits the rows of a piece in order.
     pub fn visit<'a>(&'a self, piece: &Piece, mut visit: impl FnMut(Row<'a>)) {
+        self.merge(&piece.0, |row| {
+            visit(row);
+            true
+        });
+    }
+
+    /// The first rows in order, at most `count`.
+    pub fn first(&self, count: usize) -> Vec<Row<'_>> {
+        let mut rows = Vec::with_capacity(count);
+        let all: Vec<_> = self.runs.iter().map(|run| 0..self.run_len(run)).collect();
+        self.merge(&all, |row| {
+            rows.push(row);
+            rows.len() < count
+        });
+        rows.truncate(count);
+        rows
+    }
+
+    /// Merges a range of rows of each run until told to stop.
+    fn merge<'a>(&'a self, ranges: &[Range<usize>], mut visit: impl FnMut(Row<'a>) -> bool) {
         let mut heads: Vec<(Row<'a>, &'a Block, Range<usize>)> = Vec::new();
-        for (run, range) in self.runs.iter().zip(&piece.0) {
+        for (run, range) in self.runs.iter().zip(ranges) {
             let mut range = range.clone();
             if let Some(first) = range.next() {
                 heads.push((self.row(run, first), run, range));
             }
         }
-        while heads.len() > 1 {
+        while !heads.is_empty() {
             let mut least = 0;
             for at in 1..heads.len() {
                 if heads[at].0.order(&heads[least].0, &self.schema).is_lt() {
@@ -247,29 +267,14 @@ impl TaskRows {
                 }
             }
             let (row, run, range) = &mut heads[least];
-            visit(*row);
+            if !visit(*row) {
+                return;
+            }
             match range.next() {
                 Some(next) => *row = self.row(run, next),
                 None => drop(heads.swap_remove(least)),
             }
         }
-        for (row, run, range) in heads {
-            visit(row);
-            range.for_each(|number| visit(self.row(run, number)));
-        }
-    }
-
-    /// The first rows in order, at most `count`.
-    pub fn first(&self, count: usize) -> Vec<Row<'_>> {
-        let mut rows = Vec::with_capacity(count);
-        for piece in self.pieces(count.max(1)) {
-            self.visit(&piece, |row| rows.push(row));
-            if rows.len() >= count {
-                break;
-            }
-        }
-        rows.truncate(count);
-        rows
     }
 }
 

@@ -1,5 +1,7 @@
 //! `pcap-analyzer`: capture files in, snapshots out.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 use anyhow::anyhow;
 use clap::Parser;
 use dataflows::aggregator::Registry;

@@ -1,6 +1,6 @@
 //! Deals the frames of all inputs to the workers, a chunk at a time, in the order of time.
 //!
-//! Dealing is the one sequential step: under a lock, the worker that wants work reads about 1 MiB at the cursor of the
+//! Dealing is the one sequential step: under a lock, the worker that wants work reads about 256 KiB at the cursor of the
 //! input that is furthest behind in time, walks the record headers to the last whole record and moves the cursor.
 //! Decoding what it got is its own affair. So one large file keeps every worker busy, and so do many small ones.
 //!
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use timely::scheduling::SyncActivator;
 
 /// Bytes read for a chunk: a few thousand packets, and no more than fits a core's cache.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 
 /// An input that cannot be read at all.
 #[derive(Debug, thiserror::Error)]
