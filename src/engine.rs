@@ -11,7 +11,7 @@ use crate::capture::filter::{Filter, FilterError};
 use crate::decode::{self, Decoded};
 use crate::ledger::Counts;
 use crate::sinks::{Failure, Sinks};
-use crossbeam_channel::{Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder};
 use dataflows::epochs::Epochs;
@@ -359,17 +359,10 @@ fn commit<'s>(
                     }
                 }
             }
-            loop {
-                match confirmed.try_recv() {
-                    Ok(()) => {
-                        if let Some((_, left)) = writing.front_mut() {
-                            *left -= 1;
-                            if *left == 0 {
-                                writing.pop_front();
-                            }
-                        }
-                    }
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            while let (Ok(()), Some((_, left))) = (confirmed.try_recv(), writing.front_mut()) {
+                *left -= 1;
+                if *left == 0 {
+                    writing.pop_front();
                 }
             }
         }

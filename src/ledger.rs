@@ -122,8 +122,8 @@ mod tests {
     fn a_packet_in_no_account_is_noticed() {
         let found = InputReport { packets: 10, ..InputReport::default() };
         let counts = Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
-        assert!(Ledger::new(counts, &[found.clone()], 1).balance(Some(6)).is_ok());
-        assert!(Ledger::new(counts, &[found.clone()], 1).balance(Some(5)).is_err());
+        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(6)).is_ok());
+        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(5)).is_err());
         assert!(Ledger::new(counts, &[], 1).balance(None).is_err());
         assert!(Ledger::new(Counts { malformed: 0, ..counts }, &[found], 1).balance(None).is_err());
     }

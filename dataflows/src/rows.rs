@@ -125,8 +125,8 @@ pub fn to_committer()
     to_named_worker()
 }
 
-/// The rows in order.
-fn sort_words(words: &[u64], wide: bool, schema: &Schema) -> Vec<u64> {
+/// A task's rows, given as words in any order, in the order of the schema.
+pub fn sort_words(words: &[u64], wide: bool, schema: &Schema) -> Vec<u64> {
     let width = schema.row_words(wide);
     let by = key_words(wide) + schema.order_by;
     let mut sorted = Vec::with_capacity(words.len());

@@ -1,7 +1,5 @@
 //! `pcap-analyzer`: capture files in, snapshots out.
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 use anyhow::anyhow;
 use clap::Parser;
 use dataflows::aggregator::Registry;
@@ -21,6 +19,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Tables grow and go with every window: this allocator keeps their memory, in huge pages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exact traffic analysis of capture files: who talked to whom, how much and when.
 #[derive(Parser)]

@@ -90,7 +90,7 @@ impl Pcapng {
             };
         }
         let length = self.u32(head, 4) as usize;
-        if length < 12 || length % 4 != 0 {
+        if length < 12 || !length.is_multiple_of(4) {
             return Err(Stop::Damaged(format!("a block of type {kind:#x} that claims {length} bytes")));
         }
         let most = match kind {

@@ -1,0 +1,195 @@
+//! One bench a stage of the hot path, in packets or rows a second on one core: read, decode, group, exchange and
+//! merge, sort, format. The whole run against other programs is in `compare.py`.
+
+#![allow(missing_docs)]
+
+use dataflows::aggregator::{Task, build_tasks};
+use dataflows::block::Block;
+use dataflows::exact::Exact;
+use dataflows::groups::Packets;
+use dataflows::key::{Key, KeyFields};
+use dataflows::packet::Packet;
+use dataflows::rows::{Snapshot, TaskRows, sort_words};
+use dataflows::table::Table;
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use netspectra::capture::Format;
+use netspectra::decode::{Decoded, decode, general, link};
+use netspectra::generate::{FrameSize, Options, write};
+use netspectra::sinks::Writer;
+use netspectra::sinks::csv::CsvWriter;
+use netspectra::sinks::text::Text;
+use std::sync::{Arc, LazyLock};
+use timely::dataflow::operators::{Input, Probe};
+use timely::dataflow::InputHandle;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const PACKETS: u64 = 2_000_000;
+
+/// A capture of minimum-size packets, about 200 k flows.
+static CAPTURE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let options =
+        Options { packets: PACKETS, flows: 250_000, size: FrameSize::Bytes(0), ..Options::default() };
+    let mut bytes = Vec::new();
+    write(&options, &mut bytes).expect("a vector takes all bytes");
+    bytes
+});
+
+/// Its packets.
+static DECODED: LazyLock<Vec<Packet>> = LazyLock::new(|| {
+    let mut packets = Vec::new();
+    frames(|link, bytes, time, length| {
+        if let Decoded::Ip(packet) = decode(link, bytes, time, length) {
+            packets.push(packet);
+        }
+    });
+    packets
+});
+
+/// Its five-tuple groups with IPv4 addresses.
+static GROUPS: LazyLock<Vec<[u64; 6]>> = LazyLock::new(|| {
+    let mut table = Table::<2, 6>::default();
+    table.absorb(&keyed());
+    table.into_groups()
+});
+
+fn five_tuple() -> KeyFields {
+    KeyFields::parse(&["SrcIP", "DstIP", "SrcPort", "DstPort", "Protocol"]).expect("fields")
+}
+
+fn frames(mut visit: impl FnMut(netspectra::decode::LinkType, &[u8], u64, u32)) {
+    let (mut format, header) = Format::open(&CAPTURE).expect("a capture");
+    let bytes = &CAPTURE[header..];
+    format.scan(bytes, |frame| {
+        visit(frame.link, &bytes[frame.start..][..frame.captured as usize], frame.time, frame.length);
+    });
+}
+
+fn keyed() -> Vec<[u64; 6]> {
+    let mask = five_tuple().mask();
+    let group = |packet: &Packet| match mask.of(packet) {
+        Key::Compact([a, b]) => Some([a, b, 1, packet.length.into(), packet.time, packet.time]),
+        Key::Wide(_) => None,
+    };
+    DECODED.iter().filter_map(group).collect()
+}
+
+fn task_rows() -> TaskRows {
+    let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
+    let words = Arc::new(sort_words(GROUPS.as_flattened(), false, &schema));
+    TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }] }
+}
+
+#[divan::bench]
+fn read_walk_records(bencher: Bencher) {
+    LazyLock::force(&CAPTURE);
+    bencher.counter(ItemsCount::new(PACKETS)).bench(|| {
+        let mut latest = 0;
+        frames(|_, _, time, _| latest = latest.max(time));
+        latest
+    });
+}
+
+#[divan::bench]
+fn decode_fast(bencher: Bencher) {
+    LazyLock::force(&CAPTURE);
+    bencher.counter(ItemsCount::new(PACKETS)).bench(|| {
+        frames(|link, bytes, time, length| {
+            black_box(decode(link, bytes, time, length));
+        });
+    });
+}
+
+#[divan::bench]
+fn decode_general(bencher: Bencher) {
+    LazyLock::force(&CAPTURE);
+    bencher.counter(ItemsCount::new(PACKETS)).bench(|| {
+        frames(|link, bytes, _, _| {
+            black_box(link::find_ip(link, bytes).map(|found| general::read(&found)));
+        });
+    });
+}
+
+#[divan::bench]
+fn group(bencher: Bencher) {
+    let groups = keyed();
+    bencher.counter(ItemsCount::new(groups.len())).bench(|| {
+        let mut table = Table::<2, 6>::default();
+        table.absorb(&groups);
+        table
+    });
+}
+
+/// The six shipped tasks over timely workers, from packets in memory to sorted rows.
+#[divan::bench(args = [1, 2], sample_count = 10)]
+fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
+    let packets = Arc::new(DECODED.clone());
+    bencher.counter(ItemsCount::new(packets.len())).bench(|| {
+        let packets = packets.clone();
+        let guards = timely::execute(timely::Config::process(workers), move |worker| {
+            let share: Vec<Packets> = packets
+                .chunks(512)
+                .skip(worker.index())
+                .step_by(worker.peers())
+                .map(|packets| Packets { window: 0, packets: Arc::new(packets.to_vec()) })
+                .collect();
+            let mut input = InputHandle::<u64, timely::container::NoopBuilder<Packets>>::new_with_builder();
+            let probe = worker.dataflow(|scope| {
+                let stream = scope.input_from(&mut input);
+                let late = timely::dataflow::operators::generic::operator::empty(scope);
+                build_tasks(scope, stream, &late, &shipped_tasks(), || None).probe().0
+            });
+            for mut batch in share {
+                input.send_batch(&mut batch);
+                worker.step();
+            }
+            input.close();
+            worker.step_or_park_while(None, || !probe.done());
+        });
+        drop(guards.expect("workers").join());
+    });
+}
+
+fn shipped_tasks() -> Vec<Task> {
+    let registry = dataflows::aggregator::Registry::default();
+    let config = netspectra::config::Config::parse(netspectra::config::SHIPPED, "shipped", &registry, |_| None);
+    config.expect("the shipped configuration").tasks
+}
+
+#[divan::bench]
+fn sort(bencher: Bencher) {
+    let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
+    bencher.counter(ItemsCount::new(GROUPS.len())).bench(|| sort_words(GROUPS.as_flattened(), false, &schema));
+}
+
+#[divan::bench]
+fn format_rows(bencher: Bencher) {
+    let rows = task_rows();
+    bencher.counter(ItemsCount::new(rows.len())).bench(|| {
+        let (mut text, mut out) = (Text::default(), Vec::with_capacity(1 << 20));
+        for piece in rows.pieces(8192) {
+            out.clear();
+            rows.visit(&piece, |row| {
+                text.row(&mut out, &rows.schema, &row, b',');
+                out.push(b'\n');
+            });
+        }
+        out.len()
+    });
+}
+
+#[divan::bench]
+fn write_csv(bencher: Bencher) {
+    let rows = task_rows();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+    let count = rows.len();
+    let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] };
+    bencher.counter(ItemsCount::new(count)).bench_local(|| writer.write(&snapshot).expect("room on the disk"));
+}
+
+fn main() {
+    divan::main();
+}
