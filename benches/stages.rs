@@ -20,8 +20,8 @@ use netspectra::sinks::Writer;
 use netspectra::sinks::csv::CsvWriter;
 use netspectra::sinks::text::Text;
 use std::sync::{Arc, LazyLock};
-use timely::dataflow::operators::{Input, Probe};
 use timely::dataflow::InputHandle;
+use timely::dataflow::operators::{Input, Probe};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,11 +48,11 @@ static DECODED: LazyLock<Vec<Packet>> = LazyLock::new(|| {
     packets
 });
 
-/// Its five-tuple groups with IPv4 addresses.
-static GROUPS: LazyLock<Vec<[u64; 6]>> = LazyLock::new(|| {
+/// Words of its five-tuple groups with IPv4 addresses.
+static GROUPS: LazyLock<Vec<Arc<Vec<u64>>>> = LazyLock::new(|| {
     let mut table = Table::<2, 6>::default();
     table.absorb(&keyed());
-    table.into_groups()
+    table.into_chunks().map(|chunk| Arc::new(chunk.into_flattened())).collect()
 });
 
 fn five_tuple() -> KeyFields {
@@ -78,7 +78,7 @@ fn keyed() -> Vec<[u64; 6]> {
 
 fn task_rows() -> TaskRows {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
-    let words = Arc::new(sort_words(GROUPS.as_flattened(), false, &schema));
+    let words = Arc::new(sort_words(&GROUPS, false, &schema));
     TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }] }
 }
 
@@ -154,14 +154,17 @@ fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
 
 fn shipped_tasks() -> Vec<Task> {
     let registry = dataflows::aggregator::Registry::default();
-    let config = netspectra::config::Config::parse(netspectra::config::SHIPPED, "shipped", &registry, |_| None);
+    let config =
+        netspectra::config::Config::parse(netspectra::config::SHIPPED, "shipped", &registry, |_| None);
     config.expect("the shipped configuration").tasks
 }
 
 #[divan::bench]
 fn sort(bencher: Bencher) {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
-    bencher.counter(ItemsCount::new(GROUPS.len())).bench(|| sort_words(GROUPS.as_flattened(), false, &schema));
+    bencher
+        .counter(ItemsCount::new(GROUPS.iter().map(|words| words.len() / 6).sum::<usize>()))
+        .bench(|| sort_words(&GROUPS, false, &schema));
 }
 
 #[divan::bench]
@@ -187,7 +190,9 @@ fn write_csv(bencher: Bencher) {
     let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
     let count = rows.len();
     let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] };
-    bencher.counter(ItemsCount::new(count)).bench_local(|| writer.write(&snapshot).expect("room on the disk"));
+    bencher
+        .counter(ItemsCount::new(count))
+        .bench_local(|| writer.write(&snapshot).expect("room on the disk"));
 }
 
 fn main() {

@@ -71,7 +71,10 @@ impl Archive for SpillingArchive {
         self.in_memory += block.words.len() * 8;
         self.windows.entry(block.window).or_default().push(Kept::Memory(block));
         if let Err(error) = self.spill() {
-            (self.failed)(format!("cannot keep closed windows for late packets in {}: {error}", self.folder.display()));
+            (self.failed)(format!(
+                "cannot keep closed windows for late packets in {}: {error}",
+                self.folder.display()
+            ));
         }
     }
 

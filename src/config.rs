@@ -116,8 +116,8 @@ impl Place<'_> {
 impl Config {
     /// Reads a configuration file.
     pub fn load(path: &Path, registry: &Registry) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
         Self::parse(&text, &path.display().to_string(), registry, |name| std::env::var(name).ok())
     }
 
@@ -129,18 +129,19 @@ impl Config {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
         let place = Place { file };
-        let interpolated = crate::interpolate::interpolate(text, variable)
-            .map_err(|error| ConfigError::Wrong {
+        let interpolated =
+            crate::interpolate::interpolate(text, variable).map_err(|error| ConfigError::Wrong {
                 file: file.to_owned(),
                 line: error.line,
                 column: error.column,
                 message: error.to_string(),
             })?;
         let options = serde_saphyr::options! { with_snippet: false };
-        let parsed: File = serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
-            let at = error.location().unwrap_or(Location::UNKNOWN);
-            place.wrong(at, interpolated.redact(&without_location(&error)))
-        })?;
+        let parsed: File =
+            serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
+                let at = error.location().unwrap_or(Location::UNKNOWN);
+                place.wrong(at, interpolated.redact(&without_location(&error)))
+            })?;
         let section = parsed.aggregator;
         let windowing = windowing(&section.window.value)
             .map_err(|why| place.wrong(section.window.defined, format!("aggregator.window: {why}")))?;
@@ -173,7 +174,8 @@ fn tasks(
         let (name, name_at) = text_option(place, &entry.value, at, "name", "a task")?;
         let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
         if name.is_empty() || !name.chars().all(allowed) {
-            let message = format!("task name `{name}`: use letters, digits, `_` and `-`, it becomes a file name");
+            let message =
+                format!("task name `{name}`: use letters, digits, `_` and `-`, it becomes a file name");
             return Err(place.wrong(name_at, message));
         }
         if tasks.iter().any(|earlier| *earlier.name == *name) {
@@ -188,7 +190,8 @@ fn tasks(
         let own = entry.value.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "type"));
         let options = Options(own.map(|(key, value)| (key.clone(), value.value.clone())).collect());
         let aggregator = constructor(&options).map_err(|error| {
-            let at = error.key.as_ref().and_then(|key| entry.value.get(key)).map_or(at, |value| value.defined);
+            let at =
+                error.key.as_ref().and_then(|key| entry.value.get(key)).map_or(at, |value| value.defined);
             place.wrong(at, format!("task `{name}`: {error}"))
         })?;
         tasks.push(Task { name: name.into(), aggregator: Arc::from(aggregator) });
@@ -199,7 +202,10 @@ fn tasks(
     Ok(tasks)
 }
 
-fn writers(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>) -> Result<Vec<WriterConfig>, ConfigError> {
+fn writers(
+    place: &Place<'_>,
+    entries: &Spanned<Vec<Spanned<Entry>>>,
+) -> Result<Vec<WriterConfig>, ConfigError> {
     let mut writers = Vec::new();
     for entry in &entries.value {
         let at = entry.defined;
@@ -208,7 +214,9 @@ fn writers(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>) -> Result<
             return Err(place.wrong(kind_at, format!("unknown writer type `{kind}`; one of csv")));
         }
         let (path, path_at) = text_option(place, &entry.value, at, "path", "a csv writer")?;
-        if let Some((key, value)) = entry.value.iter().find(|(key, _)| !matches!(key.as_str(), "type" | "path")) {
+        if let Some((key, value)) =
+            entry.value.iter().find(|(key, _)| !matches!(key.as_str(), "type" | "path"))
+        {
             let message = format!("csv writer: unknown key `{key}`; one of type, path");
             return Err(place.wrong(value.defined, message));
         }
@@ -251,7 +259,9 @@ pub fn windowing(text: &str) -> Result<Windowing, String> {
 
 /// Reads a duration: a whole or decimal number and a unit, such as `100ms`, `60s`, `1.5m`, `1h`, `1d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration; write a number and a unit (ns, us, ms, s, m, h, d), such as 60s");
+    let wrong = || {
+        format!("`{text}` is no duration; write a number and a unit (ns, us, ms, s, m, h, d), such as 60s")
+    };
     let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(unit_at);
     let nanos_a_unit: u64 = match unit {
@@ -272,7 +282,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let scale = 10u128.pow(fraction.len() as u32);
     let value = whole.parse::<u128>().ok().zip(fraction.parse::<u128>().ok());
     let nanos = value
-        .and_then(|(whole, fraction)| whole.checked_mul(scale)?.checked_add(fraction)?.checked_mul(nanos_a_unit.into()))
+        .and_then(|(whole, fraction)| {
+            whole.checked_mul(scale)?.checked_add(fraction)?.checked_mul(nanos_a_unit.into())
+        })
         .map(|scaled| scaled / scale);
     nanos.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos).ok_or_else(wrong)
 }
@@ -314,16 +326,26 @@ mod tests {
             (with_task("{name: a, type: exakt, key_fields: [SrcIP]}"), "c.yaml:4:", "one of exact"),
             (with_task("{name: a, type: exact, key_fields: [SrcIp]}"), "c.yaml:4:", "SrcIP, DstIP"),
             (with_task("{name: a, type: exact, key_fields: []}"), "c.yaml:4:", "at least one field"),
-            (with_task("{name: a, type: exact, key_fields: [SrcIP], k: 3}"), "c.yaml:4:", "unknown field `k`"),
+            (
+                with_task("{name: a, type: exact, key_fields: [SrcIP], k: 3}"),
+                "c.yaml:4:",
+                "unknown field `k`",
+            ),
             (with_task("{name: a, type: exact}"), "c.yaml:4:", "key_fields"),
             (with_task("{type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "`name`"),
             (with_task("{name: ../a, type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "file name"),
             (
-                with_task("{name: a, type: exact, key_fields: [SrcIP]}\n    - {name: a, type: exact, key_fields: [DstIP]}"),
+                with_task(
+                    "{name: a, type: exact, key_fields: [SrcIP]}\n    - {name: a, type: exact, key_fields: [DstIP]}",
+                ),
                 "c.yaml:5:",
                 "two tasks",
             ),
-            (with_task("{name: a, type: exact, key_fields: [SrcIP]}").replace("csv", "cvs"), "c.yaml:6:", "one of csv"),
+            (
+                with_task("{name: a, type: exact, key_fields: [SrcIP]}").replace("csv", "cvs"),
+                "c.yaml:6:",
+                "one of csv",
+            ),
             ("aggregator: [".into(), "c.yaml:", ""),
             ("".into(), "c.yaml:", ""),
         ] {
@@ -334,7 +356,9 @@ mod tests {
 
     #[test]
     fn variables_are_put_in() {
-        let text = format!("aggregator:\n  window: 60s\n  tasks: [{{name: \"${{SET}}\", type: exact, key_fields: [SrcIP]}}]\n{WRITERS}");
+        let text = format!(
+            "aggregator:\n  window: 60s\n  tasks: [{{name: \"${{SET}}\", type: exact, key_fields: [SrcIP]}}]\n{WRITERS}"
+        );
         assert_eq!(&*parse(&text).expect("a configuration").tasks[0].name, "per_x");
         let error = refused(&text.replace("SET", "UNSET"));
         assert!(error.starts_with("c.yaml:3:") && error.contains("UNSET"), "{error}");
@@ -342,10 +366,14 @@ mod tests {
 
     #[test]
     fn durations_are_exact() {
-        for (text, nanos) in [("100ms", 100_000_000), ("1.5m", 90_000_000_000), ("1d", 86_400_000_000_000), ("7ns", 7)] {
+        for (text, nanos) in
+            [("100ms", 100_000_000), ("1.5m", 90_000_000_000), ("1d", 86_400_000_000_000), ("7ns", 7)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_nanos(nanos)));
         }
-        for bad in ["", "s", "1", "-1s", "1x", "1.s", ".5s", "1e3s", "99999999999999d", "1 s", "0.0000000001s"] {
+        for bad in
+            ["", "s", "1", "-1s", "1x", "1.s", ".5s", "1e3s", "99999999999999d", "1 s", "0.0000000001s"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert!(windowing("0s").is_err());

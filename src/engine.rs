@@ -109,26 +109,27 @@ pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(),
         more => CommunicationConfig::Process(more),
     };
     let (shared, snapshots) = (progress.clone(), sinks.sender());
-    let workers = timely::execute(Config { communication, worker: WorkerConfig::default() }, move |worker| {
-        let (job, progress) = (&job, &shared);
-        worker.dataflow::<Epoch, _, _>(|scope| {
-            let (written, feedback) = scope.feedback::<Vec<()>>(0);
-            let (packets, late) = read(scope, feedback, job, progress);
-            let failed = progress.failure.clone();
-            let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failed.set(why));
-            let archive = || match job.windowing {
-                Windowing::All => None,
-                Windowing::Every(_) => {
-                    Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
-                }
-            };
-            let rows = build_tasks(scope, packets, &late, &job.tasks, archive);
-            commit(rows, job, progress, snapshots.clone()).connect_loop(written);
-        });
-        while worker.has_dataflows() {
-            worker.step_or_park(None);
-        }
-    })?;
+    let workers =
+        timely::execute(Config { communication, worker: WorkerConfig::default() }, move |worker| {
+            let (job, progress) = (&job, &shared);
+            worker.dataflow::<Epoch, _, _>(|scope| {
+                let (written, feedback) = scope.feedback::<Vec<()>>(0);
+                let (packets, late) = read(scope, feedback, job, progress);
+                let failed = progress.failure.clone();
+                let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failed.set(why));
+                let archive = || match job.windowing {
+                    Windowing::All => None,
+                    Windowing::Every(_) => {
+                        Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
+                    }
+                };
+                let rows = build_tasks(scope, packets, &late, &job.tasks, archive);
+                commit(rows, job, progress, snapshots.clone()).connect_loop(written);
+            });
+            while worker.has_dataflows() {
+                worker.step_or_park(None);
+            }
+        })?;
     workers.join().into_iter().collect()
 }
 
@@ -326,47 +327,51 @@ fn commit<'s>(
 ) -> Stream<'s, Epoch, Vec<()>> {
     let scope = rows.scope();
     let (job, progress) = (job.clone(), progress.clone());
-    rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(to_committer(), "Commit", move |_, info| {
-        let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
-        let mut revisions: BTreeMap<Epoch, u32> = BTreeMap::new();
-        // An epoch is written when each of its snapshots is; they are written in order.
-        let mut writing: VecDeque<(Capability<Epoch>, usize)> = VecDeque::new();
-        let (confirm, confirmed) = unbounded::<()>();
-        let waker = Arc::new(Mutex::new(scope.worker().sync_activator_for(info.address.to_vec())));
-        move |(input, frontier), output| {
-            let port = output.output_index();
-            input.for_each(|message, block| {
-                if let Some((_, windows)) = epochs.at(&message, port) {
-                    windows.entry(block.window).or_default().push(std::mem::take(block));
-                }
-            });
-            while let Some((held, windows)) = epochs.close(&[frontier]) {
-                writing.push_back((held, windows.len()));
-                for (window, blocks) in windows {
-                    let next = revisions.entry(window).and_modify(|revision| *revision += 1).or_insert(0);
-                    if *next == 0 {
-                        progress.windows.fetch_add(1, Relaxed);
+    rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
+        to_committer(),
+        "Commit",
+        move |_, info| {
+            let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
+            let mut revisions: BTreeMap<Epoch, u32> = BTreeMap::new();
+            // An epoch is written when each of its snapshots is; they are written in order.
+            let mut writing: VecDeque<(Capability<Epoch>, usize)> = VecDeque::new();
+            let (confirm, confirmed) = unbounded::<()>();
+            let waker = Arc::new(Mutex::new(scope.worker().sync_activator_for(info.address.to_vec())));
+            move |(input, frontier), output| {
+                let port = output.output_index();
+                input.for_each(|message, block| {
+                    if let Some((_, windows)) = epochs.at(&message, port) {
+                        windows.entry(block.window).or_default().push(std::mem::take(block));
                     }
-                    let snapshot = snapshot(&job, window, *next, blocks);
-                    let (confirm, waker) = (confirm.clone(), waker.clone());
-                    let done = move || {
-                        // The worker is gone only when the process ends.
-                        let _ = confirm.send(());
-                        let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
-                    };
-                    if snapshots.send((snapshot, Box::new(done))).is_err() {
-                        progress.failure.set("the writing thread has ended early".into());
+                });
+                while let Some((held, windows)) = epochs.close(&[frontier]) {
+                    writing.push_back((held, windows.len()));
+                    for (window, blocks) in windows {
+                        let next = revisions.entry(window).and_modify(|revision| *revision += 1).or_insert(0);
+                        if *next == 0 {
+                            progress.windows.fetch_add(1, Relaxed);
+                        }
+                        let snapshot = snapshot(&job, window, *next, blocks);
+                        let (confirm, waker) = (confirm.clone(), waker.clone());
+                        let done = move || {
+                            // The worker is gone only when the process ends.
+                            let _ = confirm.send(());
+                            let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
+                        };
+                        if snapshots.send((snapshot, Box::new(done))).is_err() {
+                            progress.failure.set("the writing thread has ended early".into());
+                        }
+                    }
+                }
+                while let (Ok(()), Some((_, left))) = (confirmed.try_recv(), writing.front_mut()) {
+                    *left -= 1;
+                    if *left == 0 {
+                        writing.pop_front();
                     }
                 }
             }
-            while let (Ok(()), Some((_, left))) = (confirmed.try_recv(), writing.front_mut()) {
-                *left -= 1;
-                if *left == 0 {
-                    writing.pop_front();
-                }
-            }
-        }
-    })
+        },
+    )
 }
 
 /// Sorts a window's runs by task.
@@ -385,5 +390,10 @@ pub fn empty_snapshot(job: &Job, window: Epoch, revision: u32) -> Snapshot {
         schema: task.aggregator.schema(),
         runs: Vec::new(),
     };
-    Snapshot { window, span: job.windowing.span(window), revision, tasks: job.tasks.iter().map(task).collect() }
+    Snapshot {
+        window,
+        span: job.windowing.span(window),
+        revision,
+        tasks: job.tasks.iter().map(task).collect(),
+    }
 }

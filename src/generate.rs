@@ -102,7 +102,8 @@ impl Zipf {
         let mut weight: Vec<f64> = (1..=ranks).map(|rank| f64::from(rank).powf(-exponent)).collect();
         let scale = f64::from(ranks) / weight.iter().sum::<f64>();
         weight.iter_mut().for_each(|weight| *weight *= scale);
-        let (mut small, mut large): (Vec<u32>, Vec<u32>) = (0..ranks).partition(|rank| weight[*rank as usize] < 1.0);
+        let (mut small, mut large): (Vec<u32>, Vec<u32>) =
+            (0..ranks).partition(|rank| weight[*rank as usize] < 1.0);
         let mut alias: Vec<u32> = (0..ranks).collect();
         while let (Some(low), Some(&high)) = (small.pop(), large.last()) {
             alias[low as usize] = high;
@@ -235,7 +236,11 @@ fn planted(options: &Options) -> Vec<Planted> {
             },
         },
         Planted {
-            event: event("exfiltration", "10.0.0.7 sends far more than anyone to 203.0.113.99 port 443", at_least(0.20, 20_000)),
+            event: event(
+                "exfiltration",
+                "10.0.0.7 sends far more than anyone to 203.0.113.99 port 443",
+                at_least(0.20, 20_000),
+            ),
             from: 0.10,
             to: 0.90,
             packet: |_, _| Packet {
@@ -283,8 +288,9 @@ pub fn write(options: &Options, out: &mut impl Write) -> io::Result<Vec<Event>> 
     let mut writer = FrameWriter { out, snaplen: options.snaplen, frame: vec![0; 70_000] };
     let mut number = 0;
     loop {
-        let background = (number < options.packets)
-            .then(|| (u128::from(micros) * u128::from(number) / u128::from(options.packets.max(2) - 1)) as u64);
+        let background = (number < options.packets).then(|| {
+            (u128::from(micros) * u128::from(number) / u128::from(options.packets.max(2) - 1)) as u64
+        });
         let due = |(planted, sent): &(Planted, u64)| {
             let Planted { event, from, to, .. } = planted;
             (*sent < event.packets)
@@ -416,7 +422,8 @@ mod tests {
 
     #[test]
     fn frames_are_cut_at_the_snap_length_and_keep_their_length() {
-        let options = Options { packets: 100, snaplen: 40, size: FrameSize::Bytes(600), ..Options::default() };
+        let options =
+            Options { packets: 100, snaplen: 40, size: FrameSize::Bytes(600), ..Options::default() };
         let (bytes, _) = generate(&options);
         assert_eq!(bytes.len(), 24 + 100 * (16 + 40));
         let (mut format, header) = Format::open(&bytes).expect("a capture");

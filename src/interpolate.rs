@@ -57,14 +57,16 @@ pub fn interpolate(
             if let Some(reference) = rest.strip_prefix("${") {
                 let column = line[..line.len() - rest.len()].chars().count() as u64 + 1;
                 let wrong = |message| InterpolateError { line: number as u64 + 1, column, message };
-                let (inside, behind) = reference
-                    .split_once('}')
-                    .ok_or_else(|| wrong("`${` without its `}`".into()))?;
+                let (inside, behind) =
+                    reference.split_once('}').ok_or_else(|| wrong("`${` without its `}`".into()))?;
                 let (name, default) = match inside.split_once(":-") {
                     Some((name, default)) => (name, Some(default)),
                     None => (inside, None),
                 };
-                let value = match (variable(name).filter(|value| default.is_none() || !value.is_empty()), default) {
+                let value = match (
+                    variable(name).filter(|value| default.is_none() || !value.is_empty()),
+                    default,
+                ) {
                     (Some(value), _) => {
                         out.secrets.push((name.to_owned(), value.clone()));
                         value
@@ -105,8 +107,14 @@ fn push_value(out: &mut String, quote: Quote, value: &str) -> Result<(), &'stati
         Quote::Double => out.push_str(&value.replace('\\', "\\\\").replace('"', "\\\"")),
         Quote::Single => out.push_str(&value.replace('\'', "''")),
         Quote::Plain => {
-            let structure = value.contains(": ") || value.contains(" #") || value.ends_with(':')
-                || value.starts_with(|first: char| "!&*?|>@`\"'%#{}[],-".contains(first) && value.len() > 1 && !value[1..].starts_with(|second: char| second.is_ascii_digit()))
+            let structure = value.contains(": ")
+                || value.contains(" #")
+                || value.ends_with(':')
+                || value.starts_with(|first: char| {
+                    "!&*?|>@`\"'%#{}[],-".contains(first)
+                        && value.len() > 1
+                        && !value[1..].starts_with(|second: char| second.is_ascii_digit())
+                })
                 || value.contains(['{', '}', '[', ']', ',']);
             if structure {
                 return Err("its value would be read as YAML; write the reference in double quotes");
@@ -128,7 +136,9 @@ mod tests {
             "ODD" => Some("a\"b\\c: 'd' # {".to_owned()),
             _ => None,
         };
-        interpolate(text, variable).map(|out| out.text).map_err(|error| format!("{}:{}: {error}", error.line, error.column))
+        interpolate(text, variable)
+            .map(|out| out.text)
+            .map_err(|error| format!("{}:{}: {error}", error.line, error.column))
     }
 
     #[test]
@@ -147,7 +157,9 @@ mod tests {
 
     #[test]
     fn what_is_not_set_or_not_closed_is_an_error_at_its_place() {
-        assert!(with("a: 1\nb:  ${NO}").is_err_and(|error| error.starts_with("2:5:") && error.contains("`NO`")));
+        assert!(
+            with("a: 1\nb:  ${NO}").is_err_and(|error| error.starts_with("2:5:") && error.contains("`NO`"))
+        );
         assert!(with("a: ${N").is_err());
     }
 

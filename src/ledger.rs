@@ -82,7 +82,7 @@ impl Ledger {
     pub fn new(counts: Counts, inputs: &[InputReport], windows: u64) -> Self {
         let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted } = counts;
         let input = |report: &InputReport| {
-            let InputReport { name, format, packets, damage } = report.clone();
+            let InputReport { name, format, packets, damage, .. } = report.clone();
             Input { name, format, packets, damage }
         };
         Self {
@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn a_packet_in_no_account_is_noticed() {
         let found = InputReport { packets: 10, ..InputReport::default() };
-        let counts = Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
+        let counts =
+            Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
         assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(6)).is_ok());
         assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(5)).is_err());
         assert!(Ledger::new(counts, &[], 1).balance(None).is_err());

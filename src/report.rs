@@ -86,7 +86,13 @@ impl Writer for HighlightsWriter {
                 let cells = String::from_utf8_lossy(&line).split('\t').map(str::to_owned).collect();
                 let values = row.values().to_vec();
                 let order = values[task.schema.order_by];
-                top.rows.push(TopRow { window: snapshot.window, window_name: name.clone(), order, cells, values });
+                top.rows.push(TopRow {
+                    window: snapshot.window,
+                    window_name: name.clone(),
+                    order,
+                    cells,
+                    values,
+                });
             }
             top.rows.sort_by_key(|row| std::cmp::Reverse(row.order));
             top.rows.truncate(TOP);
@@ -126,10 +132,14 @@ impl Report<'_> {
                     let keys = task.schema.key.fields().len();
                     let cell = |(at, (column, cell)): (usize, (&str, &String))| {
                         let is_number = at >= keys && task.schema.values[at - keys].kind != ValueKind::Time;
-                        let number = cell.parse::<u64>().ok().filter(|_| is_number || cell.bytes().all(|b| b.is_ascii_digit()));
+                        let number = cell
+                            .parse::<u64>()
+                            .ok()
+                            .filter(|_| is_number || cell.bytes().all(|b| b.is_ascii_digit()));
                         (column.to_owned(), number.map_or_else(|| json!(cell), |number| json!(number)))
                     };
-                    let mut object = serde_json::Map::from_iter([("window".to_owned(), json!(row.window_name))]);
+                    let mut object =
+                        serde_json::Map::from_iter([("window".to_owned(), json!(row.window_name))]);
                     object.extend(cells.map(cell));
                     Value::Object(object)
                 })
@@ -163,9 +173,18 @@ impl Report<'_> {
         ));
         out.push_str(&format!(
             "counted {} + filtered {} + not IP {} + malformed {} = read {}; late {}, lost 0\n",
-            grouped(counted), grouped(filtered), grouped(non_ip), grouped(malformed), grouped(read), grouped(late),
+            grouped(counted),
+            grouped(filtered),
+            grouped(non_ip),
+            grouped(malformed),
+            grouped(read),
+            grouped(late),
         ));
-        out.push_str(&format!("{} window(s) in {}\n", self.highlights.windows.len(), self.outputs.join(", ")));
+        out.push_str(&format!(
+            "{} window(s) in {}\n",
+            self.highlights.windows.len(),
+            self.outputs.join(", ")
+        ));
         out
     }
 
@@ -238,7 +257,10 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!((grouped(0), grouped(999), grouped(1_234_567)), ("0".into(), "999".into(), "1 234 567".into()));
+        assert_eq!(
+            (grouped(0), grouped(999), grouped(1_234_567)),
+            ("0".into(), "999".into(), "1 234 567".into())
+        );
         assert_eq!((scaled(999.0, "B"), scaled(1_234_567.0, "B")), ("999 B".into(), "1.23 MB".into()));
     }
 }

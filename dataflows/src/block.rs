@@ -26,6 +26,8 @@ pub struct Block {
     pub window: Epoch,
     /// Whether keys are [`crate::key::Wide`], else [`crate::key::Compact`].
     pub wide: bool,
+    /// Whether no other block of its window, layout and sender's epoch has any of its keys.
+    pub merged: bool,
     /// The rows, each a key followed by its values.
     pub words: Arc<Vec<u64>>,
 }
@@ -40,14 +42,16 @@ impl Accountable for Block {
     }
 }
 
-const HEADER_WORDS: usize = 4;
+const HEADER_WORDS: usize = 5;
 
 impl ContainerBytes for Block {
     fn from_bytes(bytes: Bytes) -> Self {
-        let mut words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        let mut words =
+            bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
         let mut next = || words.next().expect("a block starts with its header");
-        let (to, task, window, wide) = (next() as usize, next() as usize, next(), next() == 1);
-        Self { to, task, window, wide, words: Arc::new(words.collect()) }
+        let (to, task, window) = (next() as usize, next() as usize, next());
+        let (wide, merged) = (next() == 1, next() == 1);
+        Self { to, task, window, wide, merged, words: Arc::new(words.collect()) }
     }
 
     fn length_in_bytes(&self) -> usize {
@@ -55,7 +59,7 @@ impl ContainerBytes for Block {
     }
 
     fn into_bytes<W: Write>(&self, writer: &mut W) {
-        let header = [self.to as u64, self.task as u64, self.window, u64::from(self.wide)];
+        let header = [self.to as u64, self.task as u64, self.window, self.wide.into(), self.merged.into()];
         for word in header.iter().chain(self.words.iter()) {
             writer.write_all(&word.to_le_bytes()).expect("timely reserves as many bytes as were asked for");
         }

@@ -20,7 +20,11 @@ impl<S: Default> Epochs<S> {
     /// The state of the epoch of a message, begun where it is new, with the capability for output `port`.
     ///
     /// `None` for a message without a time, which no source of ours sends.
-    pub fn at(&mut self, message: &InputCapability<Epoch>, port: usize) -> Option<&mut (Capability<Epoch>, S)> {
+    pub fn at(
+        &mut self,
+        message: &InputCapability<Epoch>,
+        port: usize,
+    ) -> Option<&mut (Capability<Epoch>, S)> {
         let epoch = *message.least()?;
         Some(self.open.entry(epoch).or_insert_with(|| (message.delayed(&epoch, port), S::default())))
     }

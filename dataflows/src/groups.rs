@@ -5,13 +5,13 @@
 //! worker's share depends on it. A key set contained in a finer one never sees a packet: it is folded from the finer
 //! set's finished groups.
 //!
-//! Invariant: the keys of one block of groups are distinct, so a window's only block is already merged.
+//! Invariant: the keys of one block of groups are distinct, and those of all blocks that a lone worker folds in an epoch.
 
 use crate::block::{Block, BlockBuilder, to_named_worker};
 use crate::epochs::Epochs;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
-use crate::table::{COMPACT_GROUP, Table, WIDE_GROUP, key_of, owner};
+use crate::table::{CHUNK_GROUPS, COMPACT_GROUP, Table, WIDE_GROUP, key_of, owner};
 use crate::window::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,9 +23,6 @@ use timely::dataflow::{Scope, Stream};
 /// Groups in a worker's own tables before they move to their owners early: what bounds memory when keys are many.
 /// Large, because most groups are met again: measured in `benches/`.
 const FLUSH_AT: usize = 1 << 20;
-
-/// Groups in one block on the exchange, about 100 kB.
-const BLOCK_GROUPS: usize = 2048;
 
 /// Decoded packets of one window, in the order of their stream. Cloning shares them.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +41,7 @@ impl Accountable for Packets {
 
 /// Keeps the groups of closed windows, so that late packets can revise them. One a worker and key set.
 pub trait Archive {
-    /// Keeps the finished groups of a window; at most one block a layout is put between two takes.
+    /// Keeps a block of the finished groups of a window.
     fn put(&mut self, block: Block);
     /// Gives back all blocks of a window and forgets them.
     fn take(&mut self, window: Epoch) -> Vec<Block>;
@@ -68,7 +65,13 @@ struct Batches<'t> {
 
 impl<'t> Batches<'t> {
     fn new(tables: &'t mut Tables) -> Self {
-        Self { tables, compact: [[0; COMPACT_GROUP]; 64], compact_len: 0, wide: [[0; WIDE_GROUP]; 64], wide_len: 0 }
+        Self {
+            tables,
+            compact: [[0; COMPACT_GROUP]; 64],
+            compact_len: 0,
+            wide: [[0; WIDE_GROUP]; 64],
+            wide_len: 0,
+        }
     }
 
     #[inline(always)]
@@ -155,7 +158,7 @@ impl Tables {
         }
     }
 
-    /// All groups as blocks for their owners; to a lone worker, one block a layout.
+    /// All groups as blocks for their owners.
     fn into_partials(self, window: Epoch, peers: usize, give: &mut impl FnMut(Block)) {
         if peers == 1 {
             for block in self.into_blocks(window) {
@@ -167,13 +170,17 @@ impl Tables {
         }
     }
 
-    /// All groups as at most one block a layout, without a copy.
+    /// All groups as blocks, without a copy.
     fn into_blocks(self, window: Epoch) -> impl Iterator<Item = Block> {
-        let block = move |wide, words: Vec<u64>| Block { window, wide, words: Arc::new(words), ..Block::default() };
-        [(false, self.compact.into_groups().into_flattened()), (true, self.wide.into_groups().into_flattened())]
-            .into_iter()
-            .filter(|(_, words)| !words.is_empty())
-            .map(move |(wide, words)| block(wide, words))
+        let compact = self.compact.into_chunks().map(|chunk| (false, chunk.into_flattened()));
+        let wide = self.wide.into_chunks().map(|chunk| (true, chunk.into_flattened()));
+        compact.chain(wide).map(move |(wide, words)| Block {
+            window,
+            wide,
+            merged: true,
+            words: Arc::new(words),
+            ..Block::default()
+        })
     }
 }
 
@@ -187,14 +194,14 @@ fn deal<const K: usize, const S: usize>(
 ) {
     let mut open: Vec<Vec<u64>> = vec![Vec::new(); peers];
     let block = |to, words| Block { to, window, wide, words: Arc::new(words), ..Block::default() };
-    for group in &table.into_groups() {
-        let to = owner(key_of::<K, S>(group), peers);
+    for group in table.into_chunks().flatten() {
+        let to = owner(key_of::<K, S>(&group), peers);
         let words = &mut open[to];
         if words.capacity() == 0 {
-            words.reserve_exact(BLOCK_GROUPS * S);
+            words.reserve_exact(CHUNK_GROUPS * S);
         }
-        words.extend_from_slice(group);
-        if words.len() == BLOCK_GROUPS * S {
+        words.extend_from_slice(&group);
+        if words.len() == CHUNK_GROUPS * S {
             give(block(to, std::mem::take(words)));
         }
     }
@@ -234,28 +241,29 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
     })
 }
 
-/// Groups of one window and layout at their owner: as they came while there is one block, else in a table.
+/// Groups of one window at their owner: as they came while they are merged already, else in tables.
 #[derive(Default)]
 struct Merged {
-    lone: [Option<Block>; 2],
+    blocks: Vec<Block>,
     tables: Tables,
 }
 
 impl Merged {
     fn absorb(&mut self, block: Block) {
-        let lone = &mut self.lone[usize::from(block.wide)];
-        let in_table = if block.wide { !self.tables.wide.is_empty() } else { !self.tables.compact.is_empty() };
-        match lone.take() {
-            None if !in_table => *lone = Some(block),
-            earlier => {
-                earlier.iter().for_each(|earlier| self.tables.absorb(earlier));
-                self.tables.absorb(&block);
-            }
+        if block.merged && self.tables.len() == 0 {
+            return self.blocks.push(block);
         }
+        self.merge();
+        self.tables.absorb(&block);
+    }
+
+    /// Merges whatever came, so that more can be merged with it.
+    fn merge(&mut self) {
+        self.blocks.drain(..).for_each(|block| self.tables.absorb(&block));
     }
 
     fn into_blocks(self, window: Epoch) -> impl Iterator<Item = Block> {
-        self.lone.into_iter().flatten().chain(self.tables.into_blocks(window))
+        self.blocks.into_iter().chain(self.tables.into_blocks(window))
     }
 }
 
@@ -276,38 +284,48 @@ fn merge<'s>(
     mut archive: Option<Box<dyn Archive>>,
 ) -> Stream<'s, Epoch, Block> {
     let (contract, late_contract) = (to_named_worker(), to_named_worker());
-    partials.binary_frontier::<_, BlockBuilder, _, _, _, _>(late, contract, late_contract, "Merge", move |_, _| {
-        let mut epochs: Epochs<Closing> = Epochs::default();
-        move |(partials, partials_frontier), (late, late_frontier), output| {
-            let port = output.output_index();
-            partials.for_each(|message, block| {
-                if let Some((_, closing)) = epochs.at(&message, port) {
-                    closing.windows.entry(block.window).or_default().absorb(std::mem::take(block));
-                }
-            });
-            late.for_each(|message, block| {
-                if let Some((_, closing)) = epochs.at(&message, port) {
-                    closing.late.insert(block.window);
-                }
-            });
-            while let Some((held, mut closing)) = epochs.close(&[partials_frontier, late_frontier]) {
-                let mut session = output.session_with_builder(&held);
-                for window in closing.late {
-                    let merged = closing.windows.entry(window).or_default();
-                    let earlier = archive.as_mut().map(|archive| archive.take(window));
-                    earlier.into_iter().flatten().for_each(|block| merged.absorb(block));
-                }
-                for (window, merged) in closing.windows {
-                    for mut block in merged.into_blocks(window) {
-                        if let Some(archive) = &mut archive {
-                            archive.put(block.clone());
+    partials.binary_frontier::<_, BlockBuilder, _, _, _, _>(
+        late,
+        contract,
+        late_contract,
+        "Merge",
+        move |_, _| {
+            let mut epochs: Epochs<Closing> = Epochs::default();
+            move |(partials, partials_frontier), (late, late_frontier), output| {
+                let port = output.output_index();
+                partials.for_each(|message, block| {
+                    if let Some((_, closing)) = epochs.at(&message, port) {
+                        closing.windows.entry(block.window).or_default().absorb(std::mem::take(block));
+                    }
+                });
+                late.for_each(|message, block| {
+                    if let Some((_, closing)) = epochs.at(&message, port) {
+                        closing.late.insert(block.window);
+                    }
+                });
+                while let Some((held, mut closing)) = epochs.close(&[partials_frontier, late_frontier]) {
+                    let mut session = output.session_with_builder(&held);
+                    for window in closing.late {
+                        let merged = closing.windows.entry(window).or_default();
+                        let earlier =
+                            archive.as_mut().map(|archive| archive.take(window)).unwrap_or_default();
+                        if !earlier.is_empty() {
+                            merged.merge();
+                            earlier.iter().for_each(|block| merged.tables.absorb(block));
                         }
-                        session.give_container(&mut block);
+                    }
+                    for (window, merged) in closing.windows {
+                        for mut block in merged.into_blocks(window) {
+                            if let Some(archive) = &mut archive {
+                                archive.put(block.clone());
+                            }
+                            session.give_container(&mut block);
+                        }
                     }
                 }
             }
-        }
-    })
+        },
+    )
 }
 
 /// Each key set with the number of the key set it is rolled up from; finer sets come first and none comes twice.

@@ -53,7 +53,9 @@ pub enum FieldError {
     )]
     Unknown(String),
     /// A prefix length outside of its family's range.
-    #[error("bad prefix in `{0}`: 1 to 32 bits for IPv4, 33 to 128 for IPv6 alone, or both as in SrcIP/24/48")]
+    #[error(
+        "bad prefix in `{0}`: 1 to 32 bits for IPv4, 33 to 128 for IPv6 alone, or both as in SrcIP/24/48"
+    )]
     Prefix(String),
     /// Two fields that would make the same column.
     #[error("`{0}` is named twice")]
@@ -274,7 +276,9 @@ impl KeyFields {
             mask.transport |= field.transport_mask();
             match *field {
                 Field::SrcIp { v4, v6 } => mask.source = mask.source.union(AddressMask::new(v4, v6)),
-                Field::DstIp { v4, v6 } => mask.destination = mask.destination.union(AddressMask::new(v4, v6)),
+                Field::DstIp { v4, v6 } => {
+                    mask.destination = mask.destination.union(AddressMask::new(v4, v6))
+                }
                 _ => {}
             }
         }
@@ -376,7 +380,8 @@ impl KeyFields {
         };
         (0..self.fields.len())
             .map(|column| {
-                ordinal(self.value(column, left.0, left.1)).cmp(&ordinal(self.value(column, right.0, right.1)))
+                ordinal(self.value(column, left.0, left.1))
+                    .cmp(&ordinal(self.value(column, right.0, right.1)))
             })
             .find(|order| order.is_ne())
             .unwrap_or(std::cmp::Ordering::Equal)

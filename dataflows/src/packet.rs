@@ -67,7 +67,14 @@ pub struct Transport(pub u64);
 impl Transport {
     /// Packs the parts; `vlan` keeps its low 12 bits and `version` its low 4.
     #[inline(always)]
-    pub const fn new(source: u16, destination: u16, protocol: u8, tcp_flags: u8, vlan: u16, version: u8) -> Self {
+    pub const fn new(
+        source: u16,
+        destination: u16,
+        protocol: u8,
+        tcp_flags: u8,
+        vlan: u16,
+        version: u8,
+    ) -> Self {
         Self(
             (source as u64) << 48
                 | (destination as u64) << 32
@@ -138,10 +145,22 @@ mod tests {
 
     #[test]
     fn ordinals_put_ipv4_before_ipv6_and_keep_numeric_order() {
-        let order = ["0.0.0.0", "9.255.0.1", "10.0.0.0", "255.255.255.255", "::", "::1", "::fffe:ffff:ffff",
-            "::1:0:0:0", "2001:db8::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
-        let ordinals: Vec<u128> =
-            order.iter().map(|text| Address::from(text.parse::<IpAddr>().expect("an address")).ordinal()).collect();
+        let order = [
+            "0.0.0.0",
+            "9.255.0.1",
+            "10.0.0.0",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::fffe:ffff:ffff",
+            "::1:0:0:0",
+            "2001:db8::",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ];
+        let ordinals: Vec<u128> = order
+            .iter()
+            .map(|text| Address::from(text.parse::<IpAddr>().expect("an address")).ordinal())
+            .collect();
         assert!(ordinals.windows(2).all(|pair| pair[0] < pair[1]), "{ordinals:x?}");
     }
 

@@ -8,7 +8,9 @@ pub(crate) fn prefetch<T>(slice: &[T], index: usize) {
     if let Some(element) = slice.get(index) {
         // SAFETY: PREFETCHT0 never faults and changes no architectural state; the address is that of a live element.
         unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(element).cast());
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                std::ptr::from_ref(element).cast(),
+            );
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

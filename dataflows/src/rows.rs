@@ -4,9 +4,11 @@
 //! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
 
 use crate::block::{Block, BlockBuilder, to_named_worker};
+use crate::epochs::Epochs;
 use crate::key::{KeyFields, KeyValue};
 use crate::window::Epoch;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use timely::dataflow::Stream;
@@ -95,23 +97,41 @@ impl<'a> Row<'a> {
 
     fn order(&self, other: &Self, schema: &Schema) -> Ordering {
         let by = schema.order_by;
-        other.values()[by].cmp(&self.values()[by]).then_with(|| match (self.compact_key(), other.compact_key()) {
-            (Some(left), Some(right)) => schema.key.compact_order(left).cmp(&schema.key.compact_order(right)),
-            _ => schema.key.compare((self.wide, self.words), (other.wide, other.words)),
+        other.values()[by].cmp(&self.values()[by]).then_with(|| {
+            match (self.compact_key(), other.compact_key()) {
+                (Some(left), Some(right)) => {
+                    schema.key.compact_order(left).cmp(&schema.key.compact_order(right))
+                }
+                _ => schema.key.compare((self.wide, self.words), (other.wide, other.words)),
+            }
         })
     }
 }
 
-/// Sorts each block of a task's rows into the task's order and binds it, numbered, for the worker that commits.
-pub fn sorted<'s>(rows: Stream<'s, Epoch, Block>, schema: Arc<Schema>, task: usize) -> Stream<'s, Epoch, Block> {
-    rows.unary::<BlockBuilder, _, _, _>(Pipeline, "Sort", move |_, _| {
-        move |input, output| {
+/// Sorts the rows of a task, one run a window and layout, and binds the runs, numbered, for the committing worker.
+pub fn sorted<'s>(
+    rows: Stream<'s, Epoch, Block>,
+    schema: Arc<Schema>,
+    task: usize,
+) -> Stream<'s, Epoch, Block> {
+    rows.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sort", move |_, _| {
+        let mut epochs: Epochs<BTreeMap<(Epoch, bool), Vec<Arc<Vec<u64>>>>> = Epochs::default();
+        move |(input, frontier), output| {
+            let port = output.output_index();
             input.for_each(|message, block| {
-                let block = std::mem::take(block);
-                let words = Arc::new(sort_words(&block.words, block.wide, &schema));
-                let mut session = output.session_with_builder(&message);
-                session.give_container(&mut Block { to: COMMITTER, task, words, ..block });
+                if let Some((_, windows)) = epochs.at(&message, port) {
+                    let Block { window, wide, words, .. } = std::mem::take(block);
+                    windows.entry((window, wide)).or_default().push(words);
+                }
             });
+            while let Some((held, windows)) = epochs.close(&[frontier]) {
+                let mut session = output.session_with_builder(&held);
+                for ((window, wide), blocks) in windows {
+                    let words = Arc::new(sort_words(&blocks, wide, &schema));
+                    let run = Block { to: COMMITTER, task, window, wide, merged: true, words };
+                    session.give_container(&mut { run });
+                }
+            }
         }
     })
 }
@@ -126,29 +146,35 @@ pub fn to_committer()
 }
 
 /// A task's rows, given as words in any order, in the order of the schema.
-pub fn sort_words(words: &[u64], wide: bool, schema: &Schema) -> Vec<u64> {
+pub fn sort_words(blocks: &[Arc<Vec<u64>>], wide: bool, schema: &Schema) -> Vec<u64> {
     let width = schema.row_words(wide);
     let by = key_words(wide) + schema.order_by;
-    let mut sorted = Vec::with_capacity(words.len());
-    let row = |number: u32| &words[number as usize * width..][..width];
+    let row = |(block, number): (u32, u32)| &blocks[block as usize][number as usize * width..][..width];
+    let rows = || {
+        let places = |(block, words): (u32, &Arc<Vec<u64>>)| {
+            (0..(words.len() / width) as u32).map(move |row| (block, row))
+        };
+        (0..).zip(blocks).flat_map(places)
+    };
+    let mut sorted = Vec::with_capacity(blocks.iter().map(|words| words.len()).sum());
     if wide {
-        let mut order: Vec<(u64, u32)> =
-            words.chunks_exact(width).zip(0..).map(|(row, number)| (!row[by], number)).collect();
+        let mut order: Vec<(u64, (u32, u32))> = rows().map(|place| (!row(place)[by], place)).collect();
         order.sort_unstable_by(|left, right| {
             left.0.cmp(&right.0).then_with(|| {
-                let key = |number| row(number).first_chunk().expect("a row starts with its key");
+                let key = |place| row(place).first_chunk().expect("a row starts with its key");
                 schema.key.compare_wide(key(left.1), key(right.1))
             })
         });
-        order.iter().for_each(|(_, number)| sorted.extend_from_slice(row(*number)));
+        order.iter().for_each(|(_, place)| sorted.extend_from_slice(row(*place)));
     } else {
-        let mut order: Vec<(u64, [u64; 2], u32)> = words
-            .chunks_exact(width)
-            .zip(0..)
-            .map(|(row, number)| (!row[by], schema.key.compact_order(&[row[0], row[1]]), number))
+        let mut order: Vec<(u64, [u64; 2], (u32, u32))> = rows()
+            .map(|place| {
+                let row = row(place);
+                (!row[by], schema.key.compact_order(&[row[0], row[1]]), place)
+            })
             .collect();
         order.sort_unstable();
-        order.iter().for_each(|(_, _, number)| sorted.extend_from_slice(row(*number)));
+        order.iter().for_each(|(_, _, place)| sorted.extend_from_slice(row(*place)));
     }
     sorted
 }

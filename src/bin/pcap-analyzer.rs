@@ -5,7 +5,7 @@ use clap::Parser;
 use dataflows::aggregator::Registry;
 use dataflows::window::Windowing;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use netspectra::capture::dealer::Dealer;
+use netspectra::capture::dealer::{Dealer, InputReport};
 use netspectra::capture::filter::Filter;
 use netspectra::config::{self, Config, WriterConfig};
 use netspectra::engine::{self, Job, Progress};
@@ -165,9 +165,18 @@ fn finish(
     for link in progress.unknown_links() {
         eprintln!("pcap-analyzer: warning: packets of link type {link} are not decoded and count as non_ip");
     }
+    for input in inputs.iter().filter(|input| input.clamped > 0) {
+        let InputReport { name, clamped, .. } = input;
+        eprintln!(
+            "pcap-analyzer: warning: {name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends"
+        );
+    }
     let mut end = End::Done;
     for (input, damage) in inputs.iter().filter_map(|input| Some((input, input.damage.as_ref()?))) {
-        eprintln!("pcap-analyzer: {}: {damage}; the results hold the {} packets before that", input.name, input.packets);
+        eprintln!(
+            "pcap-analyzer: {}: {damage}; the results hold the {} packets before that",
+            input.name, input.packets
+        );
         end = End::Damaged;
     }
     let outputs = folders.iter().map(|folder| folder.display().to_string()).collect();
@@ -190,7 +199,9 @@ fn load_config(flags: &Flags) -> Result<Config, config::ConfigError> {
     match &flags.config {
         Some(path) => Config::load(path, &registry),
         None if here.exists() => Config::load(here, &registry),
-        None => Config::parse(config::SHIPPED, "built-in config.yaml", &registry, |name| std::env::var(name).ok()),
+        None => {
+            Config::parse(config::SHIPPED, "built-in config.yaml", &registry, |name| std::env::var(name).ok())
+        }
     }
 }
 

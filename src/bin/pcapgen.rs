@@ -51,14 +51,19 @@ fn fraction(text: &str) -> Result<f64, String> {
 }
 
 fn zipf(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|exponent| (0.0..=10.0).contains(exponent)).ok_or_else(|| "a number from 0 to 10".into())
+    text.parse()
+        .ok()
+        .filter(|exponent| (0.0..=10.0).contains(exponent))
+        .ok_or_else(|| "a number from 0 to 10".into())
 }
 
 fn frame_size(text: &str) -> Result<FrameSize, String> {
     match text {
         "mixed" => Ok(FrameSize::Mixed),
         "min" => Ok(FrameSize::Bytes(0)),
-        bytes => bytes.parse().map(FrameSize::Bytes).map_err(|_| "`mixed`, `min` or a number of bytes".into()),
+        bytes => {
+            bytes.parse().map(FrameSize::Bytes).map_err(|_| "`mixed`, `min` or a number of bytes".into())
+        }
     }
 }
 

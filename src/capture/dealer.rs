@@ -61,6 +61,8 @@ pub struct InputReport {
     pub format: String,
     /// Frames found.
     pub packets: u64,
+    /// Frames whose times lie outside of 1970 to 2554 and were put at its ends.
+    pub clamped: u64,
     /// Where it is damaged or cut off and how; everything before that is counted.
     pub damage: Option<String>,
 }
@@ -146,7 +148,13 @@ impl Dealer {
             let (waiting, first_time) = if path == Path::new("-") {
                 let identity = (u64::MAX, u64::MAX);
                 refuse_twice(&mut seen, identity, &name)?;
-                (Waiting::Open { number, input: Box::new(open_stream(&name, Box::new(io::stdin()), Pace::AsItComes, &wake)?) }, 0)
+                (
+                    Waiting::Open {
+                        number,
+                        input: Box::new(open_stream(&name, Box::new(io::stdin()), Pace::AsItComes, &wake)?),
+                    },
+                    0,
+                )
             } else {
                 let file = File::open(path).map_err(io_error)?;
                 let metadata = file.metadata().map_err(io_error)?;
@@ -159,7 +167,13 @@ impl Dealer {
                     let first_time = first_time(&name, file)?;
                     (Waiting::Closed { number, path: path.clone() }, first_time)
                 } else {
-                    (Waiting::Open { number, input: Box::new(open_stream(&name, Box::new(file), Pace::AsItComes, &wake)?) }, 0)
+                    (
+                        Waiting::Open {
+                            number,
+                            input: Box::new(open_stream(&name, Box::new(file), Pace::AsItComes, &wake)?),
+                        },
+                        0,
+                    )
                 }
             };
             state.reports.push(InputReport { name, ..InputReport::default() });
@@ -174,9 +188,9 @@ impl Dealer {
         let mut links: Vec<LinkType> = Vec::new();
         for waiting in state.waiting.values() {
             let format = match waiting {
-                Waiting::Closed { path, .. } => {
-                    File::open(path).ok().and_then(|file| first_format(&path.display().to_string(), file).ok())
-                }
+                Waiting::Closed { path, .. } => File::open(path)
+                    .ok()
+                    .and_then(|file| first_format(&path.display().to_string(), file).ok()),
                 Waiting::Open { input, .. } => Some(input.format.clone()),
             };
             match format {
@@ -254,7 +268,11 @@ fn wake_all(wakers: Arc<Mutex<Vec<SyncActivator>>>) -> Wake {
     })
 }
 
-fn refuse_twice(seen: &mut Vec<((u64, u64), String)>, identity: (u64, u64), name: &str) -> Result<(), InputError> {
+fn refuse_twice(
+    seen: &mut Vec<((u64, u64), String)>,
+    identity: (u64, u64),
+    name: &str,
+) -> Result<(), InputError> {
     if let Some((_, earlier)) = seen.iter().find(|(other, _)| *other == identity) {
         return Err(InputError::Twice { name: name.to_owned(), earlier: earlier.clone() });
     }
@@ -291,7 +309,8 @@ impl State {
 
     /// The least watermark of all inputs but one.
     fn least_of_others(&self, number: usize) -> u64 {
-        let open = self.open.iter().filter(|(other, _)| **other != number).map(|(_, input)| input.latest).min();
+        let open =
+            self.open.iter().filter(|(other, _)| **other != number).map(|(_, input)| input.latest).min();
         let waiting = self.waiting.first_key_value().map(|((first_time, _), _)| *first_time);
         open.unwrap_or(u64::MAX).min(waiting.unwrap_or(u64::MAX))
     }
@@ -325,6 +344,7 @@ impl Input {
             let held = chunk.bytes.len() as u64;
             self.latest = latest;
             self.report.packets += packets;
+            self.report.clamped = self.format.clamped();
             self.offset += consumed;
             self.source.consume(&mut chunk.bytes, consumed);
             let over = match stop {
@@ -334,7 +354,10 @@ impl Input {
                 }
                 Stop::Needs(_) if peek == Peek::Last && consumed < held => {
                     let cut = held - consumed;
-                    self.report.damage = Some(format!("cut off in the middle of a record ({cut} bytes of it) at byte {}", self.offset));
+                    self.report.damage = Some(format!(
+                        "cut off in the middle of a record ({cut} bytes of it) at byte {}",
+                        self.offset
+                    ));
                     true
                 }
                 Stop::Needs(_) if peek == Peek::Last && consumed == held => true,
@@ -399,7 +422,8 @@ fn open_stream(
         .map_err(|error| no_capture(error.to_string()))?;
     let (format, header) = Format::open(&head).map_err(no_capture)?;
     let rest = head.split_off(header);
-    let source = Stream::new(Box::new(io::Cursor::new(rest).chain(decoder)), pace, wake.clone()).map_err(io_error)?;
+    let source =
+        Stream::new(Box::new(io::Cursor::new(rest).chain(decoder)), pace, wake.clone()).map_err(io_error)?;
     let format_name = format!("{}{}", format.name(), compression.suffix());
     let report = InputReport { name: name.to_owned(), format: format_name, ..InputReport::default() };
     Ok(Input { report, source: Source::Stream(source), format, offset: header as u64, latest: 0 })

@@ -40,9 +40,10 @@ impl Filter {
         }
         // In files raw IP is 101; libpcap's compiler knows it by this platform's own number.
         let dlt = if link == LinkType::RAW { Linktype(12) } else { Linktype(link.0 as i32) };
-        let program = Capture::dead(dlt)
-            .and_then(|capture| capture.compile(&self.expression, true))
-            .map_err(|error| FilterError { expression: self.expression.clone(), link, why: error.to_string() })?;
+        let program =
+            Capture::dead(dlt).and_then(|capture| capture.compile(&self.expression, true)).map_err(
+                |error| FilterError { expression: self.expression.clone(), link, why: error.to_string() },
+            )?;
         self.programs.insert(link, program);
         Ok(())
     }
@@ -55,7 +56,12 @@ impl Filter {
         // SAFETY: `bpf_filter` (libpcap, pcap/bpf.h) reads the instructions up to the return that ends every program of
         // `pcap_compile`, which made these, and of the packet only `captured` bytes: the slice's own length.
         let taken = unsafe {
-            bpf_filter(instructions.as_ptr(), frame.as_ptr(), length, u32::try_from(frame.len()).unwrap_or(u32::MAX))
+            bpf_filter(
+                instructions.as_ptr(),
+                frame.as_ptr(),
+                length,
+                u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            )
         };
         Ok(taken != 0)
     }

@@ -77,6 +77,14 @@ impl Format {
         pcap::Pcap::open(bytes).map(|pcap| (Self::Pcap(pcap), pcap::FILE_HEADER))
     }
 
+    /// How many frames' times could not be kept and were clamped.
+    pub fn clamped(&self) -> u64 {
+        match self {
+            Self::Pcap(_) => 0,
+            Self::Pcapng(pcapng) => pcapng.clamped(),
+        }
+    }
+
     /// Its name, for reports.
     pub fn name(&self) -> &'static str {
         match self {

@@ -77,7 +77,9 @@ impl Pcap {
         match (self.big_endian, self.nanoseconds, self.record_header, self.swapped_lengths) {
             (false, false, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1000, visit),
             (false, true, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1, visit),
-            (_, nanoseconds, ..) => self.scan_records::<true>(bytes, if nanoseconds { 1 } else { 1000 }, visit),
+            (_, nanoseconds, ..) => {
+                self.scan_records::<true>(bytes, if nanoseconds { 1 } else { 1000 }, visit)
+            }
         }
     }
 
@@ -88,7 +90,8 @@ impl Pcap {
         nanos_a_unit: u64,
         mut visit: impl FnMut(Frame),
     ) -> Scanned {
-        let (big_endian, record_header) = if UNUSUAL { (self.big_endian, self.record_header) } else { (false, 16) };
+        let (big_endian, record_header) =
+            if UNUSUAL { (self.big_endian, self.record_header) } else { (false, 16) };
         let mut at = 0;
         loop {
             let rest = &bytes[at..];
@@ -148,7 +151,13 @@ mod tests {
         [&word(magic)[..], &half(2), &half(minor), &word(0), &word(0), &word(65535), &word(1)].concat()
     }
 
-    fn frames(magic: u32, big_endian: bool, minor: u16, record: &[u32], tail: &[u8]) -> (Vec<Frame>, Scanned) {
+    fn frames(
+        magic: u32,
+        big_endian: bool,
+        minor: u16,
+        record: &[u32],
+        tail: &[u8],
+    ) -> (Vec<Frame>, Scanned) {
         let mut pcap = Pcap::open(&file_header(magic, big_endian, minor)).expect("a header");
         let word = |value: &u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
         let bytes: Vec<u8> = record.iter().flat_map(word).chain(tail.iter().copied()).collect();

@@ -45,6 +45,8 @@ pub struct Pcapng {
     interfaces: Arc<Vec<Interface>>,
     /// The latest frame's time: simple packet blocks have none of their own and take it.
     last_time: u64,
+    /// Frames whose time lies beyond what can be kept.
+    clamped: u64,
 }
 
 impl Pcapng {
@@ -53,7 +55,12 @@ impl Pcapng {
         let magic = bytes.get(8..12)?;
         let is_section = bytes.starts_with(&SECTION_HEADER.to_le_bytes())
             && (magic == BYTE_ORDER_MAGIC.to_le_bytes() || magic == BYTE_ORDER_MAGIC.to_be_bytes());
-        is_section.then(|| Self { big_endian: false, interfaces: Arc::default(), last_time: 0 })
+        is_section.then(|| Self { big_endian: false, interfaces: Arc::default(), last_time: 0, clamped: 0 })
+    }
+
+    /// How many frames' times were outside of 1970 to 2554 and were put at its ends.
+    pub fn clamped(&self) -> u64 {
+        self.clamped
     }
 
     /// The link types of the interfaces known so far.
@@ -170,6 +177,9 @@ impl Pcapng {
         } else {
             let units = u64::from(self.u32(body, 4)) << 32 | u64::from(self.u32(body, 8));
             self.last_time = interface.time(units);
+            if self.last_time == 0 || self.last_time == u64::MAX {
+                self.clamped += u64::from(units > 0);
+            }
             (self.u32(body, 12), self.u32(body, 16))
         };
         if captured as usize > body.len() - fixed {
@@ -238,7 +248,10 @@ mod tests {
     }
 
     fn words(values: &[u32], big_endian: bool) -> Vec<u8> {
-        values.iter().flat_map(|value| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() }).collect()
+        values
+            .iter()
+            .flat_map(|value| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() })
+            .collect()
     }
 
     fn section(big_endian: bool) -> Vec<u8> {
@@ -268,10 +281,16 @@ mod tests {
     #[test]
     fn sections_and_interfaces_keep_their_own_order_link_and_resolution() {
         let bytes = [
-            section(false), interface(1, None, false), interface(101, Some(9), false),
-            enhanced(0, 5_000_007, false), enhanced(1, 5_000_007_000, false),
-            section(true), interface(113, Some(128 + 32), true), enhanced(0, 5 << 32, true),
-        ].concat();
+            section(false),
+            interface(1, None, false),
+            interface(101, Some(9), false),
+            enhanced(0, 5_000_007, false),
+            enhanced(1, 5_000_007_000, false),
+            section(true),
+            interface(113, Some(128 + 32), true),
+            enhanced(0, 5 << 32, true),
+        ]
+        .concat();
         let (frames, scanned) = scan(&bytes);
         let seen: Vec<_> = frames.iter().map(|frame| (frame.time, frame.link.0, frame.captured)).collect();
         assert_eq!(seen, [(5_000_007_000, 1, 3), (5_000_007_000, 101, 3), (5_000_000_000, 113, 3)]);

@@ -133,11 +133,14 @@ impl Stream {
                 }
                 Ok(Err(error)) => (self.failed, self.ended) = (Some(error), true),
                 Err(TryRecvError::Disconnected) => self.ended = true,
-                Err(TryRecvError::Empty) if self.pace == Pace::AsItComes && self.carried.len() > before => break,
+                Err(TryRecvError::Empty) if self.pace == Pace::AsItComes && self.carried.len() > before => {
+                    break;
+                }
                 Err(TryRecvError::Empty) => return Ok(Peek::Wait),
             }
         }
-        if self.ended && self.carried.len() == before
+        if self.ended
+            && self.carried.len() == before
             && let Some(error) = self.failed.take()
         {
             return Err(error);

@@ -36,7 +36,8 @@ fn ipv4(bytes: &[u8]) -> Outcome {
     let payload = &payload[..payload.len().min(total - 20)];
     let protocol = header[9];
     let (source_port, destination_port, tcp_flags) = ports(protocol, payload);
-    let address = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let address =
+        |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     Outcome::Read(Headers {
         version: 4,
         source: Address::v4(address(12)),

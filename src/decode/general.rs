@@ -6,7 +6,9 @@
 use super::link::{Found, IpVersion};
 use super::{Headers, ports};
 use dataflows::packet::Address;
-use etherparse::{Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, ip_number};
+use etherparse::{
+    Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, ip_number,
+};
 
 /// Reads a header; `None` where it is broken or cut off.
 pub fn read(found: &Found<'_>) -> Option<Headers> {
@@ -27,7 +29,8 @@ fn ipv4(bytes: &[u8]) -> Option<Headers> {
     };
     let protocol = header.protocol().0;
     let later_fragment = header.fragments_offset().value() != 0;
-    let (source_port, destination_port, tcp_flags) = if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
+    let (source_port, destination_port, tcp_flags) =
+        if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
     Some(Headers {
         version: 4,
         source: Address::v4(u32::from_be_bytes(header.source())),
@@ -48,7 +51,8 @@ fn ipv6(bytes: &[u8]) -> Option<Headers> {
         length => &payload[..payload.len().min(length)],
     };
     let (protocol, payload, later_fragment) = behind_extensions(header.next_header().0, payload);
-    let (source_port, destination_port, tcp_flags) = if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
+    let (source_port, destination_port, tcp_flags) =
+        if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
     Some(Headers {
         version: 6,
         source: Address(u128::from_be_bytes(header.source())),
@@ -66,7 +70,9 @@ fn behind_extensions(mut next: u8, mut payload: &[u8]) -> (u8, &[u8], bool) {
     loop {
         match etherparse::IpNumber(next) {
             ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
-                let Ok(extension) = Ipv6RawExtHeaderSlice::from_slice(payload) else { return (next, payload, false) };
+                let Ok(extension) = Ipv6RawExtHeaderSlice::from_slice(payload) else {
+                    return (next, payload, false);
+                };
                 next = extension.next_header().0;
                 payload = &payload[extension.slice().len()..];
             }

@@ -88,11 +88,27 @@ mod tests {
     fn header_like() -> impl Strategy<Value = Vec<u8>> {
         let first = prop_oneof![Just(0x45u8), Just(0x46), Just(0x4f), Just(0x60), Just(0x44), any::<u8>()];
         let protocol = prop_oneof![
-            Just(6u8), Just(17), Just(33), Just(132), Just(136), Just(0), Just(43), Just(44), Just(60), Just(51),
+            Just(6u8),
+            Just(17),
+            Just(33),
+            Just(132),
+            Just(136),
+            Just(0),
+            Just(43),
+            Just(44),
+            Just(60),
+            Just(51),
             any::<u8>()
         ];
         let small = prop_oneof![0u16..80, any::<u16>()];
-        (first, protocol.clone(), protocol, small.clone(), small, proptest::collection::vec(any::<u8>(), 0..120))
+        (
+            first,
+            protocol.clone(),
+            protocol,
+            small.clone(),
+            small,
+            proptest::collection::vec(any::<u8>(), 0..120),
+        )
             .prop_map(|(first, v4_protocol, v6_next, total, payload, mut bytes)| {
                 let mut set = |at: usize, value: u8| {
                     if let Some(byte) = bytes.get_mut(at) {
@@ -166,7 +182,10 @@ mod tests {
     #[test]
     fn ports_survive_a_tcp_header_that_is_cut_short() {
         let transport = transport(&ethernet(0x0800, &ipv4(6, 40, 0, &[0, 80, 1, 187])));
-        assert_eq!((transport.source_port(), transport.destination_port(), transport.tcp_flags()), (80, 443, 0));
+        assert_eq!(
+            (transport.source_port(), transport.destination_port(), transport.tcp_flags()),
+            (80, 443, 0)
+        );
     }
 
     #[test]

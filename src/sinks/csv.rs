@@ -42,7 +42,9 @@ impl CsvWriter {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(SinkError::Io { action: "lock", path: lock_path, error }),
+            Err(TryLockError::Error(error)) => {
+                return Err(SinkError::Io { action: "lock", path: lock_path, error });
+            }
         }
         let writer = Self { folder: folder.to_owned(), threads, _lock: lock, begun: false };
         writer.remove_partials().map_err(failed("clear what a killed run left in"))?;
@@ -125,9 +127,11 @@ fn remove_file(path: &Path) -> Result<(), SinkError> {
 fn put_in_place(aside: &Path, path: &Path) -> Result<(), SinkError> {
     let failed = |error: io::Error| SinkError::Io { action: "rename to", path: path.to_owned(), error };
     match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => {
-            fs::remove_dir_all(aside).map_err(|error| SinkError::Io { action: "remove the old", path: aside.into(), error })
-        }
+        Ok(()) => fs::remove_dir_all(aside).map_err(|error| SinkError::Io {
+            action: "remove the old",
+            path: aside.into(),
+            error,
+        }),
         Err(rustix::io::Errno::NOENT) => fs::rename(aside, path).map_err(failed),
         Err(error) => Err(failed(error.into())),
     }
@@ -141,17 +145,25 @@ fn header(task: &TaskRows) -> io::Result<Vec<u8>> {
 
 /// Formats the rows of all tasks on several threads and writes them to their files in order.
 fn write_rows(tasks: &[TaskRows], files: &[(PathBuf, File)], threads: usize) -> Result<(), SinkError> {
-    let pieces: Vec<(usize, Piece)> = (tasks.iter().enumerate())
-        .flat_map(|(number, task)| task.pieces(PIECE_ROWS).into_iter().map(move |piece| (number, piece)))
-        .collect();
+    let mut pieces: Vec<(usize, usize, usize, Piece)> = Vec::new();
+    for (task, rows) in tasks.iter().enumerate() {
+        let cut = rows.pieces(PIECE_ROWS);
+        let many = cut.len();
+        pieces.extend(cut.into_iter().enumerate().map(|(number, piece)| (number, many, task, piece)));
+    }
+    // All files grow at the same pace, so that threads seldom want the same one.
+    pieces.sort_by_key(|(number, many, ..)| (number << 32) / many);
     let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (turn, next_turn) = (Mutex::new(0), Condvar::new());
+    // The piece whose turn it is, a file.
+    let turns: Vec<(Mutex<usize>, Condvar)> = tasks.iter().map(|_| Default::default()).collect();
     let work = || -> Result<(), SinkError> {
         let (mut text, mut out) = (Text::default(), Vec::new());
         loop {
-            let number = taken.fetch_add(1, Relaxed);
-            let Some((task_number, piece)) = pieces.get(number) else { return Ok(()) };
-            let (task, (path, file)) = (&tasks[*task_number], &files[*task_number]);
+            let Some((number, _, task, piece)) = pieces.get(taken.fetch_add(1, Relaxed)) else {
+                return Ok(());
+            };
+            let ((turn, next_turn), (path, file)) = (&turns[*task], &files[*task]);
+            let task = &tasks[*task];
             out.clear();
             task.visit(piece, |row| {
                 text.row(&mut out, &task.schema, &row, b',');
@@ -159,7 +171,7 @@ fn write_rows(tasks: &[TaskRows], files: &[(PathBuf, File)], threads: usize) -> 
             });
             let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             let mut turn =
-                next_turn.wait_while(turn, |turn| *turn != number).unwrap_or_else(PoisonError::into_inner);
+                next_turn.wait_while(turn, |turn| turn != number).unwrap_or_else(PoisonError::into_inner);
             let written = if failed.load(Relaxed) { Ok(()) } else { (&*file).write_all(&out) };
             if written.is_err() {
                 failed.store(true, Relaxed);
@@ -183,7 +195,8 @@ fn write_rows(tasks: &[TaskRows], files: &[(PathBuf, File)], threads: usize) -> 
 
 fn summary(snapshot: &Snapshot) -> serde_json::Value {
     let task = |task: &TaskRows| {
-        let totals = json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
+        let totals =
+            json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
         (task.name.to_string(), totals)
     };
     json!({

@@ -23,7 +23,8 @@ const OCTETS: [([u8; 4], u8); 256] = {
     let mut octets = [([0; 4], 0); 256];
     let mut number = 0;
     while number < 256 {
-        let (h, t, o) = (b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8);
+        let (h, t, o) =
+            (b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8);
         octets[number] = match number {
             0..10 => ([o, b'.', 0, 0], 2),
             10..100 => ([t, o, b'.', 0], 3),
@@ -113,8 +114,8 @@ impl Text {
             self.date = date_of(day);
         }
         let [h, m, s] = [PAIRS[second / 3600], PAIRS[second / 60 % 60], PAIRS[second % 60]];
-        let [a, b, c, d] =
-            [nanos / 10_000_000, nanos / 100_000 % 100, nanos / 1000 % 100, nanos / 10 % 100].map(|pair| PAIRS[pair]);
+        let [a, b, c, d] = [nanos / 10_000_000, nanos / 100_000 % 100, nanos / 1000 % 100, nanos / 10 % 100]
+            .map(|pair| PAIRS[pair]);
         let mut text = *b"YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ";
         text[..11].copy_from_slice(&self.date);
         text[11..13].copy_from_slice(&h);
@@ -135,7 +136,8 @@ fn date_of(day: u64) -> [u8; 11] {
         .ok()
         .and_then(|second| Timestamp::from_second(second).ok())
         .map(|midnight| midnight.to_string());
-    text.and_then(|text| text.as_bytes().first_chunk().copied()).expect("64 bits of nanoseconds end in the year 2554")
+    text.and_then(|text| text.as_bytes().first_chunk().copied())
+        .expect("64 bits of nanoseconds end in the year 2554")
 }
 
 /// A time as [`Text::time`] writes it.

@@ -198,7 +198,10 @@ impl Order {
     }
 
     pub fn halves(self, halves: &[u16]) -> Vec<u8> {
-        halves.iter().flat_map(|half| if self.big { half.to_be_bytes() } else { half.to_le_bytes() }).collect()
+        halves
+            .iter()
+            .flat_map(|half| if self.big { half.to_be_bytes() } else { half.to_le_bytes() })
+            .collect()
     }
 }
 
@@ -234,7 +237,8 @@ pub fn block(order: Order, kind: u32, body: &[u8]) -> Vec<u8> {
 
 /// A section header and one interface of this link type, with times in units of 10^-`digits` seconds.
 pub fn section(order: Order, link: u16, digits: u8) -> Vec<u8> {
-    let header = [order.words(&[0x1a2b_3c4d]), order.halves(&[1, 0]), order.words(&[u32::MAX, u32::MAX])].concat();
+    let header =
+        [order.words(&[0x1a2b_3c4d]), order.halves(&[1, 0]), order.words(&[u32::MAX, u32::MAX])].concat();
     let resolution = [&order.halves(&[9, 1])[..], &[digits, 0, 0, 0], &[0; 4]].concat();
     let interface = [order.halves(&[link, 0]), order.words(&[0]), resolution].concat();
     [block(order, 0x0a0d_0d0a, &header), block(order, 1, &interface)].concat()
@@ -383,8 +387,7 @@ pub fn late(packets: &[Packet], window: u64) -> u64 {
 /// Asserts that a folder holds exactly the snapshots of these packets, and a ledger that counted them.
 pub fn assert_holds(folder: &Path, packets: &[Packet], window: u64, tasks: &[Task]) {
     let expected = by_window(packets, window);
-    let names: BTreeSet<String> =
-        expected.keys().cloned().chain(["ledger.json".to_owned()]).collect();
+    let names: BTreeSet<String> = expected.keys().cloned().chain(["ledger.json".to_owned()]).collect();
     assert_eq!(entries(folder), names, "the windows in {}", folder.display());
     for (name, packets) in &expected {
         assert_window_holds(&folder.join(name), packets, tasks);
