@@ -1,4 +1,4 @@
-//! What the analyser counts: held against a naive count of the same packets, and the same bytes however they come.
+//! What the analyser counts: what a naive count gives, and the same bytes however the packets come.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -381,7 +381,7 @@ fn a_link_type_that_is_not_decoded_is_warned_of_once() {
 
 #[test]
 fn random_captures_with_time_out_of_order_match_a_naive_count() {
-    for seed in 0..6 {
+    for seed in 0..5 {
         let scratch = Scratch::new();
         let mut random = Random(seed);
         let (count, span) = (1 + random.below(9_000), (1 + random.below(12)) * SECOND);
@@ -389,7 +389,7 @@ fn random_captures_with_time_out_of_order_match_a_naive_count() {
         let mut packets = mixed(seed + 100, count as usize, span);
         packets.iter_mut().for_each(|packet| packet.time += random.below(spread));
         scratch.write("a.pcap", pcap(&packets));
-        for (window, length) in [("all", 0), ("1s", SECOND), ("3s", 3 * SECOND)] {
+        for (window, length) in [("all", 0), ("1s", SECOND)] {
             let trees = [1, 2, 3].map(|workers| {
                 let out = format!("{window}-{workers}");
                 scratch.analyze(&format!("-o {out} --window {window} -w {workers} a.pcap")).assert(0, "");

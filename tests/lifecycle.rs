@@ -1,4 +1,4 @@
-//! How runs begin, end and are ended: signals, kills, what a reader of the output folder sees, and what is printed.
+//! How runs begin, end and are ended: signals, kills, what a reader of the output sees, what is printed.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -58,43 +58,44 @@ fn a_signal_before_any_packet_gives_an_empty_snapshot() {
 
 #[test]
 fn a_window_is_written_as_soon_as_time_has_closed_it() {
-    let scratch = Scratch::new();
-    let at = |milliseconds| packet(milliseconds, "10.0.0.1", "10.0.0.2");
-    let mut running = scratch.start_analyzer("-o out --window 1s -");
-    running.stdin().write_all(&pcap(&[at(100), at(900), at(6_000)])).unwrap();
-    let first = scratch.path("out").join(window_name(START));
-    wait_for("first window", || first.exists().then_some(()));
-    assert_window_holds(&first, &[at(100), at(900)], SHIPPED);
-    assert_eq!(windows(&scratch.path("out")), [window_name(START)]);
-    running.stdin().write_all(&pcap(&[at(950)])[FILE_HEADER..]).unwrap();
-    running.finish().assert(0, "");
-    assert_holds(&scratch.path("out"), &[at(100), at(900), at(6_000), at(950)], SECOND, SHIPPED);
-    assert_eq!(read_json(&first.join("summary.json"))["revision"], 1);
+    for workers in [1, 2, 3] {
+        let scratch = Scratch::new();
+        let packets = mixed(7, 8_000, 30 * SECOND);
+        let mut running = scratch.start_analyzer(&format!("-o out --window 1s -w {workers} -"));
+        running.stdin().write_all(&pcap(&packets)).unwrap();
+        // The last packet's time has closed all windows that end five seconds before it; nothing more comes.
+        let out = scratch.path("out");
+        let closed: Vec<_> = (0..24).map(|second| window_name(START + second * SECOND)).collect();
+        wait_for("24 closed windows", || (windows(&out) == closed).then_some(()));
+        let first: Vec<_> = packets.iter().filter(|packet| packet.time < START + SECOND).cloned().collect();
+        assert_window_holds(&out.join(&closed[0]), &first, SHIPPED);
+        // One that is late is not waited for either.
+        let late = packet(500, "10.0.0.1", "10.0.0.2");
+        running.stdin().write_all(&pcap(std::slice::from_ref(&late))[FILE_HEADER..]).unwrap();
+        running.finish().assert(0, "");
+        assert_holds(&out, &[&packets[..], &[late]].concat(), SECOND, SHIPPED);
+        assert_eq!(read_json(&out.join(&closed[0]).join("summary.json"))["revision"], 1);
+    }
 }
 
 #[test]
 fn a_killed_run_leaves_whole_windows_and_no_ledger_and_the_next_run_cleans_up() {
     let scratch = Scratch::new();
     let out = scratch.path("out");
-    let old = mixed(2, 100, SECOND);
-    scratch.write("old.pcap", pcap(&old));
+    scratch.write("old.pcap", pcap(&mixed(2, 100, SECOND)));
     scratch.analyze("-o out --window 1s old.pcap").assert(0, "");
     assert!(out.join("ledger.json").exists());
-    let packets = mixed(3, 5_000, 30 * SECOND);
-    let mut running = scratch.start_analyzer("-o out --window 1s -w 2 -");
-    running.stdin().write_all(&pcap(&packets)).unwrap();
-    let last_closed = out.join(window_name(START + 23 * SECOND));
-    wait_for("last closed window", || last_closed.exists().then_some(()));
+    let packets = mixed(3, 10_000, 60 * SECOND);
+    let mut running = scratch.start_half_read(&packets);
     running.signal("KILL");
     assert_eq!(running.wait().code, None);
-    assert!(assert_all_whole(&out) >= 24);
+    assert!(assert_all_whole(&out) >= 20);
     assert!(!out.join("ledger.json").exists(), "a ledger of another run");
     // As if it had been killed in the middle of a window and of its ledger.
     fs::create_dir(out.join(".2001-01-01T00-00-00Z.partial")).unwrap();
     scratch.write("out/.2001-01-01T00-00-00Z.partial/per_src_ip.csv", "src_ip,pack");
     scratch.write("out/.ledger.json.partial", "{");
-    scratch.write("whole.pcap", pcap(&packets));
-    scratch.analyze("-o out --window 1s whole.pcap").assert(0, "");
+    scratch.analyze("-o out --window 1s half.pcap").assert(0, "");
     assert_holds(&out, &packets, SECOND, SHIPPED);
 }
 
@@ -107,16 +108,15 @@ fn a_run_killed_while_it_writes_a_window_shows_none_of_it() {
         folder.exists()
             && entries(folder).iter().any(|name| name.starts_with('.') && name.ends_with(".partial"))
     };
-    // The window is there for a moment only, so it may be missed: then the run has ended well, and is tried again.
+    // The folder is there for a moment only and may be missed: then the run has ended, and another is tried.
     let killed = (0..20).any(|_| {
         if out.exists() {
             fs::remove_dir_all(&out).unwrap();
         }
         let mut running = scratch.start_analyzer("-q -o out -w 1 a.pcap");
-        while !partial(&out) {
-            if running.is_over() {
-                return false;
-            }
+        wait_for("folder that is being written", || (partial(&out) || running.is_over()).then_some(()));
+        if running.is_over() {
+            return false;
         }
         running.signal("KILL");
         running.wait().code.is_none() && partial(&out)
@@ -139,10 +139,11 @@ fn a_reader_never_sees_a_window_without_all_its_files() {
     scratch.write("a.pcap", pcap(&packets));
     let mut running = scratch.start_analyzer("-q -o out --window 1s -w 2 a.pcap");
     let (mut looks, mut seen) = (0, BTreeSet::new());
-    while !running.is_over() {
+    wait_for("end of the run", || {
         seen.insert(assert_all_whole(&scratch.path("out")));
         looks += 1;
-    }
+        running.is_over().then_some(())
+    });
     running.wait().assert(0, "");
     assert!(seen.len() > 2, "{looks} looks saw {seen:?} windows");
     assert_holds(&scratch.path("out"), &packets, SECOND, SHIPPED);

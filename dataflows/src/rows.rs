@@ -115,7 +115,7 @@ pub fn sorted<'s>(
     task: usize,
 ) -> Stream<'s, Epoch, Block> {
     rows.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sort", move |_, _| {
-        let mut epochs: Epochs<BTreeMap<(Epoch, bool), Vec<Arc<Vec<u64>>>>> = Epochs::default();
+        let mut epochs: Epochs<Unsorted> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
@@ -135,6 +135,9 @@ pub fn sorted<'s>(
         }
     })
 }
+
+/// Rows of an epoch by window and layout.
+type Unsorted = BTreeMap<(Epoch, bool), Vec<Arc<Vec<u64>>>>;
 
 /// The worker that gathers snapshots.
 pub const COMMITTER: usize = 0;

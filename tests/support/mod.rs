@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up on it.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(20);
 pub const SECOND: u64 = 1_000_000_000;
 /// 2023-11-14T22:13:20Z.
 pub const START: u64 = 1_700_000_000 * SECOND;
@@ -89,8 +89,8 @@ pub fn packet(milliseconds: u64, source: &str, destination: &str) -> Packet {
     }
 }
 
-/// Packets of both families and several protocols in time order over `span` nanoseconds, times in whole microseconds;
-/// few lengths, so that many rows tie.
+/// Packets of both families and several protocols in time order over `span` nanoseconds, times in whole
+/// microseconds; few lengths, so that many rows tie.
 pub fn mixed(seed: u64, count: usize, span: u64) -> Vec<Packet> {
     let mut random = Random(seed);
     let address = |random: &mut Random, v6: bool| -> IpAddr {
@@ -266,6 +266,11 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     ::zstd::encode_all(bytes, 1).unwrap()
+}
+
+/// The packet that stops [`Scratch::start_half_read`] halfway.
+pub fn half_time() -> Packet {
+    packet(30_000, "10.9.9.9", "10.9.9.8")
 }
 
 // The naive count.
@@ -530,6 +535,18 @@ impl Scratch {
         running.finish()
     }
 
+    /// Starts a run by seconds over `half.pcap`, made of these packets of a minute. It has read about half of it
+    /// and waits for standard input, which holds [`half_time`]'s packet so far.
+    pub fn start_half_read(&self, packets: &[Packet]) -> Running {
+        self.write("half.pcap", pcap(packets));
+        let mut running = self.start_analyzer("-o out --window 1s -w 2 - half.pcap");
+        // The file is read until its time has passed this packet's.
+        running.stdin().write_all(&pcap(&[half_time()])).unwrap();
+        let window = self.path("out").join(window_name(START + 20 * SECOND));
+        wait_for("window of the file's first half", || window.exists().then_some(()));
+        running
+    }
+
     pub fn generate(&self, args: &str) -> Run {
         self.start(env!("CARGO_BIN_EXE_pcapgen"), args).finish()
     }
@@ -641,7 +658,7 @@ impl Drop for Running {
     }
 }
 
-/// Looks until there is something; gives up after a minute.
+/// Looks until there is something, or the deadline has passed.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
