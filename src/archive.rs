@@ -5,7 +5,7 @@
 use dataflows::block::Block;
 use dataflows::groups::Archive;
 use dataflows::window::Epoch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,6 +14,13 @@ use std::sync::Arc;
 
 /// Bytes of groups kept in memory, a worker and key set.
 const IN_MEMORY: usize = 16 << 20;
+
+/// Bytes that a block in memory takes beside its words: a rough measure of its header, allocation and map entry.
+const BLOCK_OVERHEAD: usize = 160;
+
+fn bytes_in_memory(block: &Block) -> usize {
+    block.words.capacity() * 8 + BLOCK_OVERHEAD
+}
 
 /// Where a block of groups is.
 enum Kept {
@@ -27,6 +34,8 @@ pub struct SpillingArchive {
     file: Option<File>,
     end: u64,
     windows: BTreeMap<Epoch, Vec<Kept>>,
+    /// Windows with blocks in memory, and the bytes that those take.
+    in_memory_windows: BTreeSet<Epoch>,
     in_memory: usize,
     failed: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -35,25 +44,27 @@ impl SpillingArchive {
     /// An archive that spills into this folder and tells of a failure to read or write there.
     pub fn new(folder: &Path, failed: Arc<dyn Fn(String) + Send + Sync>) -> Self {
         let folder = folder.to_owned();
-        Self { folder, file: None, end: 0, windows: BTreeMap::new(), in_memory: 0, failed }
+        let (windows, in_memory_windows) = (BTreeMap::new(), BTreeSet::new());
+        Self { folder, file: None, end: 0, windows, in_memory_windows, in_memory: 0, failed }
     }
 
     /// Moves the earliest windows to the file until enough memory is free.
     fn spill(&mut self) -> io::Result<()> {
-        for blocks in self.windows.values_mut().flatten() {
-            if self.in_memory <= IN_MEMORY {
-                break;
+        while self.in_memory > IN_MEMORY
+            && let Some(window) = self.in_memory_windows.pop_first()
+        {
+            for kept in self.windows.get_mut(&window).into_iter().flatten() {
+                let Kept::Memory(block) = kept else { continue };
+                let file = match &mut self.file {
+                    Some(file) => file,
+                    none => none.insert(tempfile::tempfile_in(&self.folder)?),
+                };
+                let bytes: Vec<u8> = block.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                file.write_all_at(&bytes, self.end)?;
+                self.in_memory -= bytes_in_memory(block);
+                *kept = Kept::File { wide: block.wide, offset: self.end, words: block.words.len() };
+                self.end += bytes.len() as u64;
             }
-            let Kept::Memory(block) = blocks else { continue };
-            let file = match &mut self.file {
-                Some(file) => file,
-                none => none.insert(tempfile::tempfile_in(&self.folder)?),
-            };
-            let bytes: Vec<u8> = block.words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            file.write_all_at(&bytes, self.end)?;
-            self.in_memory -= bytes.len();
-            *blocks = Kept::File { wide: block.wide, offset: self.end, words: block.words.len() };
-            self.end += bytes.len() as u64;
         }
         Ok(())
     }
@@ -68,7 +79,8 @@ impl SpillingArchive {
 
 impl Archive for SpillingArchive {
     fn put(&mut self, block: Block) {
-        self.in_memory += block.words.len() * 8;
+        self.in_memory += bytes_in_memory(&block);
+        self.in_memory_windows.insert(block.window);
         self.windows.entry(block.window).or_default().push(Kept::Memory(block));
         if let Err(error) = self.spill() {
             (self.failed)(format!(
@@ -80,10 +92,11 @@ impl Archive for SpillingArchive {
 
     fn take(&mut self, window: Epoch) -> Vec<Block> {
         let mut blocks = Vec::new();
+        self.in_memory_windows.remove(&window);
         for kept in self.windows.remove(&window).unwrap_or_default() {
             match kept {
                 Kept::Memory(block) => {
-                    self.in_memory -= block.words.len() * 8;
+                    self.in_memory -= bytes_in_memory(&block);
                     blocks.push(block);
                 }
                 Kept::File { wide, offset, words } => match self.read(window, wide, offset, words) {

@@ -3,6 +3,7 @@
 //! Every error names file, line, column and what would be right. A task's or writer's own options are read by the
 //! aggregator or writer that they are for.
 
+use crate::interpolate::{Interpolated, interpolate};
 use dataflows::aggregator::{Options, Registry, Task};
 use dataflows::window::Windowing;
 use serde::Deserialize;
@@ -104,12 +105,15 @@ type Entry = BTreeMap<String, Spanned<serde_json::Value>>;
 /// A text and its name, to say where in it something is wrong.
 struct Place<'a> {
     file: &'a str,
+    /// Hides the values that came from the environment.
+    interpolated: &'a Interpolated,
 }
 
 impl Place<'_> {
     fn wrong(&self, at: Location, message: impl Display) -> ConfigError {
         let (line, column) = (at.line(), at.column());
-        ConfigError::Wrong { file: self.file.to_owned(), line, column, message: message.to_string() }
+        let message = self.interpolated.redact(&message.to_string());
+        ConfigError::Wrong { file: self.file.to_owned(), line, column, message }
     }
 }
 
@@ -128,19 +132,18 @@ impl Config {
         registry: &Registry,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let place = Place { file };
-        let interpolated =
-            crate::interpolate::interpolate(text, variable).map_err(|error| ConfigError::Wrong {
-                file: file.to_owned(),
-                line: error.line,
-                column: error.column,
-                message: error.to_string(),
-            })?;
+        let interpolated = interpolate(text, variable).map_err(|error| ConfigError::Wrong {
+            file: file.to_owned(),
+            line: error.line,
+            column: error.column,
+            message: error.to_string(),
+        })?;
+        let place = Place { file, interpolated: &interpolated };
         let options = serde_saphyr::options! { with_snippet: false };
         let parsed: File =
             serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
                 let at = error.location().unwrap_or(Location::UNKNOWN);
-                place.wrong(at, interpolated.redact(&without_location(&error)))
+                place.wrong(at, without_location(&error))
             })?;
         let section = parsed.aggregator;
         let windowing = windowing(&section.window.value)
@@ -245,6 +248,8 @@ fn text_option(
     };
     match &value.value {
         serde_json::Value::String(text) => Ok((text.clone(), value.defined)),
+        // A name or password of digits is text where text is wanted.
+        serde_json::Value::Number(number) => Ok((number.to_string(), value.defined)),
         other => Err(place.wrong(value.defined, format!("`{key}` must be text, not {other}"))),
     }
 }

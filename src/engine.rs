@@ -21,7 +21,7 @@ use dataflows::rows::{Snapshot, TaskRows, to_committer};
 use dataflows::window::{Epoch, Watermark, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use timely::container::{CapacityContainerBuilder, NoopBuilder};
 use timely::dataflow::channels::pact::Pipeline;
@@ -64,7 +64,6 @@ pub struct Progress {
     counts: Mutex<Counts>,
     unknown_links: Mutex<BTreeSet<u32>>,
     windows: AtomicU64,
-    stop: AtomicBool,
     /// Why the run failed, if it did.
     pub failure: Failure,
 }
@@ -83,15 +82,6 @@ impl Progress {
     /// Windows written, each once however often it was revised.
     pub fn windows(&self) -> u64 {
         self.windows.load(Relaxed)
-    }
-
-    /// Asks the sources to read no further: everything read so far is still counted and written.
-    pub fn stop(&self) {
-        self.stop.store(true, Relaxed);
-    }
-
-    fn is_over(&self) -> bool {
-        self.stop.load(Relaxed) || self.failure.get().is_some()
     }
 
     fn add(&self, counts: Counts, unknown_links: &BTreeSet<u32>) {
@@ -115,8 +105,11 @@ pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(),
             worker.dataflow::<Epoch, _, _>(|scope| {
                 let (written, feedback) = scope.feedback::<Vec<()>>(0);
                 let (packets, late) = read(scope, feedback, job, progress);
-                let failed = progress.failure.clone();
-                let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failed.set(why));
+                let (failure, shared) = (progress.failure.clone(), job.clone());
+                let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
+                    failure.set(why);
+                    shared.dealer.wake();
+                });
                 let archive = || match job.windowing {
                     Windowing::All => None,
                     Windowing::Every(_) => {
@@ -172,7 +165,13 @@ fn read<'s>(
                     // The frontier of what is written wakes this operator.
                     return;
                 }
-                let dealt = if progress.is_over() { Dealt::End } else { job.dealer.deal(&mut chunk) };
+                let dealt = match progress.failure.get() {
+                    Some(_) => Dealt::End,
+                    None => job.dealer.deal(&mut chunk).unwrap_or_else(|error| {
+                        progress.failure.set(error.to_string());
+                        Dealt::End
+                    }),
+                };
                 if dealt == Dealt::End {
                     held = None;
                     return;
@@ -224,8 +223,10 @@ struct Reader {
     filter: Option<Filter>,
     counts: Counts,
     unknown_links: BTreeSet<u32>,
-    /// Packets by the epoch they are sent in and the window they belong to; the last is the one met last.
+    /// Packets by the epoch they are sent in and the window they belong to.
     open: Vec<(Epoch, Epoch, Vec<Packet>)>,
+    /// Where in `open` an epoch's window is.
+    places: BTreeMap<(Epoch, Epoch), usize>,
     /// Full batches with their epochs.
     batches: Vec<(Epoch, Packets)>,
     /// Epochs with the closed windows that their packets came late for.
@@ -240,6 +241,7 @@ impl Reader {
             counts: Counts::default(),
             unknown_links: BTreeSet::new(),
             open: Vec::new(),
+            places: BTreeMap::new(),
             batches: Vec::new(),
             late: BTreeSet::new(),
         }
@@ -250,6 +252,7 @@ impl Reader {
         let mut failed = None;
         // The window of the last packet, while no other can be its epoch: first nanosecond, and the first after it.
         let mut current = 0..0;
+        let mut place = 0;
         let mut closed = watermark.first_open();
         chunk.frames(|frame, bytes| {
             self.counts.read += 1;
@@ -281,11 +284,11 @@ impl Reader {
             if !current.contains(&packet.time) || closed_now != closed {
                 closed = closed_now;
                 let window = self.windowing.index(packet.time);
-                self.turn_to(window.max(closed), window);
+                place = self.place(window.max(closed), window);
                 let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
                 current = if window < closed { 0..0 } else { start..end };
             }
-            if let Some((epoch, window, packets)) = self.open.last_mut() {
+            if let Some((epoch, window, packets)) = self.open.get_mut(place) {
                 if *window < *epoch {
                     self.counts.late += 1;
                 }
@@ -296,6 +299,7 @@ impl Reader {
                 }
             }
         });
+        self.places.clear();
         for (epoch, window, packets) in self.open.drain(..).filter(|(_, _, packets)| !packets.is_empty()) {
             self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
         }
@@ -303,18 +307,15 @@ impl Reader {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Makes the batch of this epoch and window the last one.
-    fn turn_to(&mut self, epoch: Epoch, window: Epoch) {
+    /// Where in `open` the packets of this epoch and window go.
+    fn place(&mut self, epoch: Epoch, window: Epoch) -> usize {
         if window < epoch {
             self.late.insert((epoch, window));
         }
-        match self.open.iter().position(|(e, w, _)| (*e, *w) == (epoch, window)) {
-            Some(at) => {
-                let last = self.open.len() - 1;
-                self.open.swap(at, last);
-            }
-            None => self.open.push((epoch, window, Vec::with_capacity(BATCH))),
-        }
+        *self.places.entry((epoch, window)).or_insert_with(|| {
+            self.open.push((epoch, window, Vec::new()));
+            self.open.len() - 1
+        })
     }
 }
 

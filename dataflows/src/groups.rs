@@ -194,18 +194,21 @@ fn deal<const K: usize, const S: usize>(
 ) {
     let mut open: Vec<Vec<u64>> = vec![Vec::new(); peers];
     let block = |to, words| Block { to, window, wide, words: Arc::new(words), ..Block::default() };
+    // What is not filled is not reserved either: windows may be many and small.
+    let reserve = if table.len() >= peers * CHUNK_GROUPS { CHUNK_GROUPS * S } else { 0 };
     for group in table.into_chunks().flatten() {
         let to = owner(key_of::<K, S>(&group), peers);
         let words = &mut open[to];
         if words.capacity() == 0 {
-            words.reserve_exact(CHUNK_GROUPS * S);
+            words.reserve_exact(reserve);
         }
         words.extend_from_slice(&group);
         if words.len() == CHUNK_GROUPS * S {
             give(block(to, std::mem::take(words)));
         }
     }
-    for (to, words) in open.into_iter().enumerate().filter(|(_, words)| !words.is_empty()) {
+    for (to, mut words) in open.into_iter().enumerate().filter(|(_, words)| !words.is_empty()) {
+        words.shrink_to_fit();
         give(block(to, words));
     }
 }

@@ -13,10 +13,12 @@ use netspectra::ledger::Ledger;
 use netspectra::report::{HighlightsWriter, Report};
 use netspectra::sinks::csv::CsvWriter;
 use netspectra::sinks::{Sinks, Writer};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,8 +46,8 @@ struct Flags {
     #[arg(long, value_name = "DUR", default_value = "all")]
     window: String,
     /// Worker threads, 0 for one a core [default: num_workers of the configuration]
-    #[arg(short, long, value_name = "N")]
-    workers: Option<usize>,
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    workers: Option<u16>,
     /// Print the run's summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -74,7 +76,8 @@ enum Failed {
 fn main() -> ExitCode {
     // A worker that panics would leave its siblings waiting for ever.
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("pcap-analyzer: internal error, please report: {panic}");
+        // Standard error may be what fails.
+        let _ = writeln!(std::io::stderr(), "pcap-analyzer: internal error, please report: {panic}");
         std::process::exit(1);
     }));
     match run(&Flags::parse()) {
@@ -101,9 +104,11 @@ fn running(error: impl Into<anyhow::Error>) -> Failed {
 
 fn run(flags: &Flags) -> Result<End, Failed> {
     let began = Instant::now();
+    let stopping = Stopping::on_signals().map_err(running)?;
+    raise_open_files();
     let config = load_config(flags).map_err(usage)?;
     let windowing = config::windowing(&flags.window).map_err(|why| usage(anyhow!("--window: {why}")))?;
-    let workers = match flags.workers.unwrap_or(config.workers) {
+    let workers = match flags.workers.map_or(config.workers, usize::from) {
         0 => thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     };
@@ -127,7 +132,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
     let filter = flags.filter.clone();
     let job = Arc::new(Job { dealer, filter, tasks: config.tasks, windowing, lateness, workers, spill });
-    stop_on_signals(job.clone(), progress.clone()).map_err(running)?;
+    stopping.begin(job.clone());
     let bar = show_progress(flags, &job, &progress);
     let sinks = Sinks::start(writers, progress.failure.clone()).map_err(running)?;
     let ran = engine::run(job.clone(), &progress, &sinks);
@@ -215,21 +220,43 @@ fn output_folders(flags: &Flags, config: &Config) -> Vec<PathBuf> {
     folders
 }
 
-/// On SIGINT or SIGTERM the sources stop; a second signal ends the process at once.
-fn stop_on_signals(job: Arc<Job>, progress: Arc<Progress>) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    let wait = move || {
-        for (number, signal) in signals.forever().enumerate() {
-            if number > 0 {
-                std::process::exit(128 + signal);
+/// What SIGINT and SIGTERM do.
+#[derive(Clone, Default)]
+struct Stopping(Arc<Mutex<Option<Arc<Job>>>>);
+
+impl Stopping {
+    /// From now on the first signal ends the inputs, and so the run: gracefully. A second one ends the process.
+    fn on_signals() -> std::io::Result<Self> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+        let stopping = Self::default();
+        let shared = stopping.clone();
+        let wait = move || {
+            for (number, signal) in signals.forever().enumerate() {
+                if number > 0 {
+                    std::process::exit(128 + signal);
+                }
+                match &*shared.0.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some(job) => job.dealer.stop(),
+                    // Nothing has been received: the inputs are still being opened.
+                    None => std::process::exit(0),
+                }
             }
-            progress.stop();
-            job.dealer.wake();
-        }
-    };
-    thread::Builder::new().name("signals".into()).spawn(wait)?;
-    Ok(())
+        };
+        thread::Builder::new().name("signals".into()).spawn(wait)?;
+        Ok(stopping)
+    }
+
+    /// The job that a signal stops.
+    fn begin(&self, job: Arc<Job>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+    }
+}
+
+/// As many inputs may overlap in time as the system lets this user open.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, the first input that cannot be opened says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// A bar with rate and time left on a terminal; nothing elsewhere.

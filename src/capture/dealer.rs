@@ -209,6 +209,21 @@ impl Dealer {
         self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(activator);
     }
 
+    /// Ends all inputs where they are: files at once, streams after what has been received of them. Then activates
+    /// all registered operators.
+    pub fn stop(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.retain(|_, waiting| matches!(waiting, Waiting::Open { .. }));
+        let waiting = state.waiting.values_mut().filter_map(|waiting| match waiting {
+            Waiting::Open { input, .. } => Some(&mut **input),
+            Waiting::Closed { .. } => None,
+        });
+        waiting.for_each(|input| input.source.stop());
+        state.open.values_mut().for_each(|input| input.source.stop());
+        drop(state);
+        self.wake();
+    }
+
     /// Activates all registered operators.
     pub fn wake(&self) {
         wake_all(self.wakers.clone())();
@@ -231,12 +246,14 @@ impl Dealer {
 
     /// Deals the next chunk. Whatever it returns, `chunk.latest` and `chunk.others` tell the watermark: no frame dealt
     /// from now on comes from before it but by running backwards within its own input.
-    pub fn deal(&self, chunk: &mut Chunk) -> Dealt {
+    ///
+    /// Fails where an input that could be opened when the run began cannot be opened any more.
+    pub fn deal(&self, chunk: &mut Chunk) -> Result<Dealt, InputError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let Some(number) = state.furthest_behind(&wake_all(self.wakers.clone())) else {
+            let Some(number) = state.furthest_behind(&wake_all(self.wakers.clone()))? else {
                 (chunk.latest, chunk.others) = (u64::MAX, u64::MAX);
-                return Dealt::End;
+                return Ok(Dealt::End);
             };
             chunk.others = state.least_of_others(number);
             let Some(input) = state.open.get_mut(&number) else { continue };
@@ -246,9 +263,9 @@ impl Dealer {
                     if let Source::File(..) = input.source {
                         self.done_bytes.fetch_add(chunk.bytes.len() as u64, Relaxed);
                     }
-                    return Dealt::Chunk;
+                    return Ok(Dealt::Chunk);
                 }
-                Next::Wait => return Dealt::Wait,
+                Next::Wait => return Ok(Dealt::Wait),
                 Next::End => {
                     if let Some(input) = state.open.remove(&number) {
                         state.reports[number] = input.report;
@@ -282,26 +299,21 @@ fn refuse_twice(
 
 impl State {
     /// The input whose watermark is least, opened if need be; ties go to the one given first.
-    fn furthest_behind(&mut self, wake: &Wake) -> Option<usize> {
+    fn furthest_behind(&mut self, wake: &Wake) -> Result<Option<usize>, InputError> {
         loop {
             let open = self.open.iter().map(|(number, input)| (input.latest, *number)).min();
             let next = self.waiting.first_key_value().map(|(key, _)| *key);
             match (open, next) {
-                (Some(open), Some(next)) if open <= next => return Some(open.1),
-                (open, None) => return open.map(|(_, number)| number),
+                (Some(open), Some(next)) if open <= next => return Ok(Some(open.1)),
+                (open, None) => return Ok(open.map(|(_, number)| number)),
                 (_, Some(_)) => {
-                    let Some((_, waiting)) = self.waiting.pop_first() else { continue };
-                    let (number, opened) = match waiting {
-                        Waiting::Open { number, input } => (number, Ok(*input)),
-                        Waiting::Closed { number, path } => (number, open_file(&path, wake)),
+                    let Some(((first_time, _), waiting)) = self.waiting.pop_first() else { continue };
+                    let (number, input) = match waiting {
+                        Waiting::Open { number, input } => (number, *input),
+                        Waiting::Closed { number, path } => (number, open_file(&path, wake)?),
                     };
-                    match opened {
-                        Ok(input) => {
-                            self.open.insert(number, input);
-                        }
-                        // It was readable when the run started.
-                        Err(error) => self.reports[number].damage = Some(error.to_string()),
-                    }
+                    // Others have closed windows by what this input promised when the run began.
+                    self.open.insert(number, Input { latest: first_time, ..input });
                 }
             }
         }
@@ -352,6 +364,7 @@ impl Input {
                     self.report.damage = Some(format!("at byte {}: {what}", self.offset));
                     true
                 }
+                Stop::Needs(_) if peek == Peek::Stopped => true,
                 Stop::Needs(_) if peek == Peek::Last && consumed < held => {
                     let cut = held - consumed;
                     self.report.damage = Some(format!(
@@ -488,7 +501,7 @@ impl Compression {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A frame, or a skippable frame (RFC 8878, 3.1).
-            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
     }

@@ -20,7 +20,8 @@ pub struct FilterError {
 /// A filter expression and its programs, one a link type.
 pub struct Filter {
     expression: String,
-    programs: BTreeMap<LinkType, BpfProgram>,
+    /// `None` where no packet of the link type can pass.
+    programs: BTreeMap<LinkType, Option<BpfProgram>>,
 }
 
 unsafe extern "C" {
@@ -38,12 +39,25 @@ impl Filter {
         if self.programs.contains_key(&link) {
             return Ok(());
         }
-        // In files raw IP is 101; libpcap's compiler knows it by this platform's own number.
-        let dlt = if link == LinkType::RAW { Linktype(12) } else { Linktype(link.0 as i32) };
+        // libpcap's compiler knows raw IP by this platform's own number.
+        let dlt = match link {
+            LinkType::RAW | LinkType::RAW_OPENBSD => 12,
+            LinkType(number) => number as i32,
+        };
         let program =
-            Capture::dead(dlt).and_then(|capture| capture.compile(&self.expression, true)).map_err(
-                |error| FilterError { expression: self.expression.clone(), link, why: error.to_string() },
-            )?;
+            match Capture::dead(Linktype(dlt)).and_then(|capture| capture.compile(&self.expression, true)) {
+                Ok(program) => Some(program),
+                Err(error) if error.to_string().contains("rejects all packets") => None,
+                // What is not decoded could not be counted either.
+                Err(_) if !link.is_known() => None,
+                Err(error) => {
+                    return Err(FilterError {
+                        expression: self.expression.clone(),
+                        link,
+                        why: error.to_string(),
+                    });
+                }
+            };
         self.programs.insert(link, program);
         Ok(())
     }
@@ -51,7 +65,7 @@ impl Filter {
     /// Whether a frame, `length` bytes long on the wire, passes.
     pub fn passes(&mut self, link: LinkType, frame: &[u8], length: u32) -> Result<bool, FilterError> {
         self.check(link)?;
-        let Some(program) = self.programs.get(&link) else { return Ok(false) };
+        let Some(Some(program)) = self.programs.get(&link) else { return Ok(false) };
         let instructions = program.get_instructions();
         // SAFETY: `bpf_filter` (libpcap, pcap/bpf.h) reads the instructions up to the return that ends every program of
         // `pcap_compile`, which made these, and of the packet only `captured` bytes: the slice's own length.
@@ -86,6 +100,14 @@ mod tests {
         assert!(filter.passes(LinkType::ETHERNET, &frame, 42).expect("a filter"));
         assert!(!filter.passes(LinkType::ETHERNET, &frame[..30], 42).expect("a filter"));
         assert!(filter.passes(LinkType::RAW, &frame[14..], 28).expect("a filter"));
+    }
+
+    #[test]
+    fn a_filter_that_no_packet_of_a_link_type_can_pass_passes_none() {
+        let mut filter = Filter::new("arp");
+        for link in [LinkType::RAW, LinkType::RAW_OPENBSD, LinkType(147)] {
+            assert!(!filter.passes(link, &[0x45; 40], 40).expect("a filter"), "{link:?}");
+        }
     }
 
     #[test]

@@ -16,6 +16,9 @@ const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
 /// Section and interface blocks are read whole; a longer one is damage.
 const MOST_HEADER_BLOCK: usize = 16 << 20;
 
+/// Interfaces of one section; more are damage.
+const MOST_INTERFACES: usize = 1 << 16;
+
 /// An interface of the current section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Interface {
@@ -149,6 +152,9 @@ impl Pcapng {
                 _ => {}
             }
             options = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        if self.interfaces.len() == MOST_INTERFACES {
+            return Err(Stop::Damaged(format!("a section of more than {MOST_INTERFACES} interfaces")));
         }
         Arc::make_mut(&mut self.interfaces).push(interface);
         Ok(())

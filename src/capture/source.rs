@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Bytes that a stream's thread hands over at once.
 const STREAM_BLOCK: usize = 1 << 20;
@@ -14,6 +16,9 @@ const STREAM_BLOCK: usize = 1 << 20;
 const READ: usize = 128 << 10;
 /// Blocks that a stream's thread may be ahead.
 const STREAM_AHEAD: usize = 4;
+
+/// How long a stream's thread may take from a read to handing the bytes over.
+const HANDING_OVER: Duration = Duration::from_millis(50);
 
 /// Called when a stream that had nothing to give has something again.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -44,6 +49,8 @@ pub enum Peek {
     Some,
     /// All bytes to the end of the input.
     Last,
+    /// All bytes that were received before the input was stopped.
+    Stopped,
     /// Nothing new yet; the wake function will be called.
     Wait,
 }
@@ -77,6 +84,14 @@ impl Source {
         }
     }
 
+    /// Ends the input where it is: a file at once, a stream after what has been received of it.
+    pub fn stop(&mut self) {
+        match self {
+            Self::Stream(stream) => stream.stop.store(true, Relaxed),
+            source => *source = Self::Ended,
+        }
+    }
+
     /// Moves the cursor on by so many bytes, of which `buffer` holds the first, as the last [`Self::peek`] left them.
     pub fn consume(&mut self, buffer: &mut Vec<u8>, bytes: u64) {
         match self {
@@ -102,25 +117,37 @@ pub struct Stream {
     skip: u64,
     ended: bool,
     failed: Option<io::Error>,
+    /// Tells the thread to read no further.
+    stop: Arc<AtomicBool>,
 }
 
 impl Stream {
     /// Starts the thread.
     pub fn new(reader: Box<dyn Read + Send>, pace: Pace, wake: Wake) -> io::Result<Self> {
         let (sender, blocks) = bounded(STREAM_AHEAD);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
         let read = move || {
-            read_blocks(reader, pace, &sender, &wake);
+            read_blocks(reader, pace, &stopped, &sender, &wake);
             drop(sender);
             wake();
         };
         std::thread::Builder::new().name("capture-stream".into()).spawn(read)?;
-        Ok(Self { blocks, pace, carried: Vec::new(), skip: 0, ended: false, failed: None })
+        Ok(Self { blocks, pace, carried: Vec::new(), skip: 0, ended: false, failed: None, stop })
     }
 
     fn peek(&mut self, buffer: &mut Vec<u8>, want: usize) -> io::Result<Peek> {
         let before = self.carried.len();
+        let stopped = self.stop.load(Relaxed);
         while self.carried.len() < want && !self.ended {
-            match self.blocks.try_recv() {
+            let received = match (stopped, self.blocks.try_recv()) {
+                // The thread may hold what it has just read; else it waits for bytes that are not received any more.
+                (true, Err(TryRecvError::Empty)) => {
+                    self.blocks.recv_timeout(HANDING_OVER).map_err(|_| TryRecvError::Disconnected)
+                }
+                (_, received) => received,
+            };
+            match received {
                 Ok(Ok(mut block)) => {
                     let skipped = self.skip.min(block.len() as u64);
                     self.skip -= skipped;
@@ -145,12 +172,16 @@ impl Stream {
         {
             return Err(error);
         }
-        if self.ended && std::mem::take(&mut self.skip) > 0 {
+        if self.ended && std::mem::take(&mut self.skip) > 0 && !stopped {
             return Err(skipped_beyond_the_end());
         }
         std::mem::swap(buffer, &mut self.carried);
         self.carried.clear();
-        Ok(if self.ended && self.failed.is_none() { Peek::Last } else { Peek::Some })
+        Ok(match (self.ended && self.failed.is_none(), stopped) {
+            (true, true) => Peek::Stopped,
+            (true, false) => Peek::Last,
+            (false, _) => Peek::Some,
+        })
     }
 
     fn consume(&mut self, buffer: &[u8], bytes: u64) {
@@ -164,6 +195,7 @@ impl Stream {
 fn read_blocks(
     mut reader: Box<dyn Read + Send>,
     pace: Pace,
+    stop: &AtomicBool,
     sender: &Sender<io::Result<Vec<u8>>>,
     wake: &Wake,
 ) {
@@ -175,7 +207,7 @@ fn read_blocks(
             read => read,
         };
         block.extend_from_slice(&read_now[..*read.as_ref().unwrap_or(&0)]);
-        let over = !matches!(read, Ok(1..));
+        let over = !matches!(read, Ok(1..)) || stop.load(Relaxed);
         let idle = pace == Pace::AsItComes && sender.is_empty();
         if !block.is_empty() && (over || idle || block.len() >= STREAM_BLOCK - READ) {
             if sender.send(Ok(std::mem::replace(&mut block, Vec::with_capacity(STREAM_BLOCK)))).is_err() {

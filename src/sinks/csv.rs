@@ -20,14 +20,14 @@ use std::sync::{Condvar, Mutex, PoisonError};
 /// Rows that are formatted at once by one thread.
 const PIECE_ROWS: usize = 8192;
 
-/// Ending of a folder that is being built.
-const PARTIAL: &str = ".partial";
+/// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
+const PARTIAL: &str = ".netspectra-partial";
 
 /// A csv writer.
 pub struct CsvWriter {
     folder: PathBuf,
     threads: usize,
-    /// Held while the writer lives, so that two runs cannot mix their windows.
+    /// The folder itself, locked while the writer lives, so that two runs cannot mix their windows.
     _lock: File,
     begun: bool,
 }
@@ -37,14 +37,11 @@ impl CsvWriter {
     pub fn open(folder: &Path, threads: usize) -> Result<Self, SinkError> {
         let failed = |action| move |error| SinkError::Io { action, path: folder.to_owned(), error };
         fs::create_dir_all(folder).map_err(failed("create the folder"))?;
-        let lock_path = folder.join(".lock");
-        let lock = File::create(&lock_path).map_err(failed("write to the folder"))?;
+        let lock = File::open(folder).map_err(failed("open the folder"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
-            Err(TryLockError::Error(error)) => {
-                return Err(SinkError::Io { action: "lock", path: lock_path, error });
-            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
         }
         let writer = Self { folder: folder.to_owned(), threads, _lock: lock, begun: false };
         writer.remove_partials().map_err(failed("clear what a killed run left in"))?;
@@ -107,13 +104,6 @@ impl Writer for CsvWriter {
     }
 }
 
-impl Drop for CsvWriter {
-    fn drop(&mut self) {
-        // Only a name: the lock itself goes with the open file.
-        let _ = fs::remove_file(self.folder.join(".lock"));
-    }
-}
-
 fn remove_file(path: &Path) -> Result<(), SinkError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -123,17 +113,26 @@ fn remove_file(path: &Path) -> Result<(), SinkError> {
     }
 }
 
-/// Renames a finished folder to its name; one that has the name already is exchanged for it and removed.
+/// Renames a finished folder to its name; an older snapshot of that name is exchanged for it and removed.
 fn put_in_place(aside: &Path, path: &Path) -> Result<(), SinkError> {
-    let failed = |error: io::Error| SinkError::Io { action: "rename to", path: path.to_owned(), error };
+    let failed = |action| move |error: io::Error| SinkError::Io { action, path: path.to_owned(), error };
+    match fs::rename(aside, path) {
+        Err(error) if path.is_dir() && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        renamed => return renamed.map_err(failed("rename to")),
+    }
+    if !path.join("summary.json").is_file() {
+        let error = io::Error::other("a folder that is no snapshot has this name, and it is not empty");
+        return Err(failed("replace")(error));
+    }
     match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => fs::remove_dir_all(aside).map_err(|error| SinkError::Io {
-            action: "remove the old",
-            path: aside.into(),
-            error,
-        }),
-        Err(rustix::io::Errno::NOENT) => fs::rename(aside, path).map_err(failed),
-        Err(error) => Err(failed(error.into())),
+        Ok(()) => fs::remove_dir_all(aside).map_err(failed("remove the old")),
+        // This file system cannot exchange: for a moment there is neither the old nor the new.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            let old = aside.with_extension(format!("old{PARTIAL}"));
+            fs::rename(path, &old).and_then(|()| fs::rename(aside, path)).map_err(failed("rename to"))?;
+            fs::remove_dir_all(&old).map_err(failed("remove the old"))
+        }
+        Err(error) => Err(failed("rename to")(error.into())),
     }
 }
 

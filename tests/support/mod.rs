@@ -535,8 +535,8 @@ impl Scratch {
         running.finish()
     }
 
-    /// Starts a run by seconds over `half.pcap`, made of these packets of a minute. It has read about half of it
-    /// and waits for standard input, which holds [`half_time`]'s packet so far.
+    /// Starts a run by seconds over `half.pcap`, made of these packets of a minute. It has read about half of
+    /// it and waits for standard input, which holds [`half_time`]'s packet so far.
     pub fn start_half_read(&self, packets: &[Packet]) -> Running {
         self.write("half.pcap", pcap(packets));
         let mut running = self.start_analyzer("-o out --window 1s -w 2 - half.pcap");
