@@ -143,7 +143,7 @@ impl Config {
         let parsed: File =
             serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
                 let at = error.location().unwrap_or(Location::UNKNOWN);
-                place.wrong(at, without_location(&error))
+                place.wrong(at, with_key(&interpolated.text, at, &without_location(&error)))
             })?;
         let section = parsed.aggregator;
         let windowing = windowing(&section.window.value)
@@ -163,6 +163,22 @@ fn without_location(error: &serde_saphyr::Error) -> String {
     match text.rfind(" at line ") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+/// A message led by the key whose value is at this place, where it does not name one itself.
+fn with_key(text: &str, at: Location, message: &str) -> String {
+    let line = usize::try_from(at.line()).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
+    let before: Option<String> =
+        line.map(|line| line.chars().take(at.column().saturating_sub(1) as usize).collect());
+    let key = before.as_deref().and_then(|before| before.trim_end().strip_suffix(':')).map(|key| {
+        key.rsplit(|character: char| character.is_whitespace() || "{[,".contains(character))
+            .next()
+            .unwrap_or(key)
+    });
+    match key {
+        Some(key) if !key.is_empty() && !message.contains(key) => format!("`{key}`: {message}"),
+        _ => message.to_owned(),
     }
 }
 

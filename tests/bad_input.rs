@@ -294,7 +294,7 @@ fn a_file_that_is_gone_or_replaced_before_its_turn_is_named_and_not_all_is_done(
         scratch.write("changes.pcap", pcap(&packets));
         let mut running = scratch.start_analyzer("-o out - changes.pcap");
         running.stdin().write_all(&pcap(&packets[..1])[..FILE_HEADER]).unwrap();
-        running.wait_until_handling_signals();
+        running.wait_until_running();
         fs::remove_file(scratch.path("changes.pcap")).unwrap();
         bytes.map(|bytes| scratch.write("changes.pcap", bytes));
         let run = running.finish();
@@ -403,7 +403,7 @@ fn a_folder_that_another_run_holds_is_refused_and_the_other_run_ends_well() {
     scratch.write("a.pcap", pcap(&packets));
     let mut first = scratch.start_analyzer("-o out -");
     first.stdin().write_all(&pcap(&packets)).unwrap();
-    first.wait_until_handling_signals();
+    first.wait_until_running();
     scratch.analyze("-o out a.pcap").assert(1, "out");
     scratch.analyze("-o out a.pcap").assert(1, "another run");
     assert_eq!(windows(&scratch.path("out")), Vec::<String>::new());

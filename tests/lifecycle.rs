@@ -33,7 +33,7 @@ fn a_signal_ends_a_live_run_with_everything_received_counted() {
         let bytes = pcap(&packets);
         let mut running = scratch.start_analyzer(&format!("-o out -w {workers} --window {window} -"));
         running.stdin().write_all(&bytes[..FILE_HEADER]).unwrap();
-        running.wait_until_handling_signals();
+        running.wait_until_running();
         running.stdin().write_all(&bytes[FILE_HEADER..]).unwrap();
         running.wait_until_read();
         running.signal(signal);
@@ -49,7 +49,7 @@ fn a_signal_before_any_packet_gives_an_empty_snapshot() {
         let scratch = Scratch::new();
         let mut running = scratch.start_analyzer("-o out -");
         running.stdin().write_all(&pcap(&[])).unwrap();
-        running.wait_until_handling_signals();
+        running.wait_until_running();
         running.signal(signal);
         running.wait().assert(0, "");
         assert_holds(&scratch.path("out"), &[], 0, SHIPPED);
@@ -92,9 +92,9 @@ fn a_killed_run_leaves_whole_windows_and_no_ledger_and_the_next_run_cleans_up() 
     assert!(assert_all_whole(&out) >= 20);
     assert!(!out.join("ledger.json").exists(), "a ledger of another run");
     // As if it had been killed in the middle of a window and of its ledger.
-    fs::create_dir(out.join(".2001-01-01T00-00-00Z.partial")).unwrap();
-    scratch.write("out/.2001-01-01T00-00-00Z.partial/per_src_ip.csv", "src_ip,pack");
-    scratch.write("out/.ledger.json.partial", "{");
+    fs::create_dir(out.join(".2001-01-01T00-00-00Z.netspectra-partial")).unwrap();
+    scratch.write("out/.2001-01-01T00-00-00Z.netspectra-partial/per_src_ip.csv", "src_ip,pack");
+    scratch.write("out/.ledger.json.netspectra-partial", "{");
     scratch.analyze("-o out --window 1s half.pcap").assert(0, "");
     assert_holds(&out, &packets, SECOND, SHIPPED);
 }
@@ -106,7 +106,9 @@ fn a_run_killed_while_it_writes_a_window_shows_none_of_it() {
     scratch.generate("-o a.pcap --packets 150000 --flows 150000 --zipf 0.5").assert(0, "");
     let partial = |folder: &Path| {
         folder.exists()
-            && entries(folder).iter().any(|name| name.starts_with('.') && name.ends_with(".partial"))
+            && entries(folder)
+                .iter()
+                .any(|name| name.starts_with('.') && name.ends_with(".netspectra-partial"))
     };
     // The folder is there for a moment only and may be missed: then the run has ended, and another is tried.
     let killed = (0..20).any(|_| {

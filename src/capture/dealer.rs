@@ -52,6 +52,27 @@ pub enum InputError {
     },
 }
 
+impl InputError {
+    /// Whether the input itself changed, and not what this process may do.
+    fn is_about_this_input(&self) -> bool {
+        match self {
+            Self::Io { error, .. } => {
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+            }
+            Self::NoCapture { .. } | Self::Twice { .. } => true,
+        }
+    }
+
+    /// The error without the input's name.
+    fn why(&self) -> String {
+        match self {
+            Self::Io { error, .. } => error.to_string(),
+            Self::NoCapture { why, .. } => why.clone(),
+            Self::Twice { earlier, .. } => format!("is the same file as {earlier}"),
+        }
+    }
+}
+
 /// An input and what became of it.
 #[derive(Clone, Debug, Default)]
 pub struct InputReport {
@@ -195,8 +216,11 @@ impl Dealer {
             };
             match format {
                 Some(Format::Pcap(pcap)) => links.push(pcap.link()),
-                Some(Format::Pcapng(pcapng)) => links.extend(pcapng.links()),
-                None => {}
+                Some(Format::Pcapng(pcapng)) if pcapng.links().next().is_some() => {
+                    links.extend(pcapng.links())
+                }
+                // Not known yet; what is no filter for Ethernet is most likely none at all.
+                Some(Format::Pcapng(_)) | None => links.push(LinkType::ETHERNET),
             }
         }
         links.sort_unstable();
@@ -310,7 +334,15 @@ impl State {
                     let Some(((first_time, _), waiting)) = self.waiting.pop_first() else { continue };
                     let (number, input) = match waiting {
                         Waiting::Open { number, input } => (number, *input),
-                        Waiting::Closed { number, path } => (number, open_file(&path, wake)?),
+                        Waiting::Closed { number, path } => match open_file(&path, wake) {
+                            Ok(input) => (number, input),
+                            Err(error) if error.is_about_this_input() => {
+                                self.reports[number].damage =
+                                    Some(format!("was a capture when the run began, but {}", error.why()));
+                                continue;
+                            }
+                            Err(error) => return Err(error),
+                        },
                     };
                     // Others have closed windows by what this input promised when the run began.
                     self.open.insert(number, Input { latest: first_time, ..input });
@@ -501,7 +533,7 @@ impl Compression {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A frame, or a skippable frame (RFC 8878, 3.1).
-            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
     }

@@ -113,6 +113,8 @@ pub struct Stream {
     pace: Pace,
     /// Bytes received and not consumed.
     carried: Vec<u8>,
+    /// How many of them a look has seen already.
+    left: usize,
     /// Bytes still to be passed over.
     skip: u64,
     ended: bool,
@@ -133,11 +135,10 @@ impl Stream {
             wake();
         };
         std::thread::Builder::new().name("capture-stream".into()).spawn(read)?;
-        Ok(Self { blocks, pace, carried: Vec::new(), skip: 0, ended: false, failed: None, stop })
+        Ok(Self { blocks, pace, carried: Vec::new(), left: 0, skip: 0, ended: false, failed: None, stop })
     }
 
     fn peek(&mut self, buffer: &mut Vec<u8>, want: usize) -> io::Result<Peek> {
-        let before = self.carried.len();
         let stopped = self.stop.load(Relaxed);
         while self.carried.len() < want && !self.ended {
             let received = match (stopped, self.blocks.try_recv()) {
@@ -160,14 +161,16 @@ impl Stream {
                 }
                 Ok(Err(error)) => (self.failed, self.ended) = (Some(error), true),
                 Err(TryRecvError::Disconnected) => self.ended = true,
-                Err(TryRecvError::Empty) if self.pace == Pace::AsItComes && self.carried.len() > before => {
+                Err(TryRecvError::Empty)
+                    if self.pace == Pace::AsItComes && self.carried.len() > self.left =>
+                {
                     break;
                 }
                 Err(TryRecvError::Empty) => return Ok(Peek::Wait),
             }
         }
         if self.ended
-            && self.carried.len() == before
+            && self.carried.len() == self.left
             && let Some(error) = self.failed.take()
         {
             return Err(error);
@@ -187,6 +190,7 @@ impl Stream {
     fn consume(&mut self, buffer: &[u8], bytes: u64) {
         let within = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffer.len());
         self.carried.extend_from_slice(&buffer[within..]);
+        self.left = self.carried.len();
         self.skip += bytes - within as u64;
     }
 }
@@ -208,8 +212,7 @@ fn read_blocks(
         };
         block.extend_from_slice(&read_now[..*read.as_ref().unwrap_or(&0)]);
         let over = !matches!(read, Ok(1..)) || stop.load(Relaxed);
-        let idle = pace == Pace::AsItComes && sender.is_empty();
-        if !block.is_empty() && (over || idle || block.len() >= STREAM_BLOCK - READ) {
+        if !block.is_empty() && (over || pace == Pace::AsItComes || block.len() >= STREAM_BLOCK - READ) {
             if sender.send(Ok(std::mem::replace(&mut block, Vec::with_capacity(STREAM_BLOCK)))).is_err() {
                 return;
             }

@@ -615,14 +615,12 @@ impl Running {
         wait_for("empty pipe", || (rustix::io::ioctl_fionread(pipe).unwrap() == 0).then_some(()));
     }
 
-    /// Waits until SIGINT and SIGTERM are handled.
-    pub fn wait_until_handling_signals(&self) {
-        let status = format!("/proc/{}/status", self.child.id());
-        wait_for("signal handlers", || {
-            let text = fs::read_to_string(&status).unwrap();
-            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
-            let handled = 1 << (2 - 1) | 1 << (15 - 1);
-            (u64::from_str_radix(caught, 16).unwrap() & handled == handled).then_some(())
+    /// Waits until the inputs are open and the run has begun.
+    pub fn wait_until_running(&self) {
+        let threads = format!("/proc/{}/task", self.child.id());
+        wait_for("writing thread", || {
+            let names = fs::read_dir(&threads).unwrap().flatten().map(|thread| thread.path().join("comm"));
+            names.filter_map(|name| fs::read_to_string(name).ok()).any(|name| name == "sinks\n").then_some(())
         });
     }
 
