@@ -38,16 +38,25 @@ const OCTETS: [([u8; 4], u8); 256] = {
 const NANOS_A_SECOND: u64 = 1_000_000_000;
 const SECONDS_A_DAY: u64 = 86_400;
 
+/// Longest value: an IPv6 prefix, with room for a separator and for copies of fixed length that overhang.
+const MOST_VALUE: usize = 64;
+/// Values of a line before it is moved on to the buffer.
+const MOST_LINE: usize = 1024;
+
 /// Writes values as text; remembers the last day's date.
+///
+/// A row is put together in a line of fixed size by copies of fixed length, each of which the next overwrites where it
+/// was too long, and moved to the buffer at once.
 pub struct Text {
     day: u64,
     date: [u8; 11],
-    digits: itoa::Buffer,
+    line: [u8; MOST_LINE],
+    at: usize,
 }
 
 impl Default for Text {
     fn default() -> Self {
-        Self { day: 0, date: *b"1970-01-01T", digits: itoa::Buffer::new() }
+        Self { day: 0, date: *b"1970-01-01T", line: [0; MOST_LINE], at: 0 }
     }
 }
 
@@ -55,69 +64,106 @@ impl Text {
     /// Appends a row's cells with `separator` between them, and no end of line.
     #[inline]
     pub fn row(&mut self, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>, separator: u8) {
+        self.at = 0;
         for column in 0..schema.key.fields().len() {
-            self.key(out, row.key(schema, column));
-            out.push(separator);
+            self.key(row.key(schema, column));
+            self.separate(out, separator);
         }
         for (column, word) in schema.values.iter().zip(row.values()) {
             match column.kind {
-                ValueKind::Count | ValueKind::Bytes => self.number(out, *word),
-                ValueKind::Time => self.time(out, *word),
+                ValueKind::Count | ValueKind::Bytes => self.number(*word),
+                ValueKind::Time => self.time(*word),
             }
-            out.push(separator);
+            self.separate(out, separator);
         }
+        out.extend_from_slice(&self.line[..self.at]);
         out.pop();
     }
 
-    /// Appends the value of a key column.
+    /// Ends a value; moves the line on where the next value might not fit.
+    #[inline(always)]
+    fn separate(&mut self, out: &mut Vec<u8>, separator: u8) {
+        self.line[self.at] = separator;
+        self.at += 1;
+        if self.at > MOST_LINE - MOST_VALUE {
+            out.extend_from_slice(&self.line[..self.at]);
+            self.at = 0;
+        }
+    }
+
+    /// The next `N` bytes of the line, which has room for a whole value.
+    #[inline(always)]
+    fn room<const N: usize>(&mut self) -> &mut [u8; N] {
+        self.line[self.at..].first_chunk_mut().expect("the line has room for a value")
+    }
+
     #[inline]
-    pub fn key(&mut self, out: &mut Vec<u8>, value: KeyValue) {
+    fn key(&mut self, value: KeyValue) {
         match value {
-            KeyValue::Number(number) => out.extend_from_slice(self.digits.format(number).as_bytes()),
-            KeyValue::Address(address) => self.address(out, address),
+            KeyValue::Number(number) => self.number(number.into()),
+            KeyValue::Address(address) => self.address(address),
             KeyValue::Prefix(address, bits) => {
-                self.address(out, address);
-                out.push(b'/');
-                out.extend_from_slice(self.digits.format(bits).as_bytes());
+                self.address(address);
+                self.line[self.at] = b'/';
+                self.at += 1;
+                self.number(bits.into());
             }
         }
     }
 
-    /// Appends a decimal number.
+    /// Writes a decimal number.
     #[inline]
-    pub fn number(&mut self, out: &mut Vec<u8>, number: u64) {
-        out.extend_from_slice(self.digits.format(number).as_bytes());
+    fn number(&mut self, number: u64) {
+        let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        let text = self.room::<20>();
+        let (mut end, mut left) = (digits, number);
+        while left >= 100 {
+            end -= 2;
+            text[end..end + 2].copy_from_slice(&PAIRS[(left % 100) as usize]);
+            left /= 100;
+        }
+        if left >= 10 {
+            text[..2].copy_from_slice(&PAIRS[left as usize]);
+        } else {
+            text[0] = b'0' + left as u8;
+        }
+        self.at += digits;
     }
 
-    /// Appends an address: dotted, or as RFC 5952 has it.
+    /// Writes an address: dotted, or as RFC 5952 has it.
     #[inline]
-    pub fn address(&mut self, out: &mut Vec<u8>, address: Address) {
+    fn address(&mut self, address: Address) {
         if address.is_v4() {
             for octet in (address.0 as u32).to_be_bytes() {
                 let (text, length) = &OCTETS[usize::from(octet)];
-                out.extend_from_slice(text);
-                out.truncate(out.len() - 4 + usize::from(*length));
+                *self.room::<4>() = *text;
+                self.at += usize::from(*length);
             }
-            out.pop();
+            self.at -= 1;
         } else {
-            write!(out, "{}", IpAddr::from(address)).expect("a vector takes all bytes");
+            let mut rest = &mut self.line[self.at..];
+            let before = rest.len();
+            write!(rest, "{}", IpAddr::from(address)).expect("the line has room for a value");
+            self.at += before - rest.len();
         }
     }
 
-    /// Appends a time in nanoseconds since the Unix epoch, such as `2023-11-14T22:13:20.000001000Z`.
+    /// Writes a time in nanoseconds since the Unix epoch, such as `2023-11-14T22:13:20.000001000Z`.
     #[inline]
-    pub fn time(&mut self, out: &mut Vec<u8>, time: u64) {
+    fn time(&mut self, time: u64) {
         let (seconds, nanos) = (time / NANOS_A_SECOND, (time % NANOS_A_SECOND) as usize);
         let (day, second) = (seconds / SECONDS_A_DAY, (seconds % SECONDS_A_DAY) as usize);
         if day != self.day {
             self.day = day;
             self.date = date_of(day);
         }
+        let date = self.date;
         let [h, m, s] = [PAIRS[second / 3600], PAIRS[second / 60 % 60], PAIRS[second % 60]];
         let [a, b, c, d] = [nanos / 10_000_000, nanos / 100_000 % 100, nanos / 1000 % 100, nanos / 10 % 100]
             .map(|pair| PAIRS[pair]);
-        let mut text = *b"YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ";
-        text[..11].copy_from_slice(&self.date);
+        let text = self.room::<30>();
+        *text = *b"YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ";
+        text[..11].copy_from_slice(&date);
         text[11..13].copy_from_slice(&h);
         text[14..16].copy_from_slice(&m);
         text[17..19].copy_from_slice(&s);
@@ -126,7 +172,12 @@ impl Text {
         text[24..26].copy_from_slice(&c);
         text[26..28].copy_from_slice(&d);
         text[28] = b'0' + (nanos % 10) as u8;
-        out.extend_from_slice(&text);
+        self.at += 30;
+    }
+
+    /// What was written since the line began.
+    fn written(&self) -> String {
+        String::from_utf8_lossy(&self.line[..self.at]).into_owned()
     }
 }
 
@@ -140,11 +191,11 @@ fn date_of(day: u64) -> [u8; 11] {
         .expect("64 bits of nanoseconds end in the year 2554")
 }
 
-/// A time as [`Text::time`] writes it.
+/// A time in nanoseconds since the Unix epoch as rows have it: RFC 3339 with nine decimals.
 pub fn rfc3339(time: u64) -> String {
-    let mut out = Vec::new();
-    Text::default().time(&mut out, time);
-    String::from_utf8(out).expect("a time is ASCII")
+    let mut text = Text::default();
+    text.time(time);
+    text.written()
 }
 
 /// The folder name of a window: `2026-11-22T09-15-00Z`, with a fraction where its start is no whole second; `all`
@@ -173,9 +224,16 @@ mod tests {
 
         #[test]
         fn addresses_are_those_of_the_standard_library(number in prop_oneof![any::<u128>(), any::<u32>().prop_map(|v4| Address::v4(v4).0)]) {
-            let mut out = b"x".to_vec();
-            Text::default().address(&mut out, Address(number));
-            prop_assert_eq!(String::from_utf8(out).expect("ASCII"), format!("x{}", IpAddr::from(Address(number))));
+            let mut text = Text::default();
+            text.address(Address(number));
+            prop_assert_eq!(text.written(), IpAddr::from(Address(number)).to_string());
+        }
+
+        #[test]
+        fn numbers_are_decimal(number in prop_oneof![any::<u64>(), 0u64..1000, (0u32..64).prop_map(|bit| 1 << bit)]) {
+            let mut text = Text::default();
+            text.number(number);
+            prop_assert_eq!(text.written(), number.to_string());
         }
     }
 
