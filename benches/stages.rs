@@ -23,9 +23,6 @@ use std::sync::{Arc, LazyLock};
 use timely::dataflow::InputHandle;
 use timely::dataflow::operators::{Input, Probe};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const PACKETS: u64 = 2_000_000;
 
 /// A capture of minimum-size packets, about 200 k flows.

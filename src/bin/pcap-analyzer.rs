@@ -22,10 +22,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Tables grow and go with every window: this allocator keeps their memory, in huge pages.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Exact traffic analysis of capture files: who talked to whom, how much and when.
 #[derive(Parser)]
 #[command(version, about)]
