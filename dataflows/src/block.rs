@@ -26,8 +26,7 @@ pub struct Block {
     pub window: Epoch,
     /// Whether keys are [`crate::key::Wide`], else [`crate::key::Compact`].
     pub wide: bool,
-    /// Whether no other block of its window, layout and sender's epoch has any of its keys.
-    pub merged: bool,
+
     /// The rows, each a key followed by its values.
     pub words: Arc<Vec<u64>>,
 }
@@ -42,7 +41,7 @@ impl Accountable for Block {
     }
 }
 
-const HEADER_WORDS: usize = 5;
+const HEADER_WORDS: usize = 4;
 
 impl ContainerBytes for Block {
     fn from_bytes(bytes: Bytes) -> Self {
@@ -50,8 +49,8 @@ impl ContainerBytes for Block {
             bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
         let mut next = || words.next().expect("a block starts with its header");
         let (to, task, window) = (next() as usize, next() as usize, next());
-        let (wide, merged) = (next() == 1, next() == 1);
-        Self { to, task, window, wide, merged, words: Arc::new(words.collect()) }
+        let wide = next() == 1;
+        Self { to, task, window, wide, words: Arc::new(words.collect()) }
     }
 
     fn length_in_bytes(&self) -> usize {
@@ -59,7 +58,7 @@ impl ContainerBytes for Block {
     }
 
     fn into_bytes<W: Write>(&self, writer: &mut W) {
-        let header = [self.to as u64, self.task as u64, self.window, self.wide.into(), self.merged.into()];
+        let header = [self.to as u64, self.task as u64, self.window, self.wide.into()];
         for word in header.iter().chain(self.words.iter()) {
             writer.write_all(&word.to_le_bytes()).expect("timely reserves as many bytes as were asked for");
         }

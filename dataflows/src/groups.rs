@@ -1,19 +1,19 @@
 //! Exact groups: the operators that turn packets into one group a key and window, whole, on the key's owner.
 //!
-//! Each worker folds what it reads into tables of its own, hands partial groups to their owners when the epoch closes
-//! (or a table grows large), and owners merge them. So one elephant flow is a single row on the exchange, and no
-//! worker's share depends on it. A key set contained in a finer one never sees a packet: it is folded from the finer
-//! set's finished groups.
-//!
-//! Invariant: the keys of one block of groups are distinct, and those of all blocks that a lone worker folds in an epoch.
+//! Each worker folds what it reads into tables of its own, one an owner of keys. When the epoch closes (or a table grows
+//! large) the groups of others go to their owners, and each owner merges what it gets into the table that it has
+//! folded itself. So one elephant flow is a single row on the exchange, and no worker's share depends on it. A key set
+//! contained in a finer one never sees a packet: it is folded from the finer set's finished groups.
 
 use crate::block::{Block, BlockBuilder, to_named_worker};
 use crate::epochs::Epochs;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
-use crate::table::{CHUNK_GROUPS, COMPACT_GROUP, Table, WIDE_GROUP, key_of, owner};
+use crate::table::{COMPACT_GROUP, Table, WIDE_GROUP, owner, route};
 use crate::window::Epoch;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use timely::Accountable;
 use timely::dataflow::channels::pact::Pipeline;
@@ -54,60 +54,68 @@ struct Tables {
     wide: Table<5, WIDE_GROUP>,
 }
 
-/// Keyed groups on their way into [`Tables`], a batch of each layout.
+/// Keyed groups on their way into the tables of their owners, a batch of each layout and owner.
 struct Batches<'t> {
-    tables: &'t mut Tables,
-    compact: [[u64; COMPACT_GROUP]; 64],
-    compact_len: usize,
-    wide: [[u64; WIDE_GROUP]; 64],
-    wide_len: usize,
+    shares: &'t mut [Tables],
+    compact: Vec<Batch<COMPACT_GROUP>>,
+    wide: Vec<Batch<WIDE_GROUP>>,
+}
+
+struct Batch<const S: usize> {
+    groups: [[u64; S]; 64],
+    len: usize,
+}
+
+impl<const S: usize> Batch<S> {
+    const EMPTY: Self = Self { groups: [[0; S]; 64], len: 0 };
+
+    #[inline(always)]
+    fn push<const K: usize>(&mut self, group: [u64; S], table: &mut Table<K, S>) {
+        self.groups[self.len] = group;
+        self.len += 1;
+        if self.len == self.groups.len() {
+            table.absorb(&self.groups);
+            self.len = 0;
+        }
+    }
 }
 
 impl<'t> Batches<'t> {
-    fn new(tables: &'t mut Tables) -> Self {
-        Self {
-            tables,
-            compact: [[0; COMPACT_GROUP]; 64],
-            compact_len: 0,
-            wide: [[0; WIDE_GROUP]; 64],
-            wide_len: 0,
-        }
+    fn new(shares: &'t mut [Tables]) -> Self {
+        let compact = shares.iter().map(|_| Batch::EMPTY).collect();
+        let wide = shares.iter().map(|_| Batch::EMPTY).collect();
+        Self { shares, compact, wide }
     }
 
     #[inline(always)]
-    fn push(&mut self, key: Key, counts: [u64; 4]) {
+    fn push(&mut self, key: Key, [packets, bytes, first, last]: [u64; 4]) {
+        let peers = self.shares.len();
         match key {
-            Key::Compact([a, b]) => {
-                let [packets, bytes, first, last] = counts;
-                self.compact[self.compact_len] = [a, b, packets, bytes, first, last];
-                self.compact_len += 1;
-                if self.compact_len == self.compact.len() {
-                    self.tables.compact.absorb(&self.compact);
-                    self.compact_len = 0;
-                }
+            Key::Compact(key @ [a, b]) => {
+                let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
+                let group = [a, b, packets, bytes, first, last];
+                self.compact[owner].push(group, &mut self.shares[owner].compact);
             }
-            Key::Wide([a, b, c, d, e]) => {
-                let [packets, bytes, first, last] = counts;
-                self.wide[self.wide_len] = [a, b, c, d, e, packets, bytes, first, last];
-                self.wide_len += 1;
-                if self.wide_len == self.wide.len() {
-                    self.tables.wide.absorb(&self.wide);
-                    self.wide_len = 0;
-                }
+            Key::Wide(key @ [a, b, c, d, e]) => {
+                let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
+                let group = [a, b, c, d, e, packets, bytes, first, last];
+                self.wide[owner].push(group, &mut self.shares[owner].wide);
             }
         }
     }
 
     fn finish(self) {
-        self.tables.compact.absorb(&self.compact[..self.compact_len]);
-        self.tables.wide.absorb(&self.wide[..self.wide_len]);
+        for ((tables, compact), wide) in self.shares.iter_mut().zip(self.compact).zip(self.wide) {
+            tables.compact.absorb(&compact.groups[..compact.len]);
+            tables.wide.absorb(&wide.groups[..wide.len]);
+        }
     }
 }
 
 /// What can be folded into groups under a mask: packets, or the groups of a finer key set.
 trait Fold {
     fn window(&self) -> Epoch;
-    fn fold(&self, mask: Mask, tables: &mut Tables);
+    fn fold(&self, mask: Mask, shares: &mut [Tables]);
 }
 
 impl Fold for Packets {
@@ -115,8 +123,8 @@ impl Fold for Packets {
         self.window
     }
 
-    fn fold(&self, mask: Mask, tables: &mut Tables) {
-        let mut batches = Batches::new(tables);
+    fn fold(&self, mask: Mask, shares: &mut [Tables]) {
+        let mut batches = Batches::new(shares);
         for packet in self.packets.iter() {
             batches.push(mask.of(packet), [1, packet.length.into(), packet.time, packet.time]);
         }
@@ -129,8 +137,8 @@ impl Fold for Block {
         self.window
     }
 
-    fn fold(&self, mask: Mask, tables: &mut Tables) {
-        let mut batches = Batches::new(tables);
+    fn fold(&self, mask: Mask, shares: &mut [Tables]) {
+        let mut batches = Batches::new(shares);
         if self.wide {
             for &[a, b, c, d, e, packets, bytes, first, last] in self.words.as_chunks::<WIDE_GROUP>().0 {
                 batches.push(mask.coarsen_wide(&[a, b, c, d, e]), [packets, bytes, first, last]);
@@ -158,122 +166,97 @@ impl Tables {
         }
     }
 
-    /// All groups as blocks for their owners.
-    fn into_partials(self, window: Epoch, peers: usize, give: &mut impl FnMut(Block)) {
-        if peers == 1 {
-            for block in self.into_blocks(window) {
-                give(block);
-            }
-        } else {
-            deal(self.compact, false, window, peers, give);
-            deal(self.wide, true, window, peers, give);
-        }
-    }
-
     /// All groups as blocks, without a copy.
-    fn into_blocks(self, window: Epoch) -> impl Iterator<Item = Block> {
+    fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
         let compact = self.compact.into_chunks().map(|chunk| (false, chunk.into_flattened()));
         let wide = self.wide.into_chunks().map(|chunk| (true, chunk.into_flattened()));
         compact.chain(wide).map(move |(wide, words)| Block {
+            to,
+            task: 0,
             window,
             wide,
-            merged: true,
             words: Arc::new(words),
-            ..Block::default()
         })
     }
 }
 
-/// Deals the groups of a table to their owners.
-fn deal<const K: usize, const S: usize>(
-    table: Table<K, S>,
-    wide: bool,
-    window: Epoch,
-    peers: usize,
-    give: &mut impl FnMut(Block),
-) {
-    let mut open: Vec<Vec<u64>> = vec![Vec::new(); peers];
-    let block = |to, words| Block { to, window, wide, words: Arc::new(words), ..Block::default() };
-    // What is not filled is not reserved either: windows may be many and small.
-    let reserve = if table.len() >= peers * CHUNK_GROUPS { CHUNK_GROUPS * S } else { 0 };
-    for group in table.into_chunks().flatten() {
-        let to = owner(key_of::<K, S>(&group), peers);
-        let words = &mut open[to];
-        if words.capacity() == 0 {
-            words.reserve_exact(reserve);
-        }
-        words.extend_from_slice(&group);
-        if words.len() == CHUNK_GROUPS * S {
-            give(block(to, std::mem::take(words)));
-        }
-    }
-    for (to, mut words) in open.into_iter().enumerate().filter(|(_, words)| !words.is_empty()) {
-        words.shrink_to_fit();
-        give(block(to, words));
-    }
-}
+/// What a worker has folded of the keys that it owns itself, by epoch and window. It is handed from the folding
+/// operator to the merging one of the same worker, which takes it when both have been told that the epoch is over.
+type Own = Rc<RefCell<BTreeMap<(Epoch, Epoch), Tables>>>;
 
-/// Folds a stream into this worker's partial groups, bound for their owners.
+/// Folds a stream into partial groups: those of others for their owners, this worker's own into `own`.
 fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
     input: Stream<'s, Epoch, C>,
     mask: Mask,
+    own: Own,
 ) -> Stream<'s, Epoch, Block> {
-    let peers = input.scope().peers();
+    let (index, peers) = (input.scope().index(), input.scope().peers());
     input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Fold", move |_, _| {
-        let mut epochs: Epochs<BTreeMap<Epoch, Tables>> = Epochs::default();
+        // By window, one share for each owner.
+        let mut epochs: Epochs<BTreeMap<Epoch, Vec<Tables>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
                 let Some((held, windows)) = epochs.at(&message, port) else { return };
                 let window = batch.window();
-                let tables = windows.entry(window).or_default();
-                std::mem::take(batch).fold(mask, tables);
-                if peers > 1 && tables.len() >= FLUSH_AT {
-                    let mut session = output.session_with_builder(&*held);
-                    let full = std::mem::take(tables);
-                    full.into_partials(window, peers, &mut |mut block| session.give_container(&mut block));
+                let shares =
+                    windows.entry(window).or_insert_with(|| (0..peers).map(|_| Tables::default()).collect());
+                std::mem::take(batch).fold(mask, shares);
+                for (to, tables) in shares.iter_mut().enumerate().filter(|(to, _)| *to != index) {
+                    if tables.len() >= FLUSH_AT {
+                        let mut session = output.session_with_builder(&*held);
+                        let full = std::mem::take(tables).into_blocks(to, window);
+                        full.for_each(|mut block| session.give_container(&mut block));
+                    }
                 }
             });
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
-                for (window, tables) in windows {
-                    tables.into_partials(window, peers, &mut |mut block| session.give_container(&mut block));
+                for (window, shares) in windows {
+                    for (to, tables) in shares.into_iter().enumerate() {
+                        if to == index {
+                            // Tells the merging operator to look, and gives it the right to emit.
+                            own.borrow_mut().insert((*held.time(), window), tables);
+                            session.give_container(&mut Block { to, window, ..Block::default() });
+                        } else {
+                            tables
+                                .into_blocks(to, window)
+                                .for_each(|mut block| session.give_container(&mut block));
+                        }
+                    }
                 }
             }
         }
     })
 }
 
-/// Groups of one window at their owner: as they came while they are merged already, else in tables.
+/// What has come of one window from other workers: a few blocks as they are, more of them merged.
 #[derive(Default)]
-struct Merged {
+struct Arrived {
     blocks: Vec<Block>,
+    words: usize,
     tables: Tables,
 }
 
-impl Merged {
-    fn absorb(&mut self, block: Block) {
-        if block.merged && self.tables.len() == 0 {
-            return self.blocks.push(block);
+impl Arrived {
+    fn push(&mut self, block: Block) {
+        self.words += block.words.len();
+        self.blocks.push(block);
+        if self.words > FLUSH_AT * WIDE_GROUP {
+            self.words = 0;
+            self.blocks.drain(..).for_each(|block| self.tables.absorb(&block));
         }
-        self.merge();
-        self.tables.absorb(&block);
     }
 
-    /// Merges whatever came, so that more can be merged with it.
-    fn merge(&mut self) {
-        self.blocks.drain(..).for_each(|block| self.tables.absorb(&block));
-    }
-
-    fn into_blocks(self, window: Epoch) -> impl Iterator<Item = Block> {
-        self.blocks.into_iter().chain(self.tables.into_blocks(window))
+    fn merge_into(self, tables: &mut Tables) {
+        self.tables.into_blocks(0, 0).chain(self.blocks).for_each(|block| tables.absorb(&block));
     }
 }
 
 /// One epoch at an owner: groups by window, and the closed windows that packets came late for, on any worker.
 #[derive(Default)]
 struct Closing {
-    windows: BTreeMap<Epoch, Merged>,
+    windows: BTreeMap<Epoch, Arrived>,
     late: BTreeSet<Epoch>,
 }
 
@@ -284,6 +267,7 @@ struct Closing {
 fn merge<'s>(
     partials: Stream<'s, Epoch, Block>,
     late: Stream<'s, Epoch, Block>,
+    own: Own,
     mut archive: Option<Box<dyn Archive>>,
 ) -> Stream<'s, Epoch, Block> {
     let (contract, late_contract) = (to_named_worker(), to_named_worker());
@@ -298,7 +282,7 @@ fn merge<'s>(
                 let port = output.output_index();
                 partials.for_each(|message, block| {
                     if let Some((_, closing)) = epochs.at(&message, port) {
-                        closing.windows.entry(block.window).or_default().absorb(std::mem::take(block));
+                        closing.windows.entry(block.window).or_default().push(std::mem::take(block));
                     }
                 });
                 late.for_each(|message, block| {
@@ -309,16 +293,15 @@ fn merge<'s>(
                 while let Some((held, mut closing)) = epochs.close(&[partials_frontier, late_frontier]) {
                     let mut session = output.session_with_builder(&held);
                     for window in closing.late {
-                        let merged = closing.windows.entry(window).or_default();
                         let earlier =
                             archive.as_mut().map(|archive| archive.take(window)).unwrap_or_default();
-                        if !earlier.is_empty() {
-                            merged.merge();
-                            earlier.iter().for_each(|block| merged.tables.absorb(block));
-                        }
+                        let arrived = closing.windows.entry(window).or_default();
+                        earlier.into_iter().for_each(|block| arrived.push(block));
                     }
-                    for (window, merged) in closing.windows {
-                        for mut block in merged.into_blocks(window) {
+                    for (window, arrived) in closing.windows {
+                        let mut tables = own.borrow_mut().remove(&(*held.time(), window)).unwrap_or_default();
+                        arrived.merge_into(&mut tables);
+                        for mut block in tables.into_blocks(0, window) {
                             if let Some(archive) = &mut archive {
                                 archive.put(block.clone());
                             }
@@ -356,9 +339,10 @@ pub fn build<'s>(
 ) -> Vec<(Mask, Stream<'s, Epoch, Block>)> {
     let mut built: Vec<(Mask, Stream<'s, Epoch, Block>)> = Vec::new();
     for &(mask, parent) in plan {
+        let own = Own::default();
         let groups = match parent {
-            None => merge(fold(packets.clone(), mask), late.clone(), archive()),
-            Some(parent) => merge(fold(built[parent].1.clone(), mask), empty(scope), None),
+            None => merge(fold(packets.clone(), mask, own.clone()), late.clone(), own, archive()),
+            Some(parent) => merge(fold(built[parent].1.clone(), mask, own.clone()), empty(scope), own, None),
         };
         built.push((mask, groups));
     }

@@ -128,7 +128,7 @@ pub fn sorted<'s>(
                 let mut session = output.session_with_builder(&held);
                 for ((window, wide), blocks) in windows {
                     let words = Arc::new(sort_words(&blocks, wide, &schema));
-                    let run = Block { to: COMMITTER, task, window, wide, merged: true, words };
+                    let run = Block { to: COMMITTER, task, window, wide, words };
                     session.give_container(&mut { run });
                 }
             }

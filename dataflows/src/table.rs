@@ -22,10 +22,13 @@ pub const WIDE_GROUP: usize = 5 + COUNTS;
 const BATCH: usize = 64;
 /// Groups in a chunk, about 100 kB: a table grows by chunks and is handed on by chunks.
 pub const CHUNK_GROUPS: usize = 2048;
+/// No group: its number would be more than a table of this size holds. Not zero, because zeroed memory is mapped on the
+/// first read and once more, with an interrupt to all other cores, on the first write.
+const EMPTY: u32 = u32::MAX;
 /// Fewest slots of an index.
 const LEAST_SLOTS: usize = 1024;
 
-/// Keyed by a secret of this process, so that no sender of packets can choose keys that collide.
+/// A secret of this process, so that no sender of packets can choose keys that collide.
 static SEED: LazyLock<[u64; 2]> = LazyLock::new(|| {
     let state = RandomState::new();
     [0, 1].map(|number| {
@@ -56,17 +59,23 @@ fn hash<const K: usize>(key: &[u64; K], seed: &[u64; 2]) -> u64 {
     fold(hash ^ seed[1], 0x9e37_79b9_7f4a_7c15)
 }
 
-/// The worker out of `peers` that owns a key: the same in every process and on every machine.
+/// The hash that decides which worker owns a key: the same in every process and on every machine.
 #[inline(always)]
-pub fn owner<const K: usize>(key: &[u64; K], peers: usize) -> usize {
+pub fn route<const K: usize>(key: &[u64; K]) -> u64 {
     const ROUTE: [u64; 2] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db];
-    ((u128::from(hash(key, &ROUTE)) * peers as u128) >> 64) as usize
+    hash(key, &ROUTE)
+}
+
+/// The worker out of `peers` that owns the keys of a [`route`].
+#[inline(always)]
+pub fn owner(route: u64, peers: usize) -> usize {
+    ((u128::from(route) * peers as u128) >> 64) as usize
 }
 
 /// Groups of `S` words whose first `K` are the key.
 #[derive(Clone, Debug)]
 pub struct Table<const K: usize, const S: usize> {
-    /// Power of two; 0 is an empty slot, else hash bits above the number of the group plus one.
+    /// Power of two slots: [`EMPTY`], or hash bits above the number of the group.
     index: Vec<u32>,
     /// All but the last are full.
     chunks: Vec<Vec<[u64; S]>>,
@@ -144,11 +153,11 @@ impl<const K: usize, const S: usize> Table<K, S> {
             let mut at = *hash as usize & mask;
             loop {
                 let slot = self.index[at];
-                if slot == 0 {
+                if slot == EMPTY {
                     break;
                 }
                 if slot >> bits == tag {
-                    *found = (slot & mask as u32) - 1;
+                    *found = slot & mask as u32;
                     let number = *found as usize;
                     if let Some(group) = self.chunks[number / CHUNK_GROUPS].get(number % CHUNK_GROUPS) {
                         prefetch(group, 0);
@@ -175,13 +184,13 @@ impl<const K: usize, const S: usize> Table<K, S> {
         let mut at = hash as usize & mask;
         loop {
             let slot = self.index[at];
-            if slot == 0 {
-                self.push(group);
+            if slot == EMPTY {
                 self.index[at] = tag << bits | self.len as u32;
+                self.push(group);
                 return;
             }
             if slot >> bits == tag {
-                let number = (slot & mask as u32) as usize - 1;
+                let number = (slot & mask as u32) as usize;
                 let entry = self.group_mut(number).expect("the index points at groups that are there");
                 if key_of::<K, S>(entry) == key_of::<K, S>(group) {
                     return merge::<K, S>(entry, group);
@@ -199,7 +208,7 @@ impl<const K: usize, const S: usize> Table<K, S> {
         }
         let slots = needed.next_power_of_two().max(LEAST_SLOTS);
         assert!(slots <= 1 << 31, "a table holds at most 1.3 billion groups");
-        self.index = vec![0; slots];
+        self.index = vec![EMPTY; slots];
         let mask = slots - 1;
         let bits = slots.trailing_zeros();
         let mut hashes = [0u64; BATCH];
@@ -210,10 +219,10 @@ impl<const K: usize, const S: usize> Table<K, S> {
             }
             for (number, hash) in hashes[..groups.len()].iter().enumerate() {
                 let mut at = *hash as usize & mask;
-                while self.index[at] != 0 {
+                while self.index[at] != EMPTY {
                     at = (at + 1) & mask;
                 }
-                self.index[at] = tag(*hash, bits) << bits | (batch * BATCH + number + 1) as u32;
+                self.index[at] = tag(*hash, bits) << bits | (batch * BATCH + number) as u32;
             }
         }
     }
@@ -286,11 +295,12 @@ mod tests {
     fn owners_are_spread_evenly_and_do_not_move() {
         let mut share = [0usize; 3];
         for n in 0..30_000u64 {
-            share[owner(&[n << 32, n % 7], 3)] += 1;
+            share[owner(route(&[n << 32, n % 7]), 3)] += 1;
         }
         assert!(share.iter().all(|count| (9_000..11_000).contains(count)), "{share:?}");
         // A worker that disagreed with its peers about the owner would split a flow: these never change.
-        let owners = [owner(&[1, 2], 1000), owner(&[3, 4], 1000), owner(&[5, 6, 7, 8, 9], 1000)];
+        let owners =
+            [route(&[1, 2]), route(&[3, 4]), route(&[5, 6, 7, 8, 9])].map(|route| owner(route, 1000));
         assert_eq!(owners, [148, 194, 458]);
     }
 }
