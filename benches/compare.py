@@ -13,7 +13,7 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").abs
 BINARIES = pathlib.Path(os.environ.get("NETSPECTRA_BIN_DIR") or TARGET / "release").absolute()
 BENCH = TARGET / "bench"
 OUT = BENCH / "out"
-FLOWS = 1_000_000
+FLOWS_A_MILLION = 100_000  # drawn from for each million packets: rows grow with packets, as they do in one link's traffic
 NFPCAPD_ROUNDS = 2
 SCALE_ROUNDS = 3
 SCALE_MILLIONS = (1, 10, 40)
@@ -22,11 +22,12 @@ TWO, ONE, TCPDUMP, WC, NFPCAPD = "pcap-analyzer -w 2", "pcap-analyzer -w 1", "tc
 
 def capture(millions):
     """The path of a capture of that many million minimum-size packets, in the page cache."""
-    path = BENCH / f"min-{millions}M-{FLOWS}flows.pcap"
+    flows = millions * FLOWS_A_MILLION
+    path = BENCH / f"min-{millions}M-{flows}flows.pcap"
     if not path.exists():
         print(f"generating {path.name}", file=sys.stderr)
         part = path.with_suffix(".part")
-        size = ["--packets", str(millions * 1_000_000), "--flows", str(FLOWS), "--zipf", "1.05", "--size", "min"]
+        size = ["--packets", str(millions * 1_000_000), "--flows", str(flows), "--zipf", "1.05", "--size", "min"]
         subprocess.run([BINARIES / "pcapgen", *size, "-o", part], check=True)
         part.rename(path)
     with open(path, "rb", buffering=0) as file:

@@ -93,6 +93,20 @@ struct AggregatorSection {
 #[allow(dead_code)]
 struct NatsSection {
     url: String,
+    #[serde(default)]
+    jetstream: Option<JetStreamSection>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)]
+struct JetStreamSection {
+    #[serde(default)]
+    enabled: bool,
+    #[serde(default)]
+    stream: Option<String>,
+    #[serde(default)]
+    partitions: Option<u32>,
 }
 
 fn default_lateness() -> Spanned<String> {

@@ -50,6 +50,8 @@ pub struct Ledger {
     bytes: Bytes,
     inputs: Vec<Input>,
     windows: u64,
+    /// Whether a signal ended the inputs before their end.
+    interrupted: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -79,7 +81,7 @@ struct Input {
 
 impl Ledger {
     /// The books of a run over these inputs that wrote so many windows.
-    pub fn new(counts: Counts, inputs: &[InputReport], windows: u64) -> Self {
+    pub fn new(counts: Counts, inputs: &[InputReport], windows: u64, interrupted: bool) -> Self {
         let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted } = counts;
         let input = |report: &InputReport| {
             let InputReport { name, format, packets, damage, .. } = report.clone();
@@ -90,6 +92,7 @@ impl Ledger {
             bytes: Bytes { read: bytes_read, counted: bytes_counted },
             inputs: inputs.iter().map(input).collect(),
             windows,
+            interrupted,
         }
     }
 
@@ -123,9 +126,9 @@ mod tests {
         let found = InputReport { packets: 10, ..InputReport::default() };
         let counts =
             Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
-        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(6)).is_ok());
-        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1).balance(Some(5)).is_err());
-        assert!(Ledger::new(counts, &[], 1).balance(None).is_err());
-        assert!(Ledger::new(Counts { malformed: 0, ..counts }, &[found], 1).balance(None).is_err());
+        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1, false).balance(Some(6)).is_ok());
+        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1, false).balance(Some(5)).is_err());
+        assert!(Ledger::new(counts, &[], 1, false).balance(None).is_err());
+        assert!(Ledger::new(Counts { malformed: 0, ..counts }, &[found], 1, false).balance(None).is_err());
     }
 }

@@ -158,7 +158,7 @@ fn finish(
     let highlights = highlights.take();
     let inputs = job.dealer.reports();
     let counts = progress.counts();
-    let ledger = Ledger::new(counts, &inputs, highlights.windows());
+    let ledger = Ledger::new(counts, &inputs, highlights.windows(), job.dealer.was_stopped());
     ledger.balance(highlights.packets()).map_err(running)?;
     for writer in writers {
         writer.finish(&ledger).map_err(running)?;

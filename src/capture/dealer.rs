@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use timely::scheduling::SyncActivator;
 
@@ -153,6 +153,7 @@ pub struct Dealer {
     /// Bytes of all regular files.
     total_bytes: u64,
     done_bytes: AtomicU64,
+    stopped: AtomicBool,
 }
 
 impl Dealer {
@@ -200,7 +201,13 @@ impl Dealer {
             state.reports.push(InputReport { name, ..InputReport::default() });
             state.waiting.insert((first_time, number), waiting);
         }
-        Ok(Self { state: Mutex::new(state), wakers, total_bytes, done_bytes: AtomicU64::new(0) })
+        Ok(Self {
+            state: Mutex::new(state),
+            wakers,
+            total_bytes,
+            done_bytes: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        })
     }
 
     /// The link types that show in the inputs' first bytes.
@@ -236,6 +243,7 @@ impl Dealer {
     /// Ends all inputs where they are: files at once, streams after what has been received of them. Then activates
     /// all registered operators.
     pub fn stop(&self) {
+        self.stopped.store(true, Relaxed);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting.retain(|_, waiting| matches!(waiting, Waiting::Open { .. }));
         let waiting = state.waiting.values_mut().filter_map(|waiting| match waiting {
@@ -246,6 +254,11 @@ impl Dealer {
         state.open.values_mut().for_each(|input| input.source.stop());
         drop(state);
         self.wake();
+    }
+
+    /// Whether [`Self::stop`] ended the inputs.
+    pub fn was_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
     }
 
     /// Activates all registered operators.
