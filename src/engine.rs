@@ -2,7 +2,7 @@
 //! and each closed epoch becomes snapshots that the sinks confirm.
 //!
 //! Two things bound what is in flight. Workers take a new chunk only when they have passed on the last, and no worker
-//! runs more than [`MOST_UNWRITTEN`] closed epochs ahead of what is written: the committing worker keeps an epoch's
+//! runs more than `MOST_UNWRITTEN` closed epochs ahead of what is written: the committing worker keeps an epoch's
 //! capability until its snapshots are, and that frontier flows back to the sources.
 
 use crate::archive::SpillingArchive;

@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Rows shown of each task.
+/// Rows kept of each task for programs.
 const TOP: usize = 10;
+/// Rows of each task in the table for people.
+const TOP_IN_TABLE: usize = 5;
 
 /// A row that may be shown.
 struct TopRow {
@@ -190,7 +192,7 @@ impl Report<'_> {
 
     fn task_table(&self, task: &TopTask) -> Table {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::UTF8_BORDERS_ONLY);
         let many_windows = self.highlights.windows.len() > 1;
         let keys = task.schema.key.fields().len();
         let mut header: Vec<&str> = task.schema.columns().collect();
@@ -198,7 +200,7 @@ impl Report<'_> {
             header.insert(0, "window");
         }
         table.set_header(header);
-        for row in &task.rows {
+        for row in task.rows.iter().take(TOP_IN_TABLE) {
             let mut cells: Vec<String> = row.cells[..keys].to_vec();
             for (column, value) in task.schema.values.iter().zip(&row.values) {
                 cells.push(match column.kind {
