@@ -17,6 +17,9 @@ use std::time::Duration;
 /// The shipped configuration, used where there is no file.
 pub const SHIPPED: &str = include_str!("../config.yaml");
 
+/// Worker threads that one process may have.
+pub const MOST_WORKERS: usize = 1024;
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -81,7 +84,7 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct AggregatorSection {
     #[serde(default)]
-    num_workers: usize,
+    num_workers: Option<Spanned<usize>>,
     window: Spanned<String>,
     #[serde(default = "default_lateness")]
     allowed_lateness: Spanned<String>,
@@ -165,9 +168,14 @@ impl Config {
         let allowed_lateness = duration(&section.allowed_lateness.value).map_err(|why| {
             place.wrong(section.allowed_lateness.defined, format!("aggregator.allowed_lateness: {why}"))
         })?;
+        let workers = section.num_workers.as_ref().map_or(0, |workers| workers.value);
+        if let Some(workers) = section.num_workers.filter(|workers| workers.value > MOST_WORKERS) {
+            let message = format!("aggregator.num_workers: at most {MOST_WORKERS}; 0 is one a core");
+            return Err(place.wrong(workers.defined, message));
+        }
         let tasks = tasks(&place, &section.tasks, registry)?;
         let writers = writers(&place, &parsed.writers)?;
-        Ok(Self { workers: section.num_workers, windowing, allowed_lateness, tasks, writers })
+        Ok(Self { workers, windowing, allowed_lateness, tasks, writers })
     }
 }
 
@@ -252,6 +260,11 @@ fn writers(
         {
             let message = format!("csv writer: unknown key `{key}`; one of type, path");
             return Err(place.wrong(value.defined, message));
+        }
+        if path.is_empty() {
+            return Err(
+                place.wrong(path_at, "csv writer: `path` is empty; name a folder, such as ./snapshots")
+            );
         }
         let writer = WriterConfig::Csv { path: path.into() };
         if writers.contains(&writer) {
@@ -367,6 +380,17 @@ mod tests {
                 "unknown field `k`",
             ),
             (with_task("{name: a, type: exact}"), "c.yaml:4:", "key_fields"),
+            (with_task("{name: a, type: exact, key_fields: SrcIP}"), "c.yaml:4:", "key_fields"),
+            (
+                with_task("{name: a, type: exact, key_fields: [SrcIP]}").replace("./x", "''"),
+                "c.yaml:6:",
+                "empty",
+            ),
+            (
+                format!("aggregator:\n  num_workers: 2000\n  window: 60s\n  tasks: []\n{WRITERS}"),
+                "c.yaml:2:",
+                "at most 1024",
+            ),
             (with_task("{type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "`name`"),
             (with_task("{name: ../a, type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "file name"),
             (

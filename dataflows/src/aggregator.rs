@@ -103,12 +103,25 @@ pub struct OptionsError {
 impl Options {
     /// Reads the options into the aggregator's own struct, which should deny unknown fields.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, OptionsError> {
-        let object = serde_json::Value::Object(self.0.clone().into_iter().collect());
-        serde_json::from_value(object).map_err(|error| {
+        let object = |options: &BTreeMap<String, serde_json::Value>| {
+            serde_json::Value::Object(options.clone().into_iter().collect())
+        };
+        serde_json::from_value(object(&self.0)).map_err(|error: serde_json::Error| {
             let message = error.to_string();
-            // serde names an unknown or missing field in its message only; a value of a wrong type is found by trying.
-            let named = self.0.keys().find(|key| message.contains(&format!("field `{key}`"))).cloned();
-            OptionsError { key: named, message }
+            if let Some(key) = self.0.keys().find(|key| message.contains(&format!("field `{key}`"))) {
+                return OptionsError { key: Some(key.clone()), message };
+            }
+            // serde does not say which value has the wrong type: it is the one without which the error is another.
+            let culprit = self.0.keys().find(|key| {
+                let mut others = self.0.clone();
+                others.remove(*key);
+                let other = serde_json::from_value::<T>(object(&others));
+                other.err().is_none_or(|other| other.to_string() != message)
+            });
+            match culprit {
+                Some(key) => self.refuse(key, message),
+                None => OptionsError { key: None, message },
+            }
         })
     }
 

@@ -54,9 +54,8 @@ struct Tables {
     wide: Table<5, WIDE_GROUP>,
 }
 
-/// Keyed groups on their way into the tables of their owners, a batch of each layout and owner.
-struct Batches<'t> {
-    shares: &'t mut [Tables],
+/// Keyed groups on their way into the tables of their owners, a batch of each layout and owner. Empty between folds.
+struct Batches {
     compact: Vec<Batch<COMPACT_GROUP>>,
     wide: Vec<Batch<WIDE_GROUP>>,
 }
@@ -80,34 +79,35 @@ impl<const S: usize> Batch<S> {
     }
 }
 
-impl<'t> Batches<'t> {
-    fn new(shares: &'t mut [Tables]) -> Self {
-        let compact = shares.iter().map(|_| Batch::EMPTY).collect();
-        let wide = shares.iter().map(|_| Batch::EMPTY).collect();
-        Self { shares, compact, wide }
+impl Batches {
+    fn new(peers: usize) -> Self {
+        let compact = (0..peers).map(|_| Batch::EMPTY).collect();
+        let wide = (0..peers).map(|_| Batch::EMPTY).collect();
+        Self { compact, wide }
     }
 
     #[inline(always)]
-    fn push(&mut self, key: Key, [packets, bytes, first, last]: [u64; 4]) {
-        let peers = self.shares.len();
+    fn push(&mut self, key: Key, [packets, bytes, first, last]: [u64; 4], shares: &mut [Tables]) {
+        let peers = shares.len();
         match key {
             Key::Compact(key @ [a, b]) => {
                 let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
                 let group = [a, b, packets, bytes, first, last];
-                self.compact[owner].push(group, &mut self.shares[owner].compact);
+                self.compact[owner].push(group, &mut shares[owner].compact);
             }
             Key::Wide(key @ [a, b, c, d, e]) => {
                 let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
                 let group = [a, b, c, d, e, packets, bytes, first, last];
-                self.wide[owner].push(group, &mut self.shares[owner].wide);
+                self.wide[owner].push(group, &mut shares[owner].wide);
             }
         }
     }
 
-    fn finish(self) {
-        for ((tables, compact), wide) in self.shares.iter_mut().zip(self.compact).zip(self.wide) {
+    fn finish(&mut self, shares: &mut [Tables]) {
+        for ((tables, compact), wide) in shares.iter_mut().zip(&mut self.compact).zip(&mut self.wide) {
             tables.compact.absorb(&compact.groups[..compact.len]);
             tables.wide.absorb(&wide.groups[..wide.len]);
+            (compact.len, wide.len) = (0, 0);
         }
     }
 }
@@ -115,7 +115,7 @@ impl<'t> Batches<'t> {
 /// What can be folded into groups under a mask: packets, or the groups of a finer key set.
 trait Fold {
     fn window(&self) -> Epoch;
-    fn fold(&self, mask: Mask, shares: &mut [Tables]);
+    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]);
 }
 
 impl Fold for Packets {
@@ -123,12 +123,11 @@ impl Fold for Packets {
         self.window
     }
 
-    fn fold(&self, mask: Mask, shares: &mut [Tables]) {
-        let mut batches = Batches::new(shares);
+    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]) {
         for packet in self.packets.iter() {
-            batches.push(mask.of(packet), [1, packet.length.into(), packet.time, packet.time]);
+            batches.push(mask.of(packet), [1, packet.length.into(), packet.time, packet.time], shares);
         }
-        batches.finish();
+        batches.finish(shares);
     }
 }
 
@@ -137,18 +136,21 @@ impl Fold for Block {
         self.window
     }
 
-    fn fold(&self, mask: Mask, shares: &mut [Tables]) {
-        let mut batches = Batches::new(shares);
+    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]) {
         if self.wide {
             for &[a, b, c, d, e, packets, bytes, first, last] in self.words.as_chunks::<WIDE_GROUP>().0 {
-                batches.push(mask.coarsen_wide(&[a, b, c, d, e]), [packets, bytes, first, last]);
+                batches.push(mask.coarsen_wide(&[a, b, c, d, e]), [packets, bytes, first, last], shares);
             }
         } else {
             for &[a, b, packets, bytes, first, last] in self.words.as_chunks::<COMPACT_GROUP>().0 {
-                batches.push(Key::Compact(mask.coarsen_compact(&[a, b])), [packets, bytes, first, last]);
+                batches.push(
+                    Key::Compact(mask.coarsen_compact(&[a, b])),
+                    [packets, bytes, first, last],
+                    shares,
+                );
             }
         }
-        batches.finish();
+        batches.finish(shares);
     }
 }
 
@@ -192,6 +194,7 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
 ) -> Stream<'s, Epoch, Block> {
     let (index, peers) = (input.scope().index(), input.scope().peers());
     input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Fold", move |_, _| {
+        let mut batches = Batches::new(peers);
         // By window, one share for each owner.
         let mut epochs: Epochs<BTreeMap<Epoch, Vec<Tables>>> = Epochs::default();
         move |(input, frontier), output| {
@@ -201,7 +204,7 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
                 let window = batch.window();
                 let shares =
                     windows.entry(window).or_insert_with(|| (0..peers).map(|_| Tables::default()).collect());
-                std::mem::take(batch).fold(mask, shares);
+                std::mem::take(batch).fold(mask, &mut batches, shares);
                 for (to, tables) in shares.iter_mut().enumerate().filter(|(to, _)| *to != index) {
                     if tables.len() >= FLUSH_AT {
                         let mut session = output.session_with_builder(&*held);

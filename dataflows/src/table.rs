@@ -25,8 +25,8 @@ pub const CHUNK_GROUPS: usize = 2048;
 /// No group: its number would be more than a table of this size holds. Not zero, because zeroed memory is mapped on the
 /// first read and once more, with an interrupt to all other cores, on the first write.
 const EMPTY: u32 = u32::MAX;
-/// Fewest slots of an index.
-const LEAST_SLOTS: usize = 1024;
+/// Fewest slots of an index: windows may be many and small.
+const LEAST_SLOTS: usize = 16;
 
 /// A secret of this process, so that no sender of packets can choose keys that collide.
 static SEED: LazyLock<[u64; 2]> = LazyLock::new(|| {
@@ -139,7 +139,7 @@ impl<const K: usize, const S: usize> Table<K, S> {
 
     #[inline]
     fn absorb_batch(&mut self, batch: &[[u64; S]]) {
-        self.reserve(BATCH);
+        self.reserve(batch.len());
         let mask = self.index.len() - 1;
         let bits = self.index.len().trailing_zeros();
         let mut hashes = [0u64; BATCH];

@@ -22,6 +22,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Writes a line to standard error; that nobody may be there to read it fails nothing.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 /// Exact traffic analysis of capture files: who talked to whom, how much and when.
 #[derive(Parser)]
 #[command(version, about)]
@@ -72,19 +79,18 @@ enum Failed {
 fn main() -> ExitCode {
     // A worker that panics would leave its siblings waiting for ever.
     std::panic::set_hook(Box::new(|panic| {
-        // Standard error may be what fails.
-        let _ = writeln!(std::io::stderr(), "pcap-analyzer: internal error, please report: {panic}");
+        say!("pcap-analyzer: internal error, please report: {panic}");
         std::process::exit(1);
     }));
     match run(&Flags::parse()) {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Damaged) => ExitCode::from(3),
         Err(Failed::Running(error)) => {
-            eprintln!("pcap-analyzer: {error:#}");
+            say!("pcap-analyzer: {error:#}");
             ExitCode::from(1)
         }
         Err(Failed::Usage(error)) => {
-            eprintln!("pcap-analyzer: {error:#}");
+            say!("pcap-analyzer: {error:#}");
             ExitCode::from(2)
         }
     }
@@ -121,7 +127,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         writers.push(Box::new(CsvWriter::open(folder, workers).map_err(running)?));
     }
     if flags.verbose {
-        eprintln!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
+        say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
     }
 
     let progress = Arc::new(Progress::default());
@@ -164,19 +170,20 @@ fn finish(
         writer.finish(&ledger).map_err(running)?;
     }
     for link in progress.unknown_links() {
-        eprintln!("pcap-analyzer: warning: packets of link type {link} are not decoded and count as non_ip");
+        say!("pcap-analyzer: warning: packets of link type {link} are not decoded and count as non_ip");
     }
     for input in inputs.iter().filter(|input| input.clamped > 0) {
         let InputReport { name, clamped, .. } = input;
-        eprintln!(
+        say!(
             "pcap-analyzer: warning: {name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends"
         );
     }
     let mut end = End::Done;
     for (input, damage) in inputs.iter().filter_map(|input| Some((input, input.damage.as_ref()?))) {
-        eprintln!(
+        say!(
             "pcap-analyzer: {}: {damage}; the results hold the {} packets before that",
-            input.name, input.packets
+            input.name,
+            input.packets
         );
         end = End::Damaged;
     }
