@@ -13,11 +13,11 @@ use crate::ledger::Counts;
 use crate::sinks::{Failure, Sinks};
 use crossbeam_channel::{Sender, unbounded};
 use dataflows::aggregator::{Task, build_tasks};
-use dataflows::block::{Block, BlockBuilder};
+use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Packets};
 use dataflows::packet::Packet;
-use dataflows::rows::{Snapshot, TaskRows, to_committer};
+use dataflows::rows::{Snapshot, TaskRows};
 use dataflows::window::{Epoch, Watermark, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use timely::container::{CapacityContainerBuilder, NoopBuilder};
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession, operator::Operator};
+use timely::dataflow::operators::generic::{OutputBuilder, operator::Operator};
 use timely::dataflow::operators::{Capability, ConnectLoop, Feedback};
 use timely::dataflow::{Scope, Stream};
 use timely::{CommunicationConfig, Config, WorkerConfig};
@@ -36,9 +36,6 @@ const MOST_UNWRITTEN: usize = 4;
 
 /// Packets in one batch: a few dozen kilobytes, so that it is folded while it is still in the nearest cache.
 const BATCH: usize = 512;
-
-/// Chunks that a source decodes before it lets other operators run.
-const CHUNKS_A_TURN: usize = 1;
 
 /// What to run.
 pub struct Job {
@@ -126,8 +123,6 @@ pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(),
     workers.join().into_iter().collect()
 }
 
-type BatchSession<'a> = OutputBuilderSession<'a, Epoch, NoopBuilder<Packets>>;
-
 /// The source: decodes the chunks that this worker is dealt, and tells all workers of windows that get late packets.
 ///
 /// `written` carries no data: its frontier is the first epoch that is not written.
@@ -152,69 +147,58 @@ fn read<'s>(
         let late_capability = capabilities.pop();
         let mut held = capabilities.pop().zip(late_capability);
         let mut reader = Reader::new(&job);
-        let mut unwritten: VecDeque<Epoch> = VecDeque::new();
+        let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
         let mut chunk = Chunk::default();
         move |frontiers| {
             written.for_each(|_, _| {});
             let Some((capability, late_capability)) = &mut held else { return };
             let first_unwritten = frontiers[0].frontier().first().copied().unwrap_or(Epoch::MAX);
-            unwritten.retain(|epoch| *epoch >= first_unwritten);
+            unwritten = unwritten.split_off(&first_unwritten);
             let (mut output, mut late_output) = (output.activate(), late_output.activate());
-            for _ in 0..CHUNKS_A_TURN {
-                if unwritten.iter().filter(|epoch| **epoch < *capability.time()).count() > MOST_UNWRITTEN {
-                    // The frontier of what is written wakes this operator.
-                    return;
-                }
-                let dealt = match progress.failure.get() {
-                    Some(_) => Dealt::End,
-                    None => job.dealer.deal(&mut chunk).unwrap_or_else(|error| {
-                        progress.failure.set(error.to_string());
-                        Dealt::End
-                    }),
-                };
-                if dealt == Dealt::End {
-                    held = None;
-                    return;
-                }
-                let mut watermark = Watermark::new(job.windowing, job.lateness, chunk.latest, chunk.others);
-                // First of all: whoever waits, waits for no epoch that this worker has left.
-                if watermark.first_open() > *capability.time() {
-                    capability.downgrade(&watermark.first_open());
-                    late_capability.downgrade(&watermark.first_open());
-                }
-                if dealt == Dealt::Wait {
-                    return;
-                }
-                if let Err(error) = reader.decode(&mut chunk, &mut watermark) {
+
+            if unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
+                // The frontier of what is written wakes this operator.
+                return;
+            }
+            let dealt = match progress.failure.get() {
+                Some(_) => Dealt::End,
+                None => job.dealer.deal(&mut chunk).unwrap_or_else(|error| {
                     progress.failure.set(error.to_string());
-                }
-                progress.add(std::mem::take(&mut reader.counts), &reader.unknown_links);
-                for (epoch, mut batch) in reader.batches.drain(..) {
-                    if !unwritten.contains(&epoch) {
-                        unwritten.push_back(epoch);
-                    }
-                    give(&mut output, capability, epoch, &mut batch);
-                }
-                for (epoch, window) in std::mem::take(&mut reader.late) {
-                    let at = late_capability.delayed(&epoch);
-                    let mut session = late_output.session_with_builder(&at);
-                    for to in 0..peers {
-                        session.give_container(&mut Block { to, window, ..Block::default() });
-                    }
+                    Dealt::End
+                }),
+            };
+            if dealt == Dealt::End {
+                held = None;
+                return;
+            }
+            let mut watermark = Watermark::new(job.windowing, job.lateness, chunk.latest, chunk.others);
+            // First of all: whoever waits, waits for no epoch that this worker has left.
+            if watermark.first_open() > *capability.time() {
+                capability.downgrade(&watermark.first_open());
+                late_capability.downgrade(&watermark.first_open());
+            }
+            if dealt == Dealt::Wait {
+                return;
+            }
+            if let Err(error) = reader.decode(&mut chunk, &mut watermark) {
+                progress.failure.set(error.to_string());
+            }
+            progress.add(std::mem::take(&mut reader.counts), &reader.unknown_links);
+            for (epoch, mut batch) in reader.batches.drain(..) {
+                unwritten.insert(epoch);
+                output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut batch);
+            }
+            for (epoch, window) in std::mem::take(&mut reader.late) {
+                let at = late_capability.delayed(&epoch);
+                let mut session = late_output.session_with_builder(&at);
+                for to in 0..peers {
+                    session.give_container(&mut Block { to, window, ..Block::default() });
                 }
             }
             activator.activate();
         }
     });
     (packets, late)
-}
-
-fn give(output: &mut BatchSession<'_>, held: &Capability<Epoch>, epoch: Epoch, batch: &mut Packets) {
-    if epoch == *held.time() {
-        output.session_with_builder(held).give_container(batch);
-    } else {
-        output.session_with_builder(&held.delayed(&epoch)).give_container(batch);
-    }
 }
 
 /// Decodes chunks into batches by window, and keeps the accounts.
@@ -329,7 +313,7 @@ fn commit<'s>(
     let scope = rows.scope();
     let (job, progress) = (job.clone(), progress.clone());
     rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
-        to_committer(),
+        to_named_worker(),
         "Commit",
         move |_, info| {
             let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();

@@ -26,7 +26,6 @@ pub struct Block {
     pub window: Epoch,
     /// Whether keys are [`crate::key::Wide`], else [`crate::key::Compact`].
     pub wide: bool,
-
     /// The rows, each a key followed by its values.
     pub words: Arc<Vec<u64>>,
 }

@@ -3,7 +3,7 @@
 //! A row is the words of its key followed by one word a value column. Workers sort their own rows; a task of a
 //! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
 
-use crate::block::{Block, BlockBuilder, to_named_worker};
+use crate::block::{Block, BlockBuilder};
 use crate::epochs::Epochs;
 use crate::key::{KeyFields, KeyValue};
 use crate::window::Epoch;
@@ -141,12 +141,6 @@ type Unsorted = BTreeMap<(Epoch, bool), Vec<Arc<Vec<u64>>>>;
 
 /// The worker that gathers snapshots.
 pub const COMMITTER: usize = 0;
-
-/// Sends sorted runs to the committing worker.
-pub fn to_committer()
--> timely::dataflow::channels::pact::DistributorPact<impl FnOnce(usize) -> crate::block::ToNamedWorker> {
-    to_named_worker()
-}
 
 /// A task's rows, given as words in any order, in the order of the schema.
 pub fn sort_words(blocks: &[Arc<Vec<u64>>], wide: bool, schema: &Schema) -> Vec<u64> {

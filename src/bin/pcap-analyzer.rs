@@ -49,7 +49,7 @@ struct Flags {
     #[arg(long, value_name = "DUR", default_value = "all")]
     window: String,
     /// Worker threads, 0 for one a core [default: num_workers of the configuration]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=config::MOST_WORKERS as i64))]
     workers: Option<u16>,
     /// Print the run's summary as JSON instead of a table
     #[arg(long)]
@@ -117,7 +117,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let dealer = Dealer::open(&flags.files).map_err(usage)?;
     if let Some(expression) = &flags.filter {
         let mut filter = Filter::new(expression);
-        dealer.first_links().into_iter().try_for_each(|link| filter.check(link)).map_err(usage)?;
+        dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
     }
     let folders = output_folders(flags, &config);
     let spill = folders.first().cloned().unwrap_or_else(std::env::temp_dir);

@@ -11,7 +11,7 @@ use super::source::{Pace, Peek, Source, Stream, Wake};
 use super::{Format, Frame, HEADER_BYTES, Scanned, Stop};
 use crate::decode::LinkType;
 use flate2::read::MultiGzDecoder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -153,6 +153,8 @@ pub struct Dealer {
     /// Bytes of all regular files.
     total_bytes: u64,
     done_bytes: AtomicU64,
+    first_links: BTreeSet<LinkType>,
+    wake: Wake,
     stopped: AtomicBool,
 }
 
@@ -164,6 +166,7 @@ impl Dealer {
         let mut seen: Vec<((u64, u64), String)> = Vec::new();
         let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new() };
         let mut total_bytes = 0;
+        let mut first_links = BTreeSet::new();
         for (number, path) in names.iter().enumerate() {
             let name = path.display().to_string();
             let io_error = |error| InputError::Io { name: name.clone(), error };
@@ -186,7 +189,8 @@ impl Dealer {
                 refuse_twice(&mut seen, (metadata.dev(), metadata.ino()), &name)?;
                 if metadata.is_file() {
                     total_bytes += metadata.len();
-                    let first_time = first_time(&name, file)?;
+                    let (format, first_time) = first_look(&name, file)?;
+                    first_links.extend(links(&format));
                     (Waiting::Closed { number, path: path.clone() }, first_time)
                 } else {
                     (
@@ -198,6 +202,9 @@ impl Dealer {
                     )
                 }
             };
+            if let Waiting::Open { input, .. } = &waiting {
+                first_links.extend(links(&input.format));
+            }
             state.reports.push(InputReport { name, ..InputReport::default() });
             state.waiting.insert((first_time, number), waiting);
         }
@@ -206,33 +213,15 @@ impl Dealer {
             wakers,
             total_bytes,
             done_bytes: AtomicU64::new(0),
+            first_links,
+            wake,
             stopped: AtomicBool::new(false),
         })
     }
 
     /// The link types that show in the inputs' first bytes.
-    pub fn first_links(&self) -> Vec<LinkType> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut links: Vec<LinkType> = Vec::new();
-        for waiting in state.waiting.values() {
-            let format = match waiting {
-                Waiting::Closed { path, .. } => File::open(path)
-                    .ok()
-                    .and_then(|file| first_format(&path.display().to_string(), file).ok()),
-                Waiting::Open { input, .. } => Some(input.format.clone()),
-            };
-            match format {
-                Some(Format::Pcap(pcap)) => links.push(pcap.link()),
-                Some(Format::Pcapng(pcapng)) if pcapng.links().next().is_some() => {
-                    links.extend(pcapng.links())
-                }
-                // Not known yet; what is no filter for Ethernet is most likely none at all.
-                Some(Format::Pcapng(_)) | None => links.push(LinkType::ETHERNET),
-            }
-        }
-        links.sort_unstable();
-        links.dedup();
-        links
+    pub fn first_links(&self) -> impl Iterator<Item = LinkType> + '_ {
+        self.first_links.iter().copied()
     }
 
     /// Has a worker's operator activated whenever an input that had nothing ready has something.
@@ -263,7 +252,7 @@ impl Dealer {
 
     /// Activates all registered operators.
     pub fn wake(&self) {
-        wake_all(self.wakers.clone())();
+        (self.wake)();
     }
 
     /// Bytes read of the regular files, and of how many.
@@ -288,7 +277,7 @@ impl Dealer {
     pub fn deal(&self, chunk: &mut Chunk) -> Result<Dealt, InputError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let Some(number) = state.furthest_behind(&wake_all(self.wakers.clone()))? else {
+            let Some(number) = state.furthest_behind(&self.wake)? else {
                 (chunk.latest, chunk.others) = (u64::MAX, u64::MAX);
                 return Ok(Dealt::End);
             };
@@ -445,15 +434,14 @@ impl Input {
 fn open_file(path: &Path, wake: &Wake) -> Result<Input, InputError> {
     let name = path.display().to_string();
     let io_error = |error| InputError::Io { name: name.clone(), error };
-    let file = File::open(path).map_err(io_error)?;
-    let mut head = [0; HEADER_BYTES];
-    let read = read_up_to(&file, &mut head).map_err(io_error)?;
-    if Compression::of(&head[..read]) != Compression::None {
-        let whole = io::Cursor::new(head[..read].to_vec()).chain(file);
+    let mut file = File::open(path).map_err(io_error)?;
+    let head = read_up_to(&mut file, HEADER_BYTES).map_err(io_error)?;
+    if Compression::of(&head) != Compression::None {
+        let whole = io::Cursor::new(head).chain(file);
         return open_stream(&name, Box::new(whole), Pace::WholeBlocks, wake);
     }
     let (format, header) =
-        Format::open(&head[..read]).map_err(|why| InputError::NoCapture { name: name.clone(), why })?;
+        Format::open(&head).map_err(|why| InputError::NoCapture { name: name.clone(), why })?;
     let report = InputReport { name, format: format.name().to_owned(), ..InputReport::default() };
     let offset = header as u64;
     Ok(Input { report, source: Source::File(file, offset), format, offset, latest: 0 })
@@ -468,16 +456,10 @@ fn open_stream(
 ) -> Result<Input, InputError> {
     let io_error = |error| InputError::Io { name: name.to_owned(), error };
     let no_capture = |why: String| InputError::NoCapture { name: name.to_owned(), why };
-    let mut magic = Vec::new();
-    pipe.by_ref().take(4).read_to_end(&mut magic).map_err(io_error)?;
+    let magic = read_up_to(&mut pipe, 4).map_err(io_error)?;
     let compression = Compression::of(&magic);
     let mut decoder = compression.decoder(Box::new(io::Cursor::new(magic).chain(pipe))).map_err(io_error)?;
-    let mut head = Vec::new();
-    decoder
-        .by_ref()
-        .take(HEADER_BYTES as u64)
-        .read_to_end(&mut head)
-        .map_err(|error| no_capture(error.to_string()))?;
+    let mut head = read_up_to(&mut decoder, HEADER_BYTES).map_err(|error| no_capture(error.to_string()))?;
     let (format, header) = Format::open(&head).map_err(no_capture)?;
     let rest = head.split_off(header);
     let source =
@@ -490,13 +472,13 @@ fn open_stream(
 /// Bytes that are looked at for a file's first frame.
 const FIRST_LOOK: usize = 64 << 10;
 
-/// A file's first bytes, decompressed: its format after what of them could be scanned, and the first frame's time.
-fn first_look(name: &str, file: File) -> Result<(Format, Option<u64>), InputError> {
+/// A file's first bytes, decompressed: its format after what of them could be scanned, and the first frame's time, 0
+/// where they show none.
+fn first_look(name: &str, mut file: File) -> Result<(Format, u64), InputError> {
     let io_error = |error| InputError::Io { name: name.to_owned(), error };
-    let mut magic = [0; 4];
-    let read = read_up_to(&file, &mut magic).map_err(io_error)?;
-    let compression = Compression::of(&magic[..read]);
-    let whole = io::Cursor::new(magic[..read].to_vec()).chain(file);
+    let magic = read_up_to(&mut file, 4).map_err(io_error)?;
+    let compression = Compression::of(&magic);
+    let whole = io::Cursor::new(magic).chain(file);
     let mut decoder = compression.decoder(Box::new(whole)).map_err(io_error)?.take(FIRST_LOOK as u64);
     let mut head = Vec::new();
     if let Err(error) = decoder.read_to_end(&mut head)
@@ -508,29 +490,24 @@ fn first_look(name: &str, file: File) -> Result<(Format, Option<u64>), InputErro
         Format::open(&head).map_err(|why| InputError::NoCapture { name: name.to_owned(), why })?;
     let mut first = None;
     format.scan(&head[header..], |frame| first = first.or(Some(frame.time)));
-    Ok((format, first))
+    Ok((format, first.unwrap_or(0)))
 }
 
-/// The time of a file's first frame; 0 where it shows none in its first bytes.
-fn first_time(name: &str, file: File) -> Result<u64, InputError> {
-    Ok(first_look(name, file)?.1.unwrap_or(0))
+/// The link types that a format is known to hold so far. Where it knows none yet: what is no filter for Ethernet is most
+/// likely none at all.
+fn links(format: &Format) -> Vec<LinkType> {
+    let links: Vec<LinkType> = match format {
+        Format::Pcap(pcap) => vec![pcap.link()],
+        Format::Pcapng(pcapng) => pcapng.links().collect(),
+    };
+    if links.is_empty() { vec![LinkType::ETHERNET] } else { links }
 }
 
-fn first_format(name: &str, file: File) -> Result<Format, InputError> {
-    Ok(first_look(name, file)?.0)
-}
-
-fn read_up_to(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
+/// The next bytes, at most `most`.
+fn read_up_to(reader: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// How an input is compressed, told by its first bytes.
