@@ -1,15 +1,17 @@
 # NetSpectra's tasks. `make demo` and `make test` need nothing but Rust on a Debian machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz install-deps
+.PHONY: help demo live live-demo test bench live-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
+TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux
 BENCH_DEPS := tcpdump nfdump hyperfine python3
 FUZZ_DEPS  := g++
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 TARGET     := $(abspath $(or $(CARGO_TARGET_DIR),target))
 CORPUS     := $(wildcard $(or $(NETSPECTRA_CORPUS),../shared/pcaps))
 SECONDS    ?= 600
+IFACE      ?= $(or $(shell ip -o route show default 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p;q'),any)
 
 # Installs those of the packages $(1) that are missing; elsewhere than on Debian it only says what is needed.
 define install
@@ -35,7 +37,33 @@ demo: install-deps	## build, generate a capture with planted events in ./demo, a
 	@$(TARGET)/release/pcapgen --events -o demo/capture.pcap
 	@echo; $(TARGET)/release/pcap-analyzer -o demo/snapshots demo/capture.pcap
 
+live: install-deps	## watch IFACE (that of the default route) until Ctrl-C: a folder every 10 s in ./live; root or sudo
+	cargo build --release
+	@echo; echo "watching $(IFACE): every 10 s a folder in ./live; Ctrl-C ends it"
+	@$(SUDO) $(TARGET)/release/ns-engine --iface $(IFACE) --window 10s -o live
+
+# The server takes any free port and writes it into a file; whatever happens, all three programs are gone in the end.
+live-demo: install-deps	## nats-server, ns-engine and a replaying ns-probe in one, no root; the books and folders it leaves in ./demo
+	$(call install,nats-server)
+	cargo build --release
+	@mkdir -p demo && rm -rf demo/live demo/offline demo/nats && mkdir demo/nats
+	@$(TARGET)/release/pcapgen --events -o demo/capture.pcap
+	@set -e; bin=$(TARGET)/release; server=; engine=; \
+	trap 'kill $$engine $$server 2>/dev/null || true; wait' EXIT; trap 'exit 130' INT TERM; \
+	has() { until grep -qs "$$2" $$3; do kill -0 $$1 2>/dev/null || { cat demo/nats/*.log; exit 1; }; sleep 0.1; done; }; \
+	nats-server -a 127.0.0.1 -p -1 --ports_file_dir demo/nats -l demo/nats/server.log & server=$$!; \
+	has $$server 'nats:.*}' "demo/nats/*.ports"; \
+	url=$$(sed 's/.*"\(nats:[^"]*\)".*/\1/' demo/nats/*.ports); \
+	$$bin/ns-engine --nats $$url --window 60s -o demo/live 2>demo/nats/engine.log & engine=$$!; \
+	has $$engine 'subscribed to' demo/nats/engine.log; \
+	$$bin/ns-probe --nats $$url --read demo/capture.pcap; \
+	kill $$engine; wait $$engine; engine=; \
+	echo; echo "demo/live/ledger.json:"; cat demo/live/ledger.json; echo; ls -d demo/live/*/; \
+	$$bin/pcap-analyzer -q --window 60s -o demo/offline demo/capture.pcap >/dev/null; \
+	diff -r -x ledger.json demo/offline demo/live && echo "byte for byte what pcap-analyzer --window 60s makes of the capture"
+
 test: install-deps	## formatting, lints, every test, documentation
+	$(call install,$(TEST_DEPS))
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -47,6 +75,11 @@ bench: install-deps	## every stage, then whole programs against tcpdump, wc and 
 	cargo build --release
 	cargo bench
 	python3 benches/compare.py $(BENCH_FLAGS)
+
+live-bench: install-deps	## rate over NATS, capture cost beside tcpdump, latency, idling (BENCH_FLAGS=--quick); root, or less
+	$(call install,$(TEST_DEPS) python3)
+	cargo build --release
+	python3 benches/live.py $(BENCH_FLAGS)
 
 # No sanitizer, so that a stable compiler of any version will do.
 # New inputs go under target/; the committed seeds and, where it is, the corpus of .ci/run are only read.

@@ -1,14 +1,12 @@
 //! Puts the stages together on timely workers: sources decode what they are dealt, the tasks' dataflows aggregate it,
 //! and each closed epoch becomes snapshots that the sinks confirm.
 //!
-//! Two things bound what is in flight. Workers take a new chunk only when they have passed on the last, and no worker
+//! Two things bound what is in flight. Workers take a new piece only when they have passed on the last, and no worker
 //! runs more than `MOST_UNWRITTEN` closed epochs ahead of what is written: the committing worker keeps an epoch's
 //! capability until its snapshots are, and that frontier flows back to the sources.
 
 use crate::archive::SpillingArchive;
-use crate::capture::dealer::{Chunk, Dealer, Dealt};
-use crate::capture::filter::{Filter, FilterError};
-use crate::decode::{self, Decoded};
+use crate::intake::{Intake, Placer, Taken};
 use crate::ledger::Counts;
 use crate::sinks::{Failure, Sinks};
 use crossbeam_channel::{Sender, unbounded};
@@ -16,9 +14,8 @@ use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Packets};
-use dataflows::packet::Packet;
 use dataflows::rows::{Snapshot, TaskRows};
-use dataflows::window::{Epoch, Watermark, Windowing};
+use dataflows::window::{Epoch, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -34,15 +31,10 @@ use timely::{CommunicationConfig, Config, WorkerConfig};
 /// Closed epochs whose snapshots may wait to be written while sources go on.
 const MOST_UNWRITTEN: usize = 4;
 
-/// Packets in one batch: a few dozen kilobytes, so that it is folded while it is still in the nearest cache.
-const BATCH: usize = 512;
-
 /// What to run.
 pub struct Job {
-    /// Where frames come from.
-    pub dealer: Dealer,
-    /// A filter in libpcap's language.
-    pub filter: Option<String>,
+    /// Where packets come from.
+    pub intake: Arc<dyn Intake>,
     /// What to compute, in the order of the snapshots' tasks.
     pub tasks: Vec<Task>,
     /// How event time is cut.
@@ -58,7 +50,7 @@ pub struct Job {
 /// What is known of a run while it goes on and when it is over.
 #[derive(Debug, Default)]
 pub struct Progress {
-    counts: Mutex<Counts>,
+    counts: Mutex<BTreeMap<usize, Counts>>,
     unknown_links: Mutex<BTreeSet<u32>>,
     windows: AtomicU64,
     /// Why the run failed, if it did.
@@ -66,9 +58,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The accounts so far.
-    pub fn counts(&self) -> Counts {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The workers' accounts so far, by number of input.
+    pub fn counts(&self) -> BTreeMap<usize, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Link types that were met and are not decoded.
@@ -81,8 +73,12 @@ impl Progress {
         self.windows.load(Relaxed)
     }
 
-    fn add(&self, counts: Counts, unknown_links: &BTreeSet<u32>) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+    fn add(&self, counts: BTreeMap<usize, Counts>, unknown_links: &BTreeSet<u32>) {
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (input, counts) in counts {
+            *all.entry(input).or_default() += counts;
+        }
+        drop(all);
         if !unknown_links.is_empty() {
             self.unknown_links.lock().unwrap_or_else(PoisonError::into_inner).extend(unknown_links);
         }
@@ -105,7 +101,7 @@ pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(),
                 let (failure, shared) = (progress.failure.clone(), job.clone());
                 let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
                     failure.set(why);
-                    shared.dealer.wake();
+                    shared.intake.wake();
                 });
                 let archive = || match job.windowing {
                     Windowing::All => None,
@@ -123,7 +119,7 @@ pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(),
     workers.join().into_iter().collect()
 }
 
-/// The source: decodes the chunks that this worker is dealt, and tells all workers of windows that get late packets.
+/// The source: decodes the pieces that this worker takes, and tells all workers of windows that get late packets.
 ///
 /// `written` carries no data: its frontier is the first epoch that is not written.
 fn read<'s>(
@@ -132,7 +128,7 @@ fn read<'s>(
     job: &Arc<Job>,
     progress: &Arc<Progress>,
 ) -> (Stream<'s, Epoch, Packets>, Stream<'s, Epoch, Block>) {
-    let (job, progress, peers) = (job.clone(), progress.clone(), scope.peers());
+    let (job, progress, worker, peers) = (job.clone(), progress.clone(), scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new("Read".into(), scope);
     let info = builder.operator_info();
     let (output, packets) = builder.new_output::<Packets>();
@@ -141,14 +137,14 @@ fn read<'s>(
     let mut late_output = OutputBuilder::<_, BlockBuilder>::from(late_output);
     // No path from this input to the outputs: it tells of progress and holds nothing back.
     let mut written = builder.new_input_connection(written, Pipeline, []);
-    job.dealer.register(scope.worker().sync_activator_for(info.address.to_vec()));
+    job.intake.register(scope.worker().sync_activator_for(info.address.to_vec()));
     let activator = scope.activator_for(info.address.clone());
     builder.build(move |mut capabilities| {
         let late_capability = capabilities.pop();
         let mut held = capabilities.pop().zip(late_capability);
-        let mut reader = Reader::new(&job);
+        let mut reader = job.intake.clone().reader(worker);
+        let mut placer = Placer::new(job.windowing, job.lateness);
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
-        let mut chunk = Chunk::default();
         move |frontiers| {
             written.for_each(|_, _| {});
             let Some((capability, late_capability)) = &mut held else { return };
@@ -160,35 +156,32 @@ fn read<'s>(
                 // The frontier of what is written wakes this operator.
                 return;
             }
-            let dealt = match progress.failure.get() {
-                Some(_) => Dealt::End,
-                None => job.dealer.deal(&mut chunk).unwrap_or_else(|error| {
-                    progress.failure.set(error.to_string());
-                    Dealt::End
-                }),
+            let taken = match progress.failure.get() {
+                Some(_) => None,
+                None => reader.take().map_err(|why| progress.failure.set(why)).ok(),
             };
-            if dealt == Dealt::End {
+            let Some((taken @ (Taken::Piece | Taken::Wait), position)) = taken else {
                 held = None;
                 return;
-            }
-            let mut watermark = Watermark::new(job.windowing, job.lateness, chunk.latest, chunk.others);
+            };
+            let first_open = placer.seek(position);
             // First of all: whoever waits, waits for no epoch that this worker has left.
-            if watermark.first_open() > *capability.time() {
-                capability.downgrade(&watermark.first_open());
-                late_capability.downgrade(&watermark.first_open());
+            if first_open > *capability.time() {
+                capability.downgrade(&first_open);
+                late_capability.downgrade(&first_open);
             }
-            if dealt == Dealt::Wait {
+            if taken == Taken::Wait {
                 return;
             }
-            if let Err(error) = reader.decode(&mut chunk, &mut watermark) {
-                progress.failure.set(error.to_string());
+            if let Err(why) = reader.decode(&mut placer) {
+                progress.failure.set(why);
             }
-            progress.add(std::mem::take(&mut reader.counts), &reader.unknown_links);
-            for (epoch, mut batch) in reader.batches.drain(..) {
+            progress.add(std::mem::take(&mut placer.counts), &placer.unknown_links);
+            for (epoch, mut batch) in placer.batches.drain(..) {
                 unwritten.insert(epoch);
                 output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut batch);
             }
-            for (epoch, window) in std::mem::take(&mut reader.late) {
+            for (epoch, window) in std::mem::take(&mut placer.late) {
                 let at = late_capability.delayed(&epoch);
                 let mut session = late_output.session_with_builder(&at);
                 for to in 0..peers {
@@ -199,108 +192,6 @@ fn read<'s>(
         }
     });
     (packets, late)
-}
-
-/// Decodes chunks into batches by window, and keeps the accounts.
-struct Reader {
-    windowing: Windowing,
-    filter: Option<Filter>,
-    counts: Counts,
-    unknown_links: BTreeSet<u32>,
-    /// Packets by the epoch they are sent in and the window they belong to.
-    open: Vec<(Epoch, Epoch, Vec<Packet>)>,
-    /// Where in `open` an epoch's window is.
-    places: BTreeMap<(Epoch, Epoch), usize>,
-    /// Full batches with their epochs.
-    batches: Vec<(Epoch, Packets)>,
-    /// Epochs with the closed windows that their packets came late for.
-    late: BTreeSet<(Epoch, Epoch)>,
-}
-
-impl Reader {
-    fn new(job: &Job) -> Self {
-        Self {
-            windowing: job.windowing,
-            filter: job.filter.as_deref().map(Filter::new),
-            counts: Counts::default(),
-            unknown_links: BTreeSet::new(),
-            open: Vec::new(),
-            places: BTreeMap::new(),
-            batches: Vec::new(),
-            late: BTreeSet::new(),
-        }
-    }
-
-    fn decode(&mut self, chunk: &mut Chunk, watermark: &mut Watermark) -> Result<(), FilterError> {
-        let mut filter = self.filter.take();
-        let mut failed = None;
-        // The window of the last packet, while no other can be its epoch: first nanosecond, and the first after it.
-        let mut current = 0..0;
-        let mut place = 0;
-        let mut closed = watermark.first_open();
-        chunk.frames(|frame, bytes| {
-            self.counts.read += 1;
-            self.counts.bytes_read += u64::from(frame.length);
-            let closed_now = watermark.observe(frame.time);
-            if let Some(filter) = &mut filter {
-                match filter.passes(frame.link, bytes, frame.length) {
-                    Ok(true) => {}
-                    Ok(false) => return self.counts.filtered += 1,
-                    Err(error) => {
-                        self.counts.filtered += 1;
-                        failed = Some(error);
-                        return;
-                    }
-                }
-            }
-            let packet = match decode::decode(frame.link, bytes, frame.time, frame.length) {
-                Decoded::Ip(packet) => packet,
-                Decoded::Malformed => return self.counts.malformed += 1,
-                Decoded::NonIp => {
-                    if !frame.link.is_known() {
-                        self.unknown_links.insert(frame.link.0);
-                    }
-                    return self.counts.non_ip += 1;
-                }
-            };
-            self.counts.counted += 1;
-            self.counts.bytes_counted += u64::from(packet.length);
-            if !current.contains(&packet.time) || closed_now != closed {
-                closed = closed_now;
-                let window = self.windowing.index(packet.time);
-                place = self.place(window.max(closed), window);
-                let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
-                current = if window < closed { 0..0 } else { start..end };
-            }
-            if let Some((epoch, window, packets)) = self.open.get_mut(place) {
-                if *window < *epoch {
-                    self.counts.late += 1;
-                }
-                packets.push(packet);
-                if packets.len() == BATCH {
-                    let packets = Arc::new(std::mem::replace(packets, Vec::with_capacity(BATCH)));
-                    self.batches.push((*epoch, Packets { window: *window, packets }));
-                }
-            }
-        });
-        self.places.clear();
-        for (epoch, window, packets) in self.open.drain(..).filter(|(_, _, packets)| !packets.is_empty()) {
-            self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
-        }
-        self.filter = filter;
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// Where in `open` the packets of this epoch and window go.
-    fn place(&mut self, epoch: Epoch, window: Epoch) -> usize {
-        if window < epoch {
-            self.late.insert((epoch, window));
-        }
-        *self.places.entry((epoch, window)).or_insert_with(|| {
-            self.open.push((epoch, window, Vec::new()));
-            self.open.len() - 1
-        })
-    }
 }
 
 /// Gathers each epoch's rows on one worker, makes snapshots of them and holds the epoch until they are written.

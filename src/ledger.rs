@@ -1,7 +1,7 @@
 //! The run's books: every frame that was read is in exactly one account.
 
-use crate::capture::dealer::InputReport;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 /// Packets and bytes by what became of them.
@@ -27,14 +27,57 @@ pub struct Counts {
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, more: Self) {
-        self.read += more.read;
-        self.counted += more.counted;
-        self.filtered += more.filtered;
-        self.non_ip += more.non_ip;
-        self.malformed += more.malformed;
-        self.late += more.late;
-        self.bytes_read += more.bytes_read;
-        self.bytes_counted += more.bytes_counted;
+        let add = |account: &mut u64, more: u64| *account = account.saturating_add(more);
+        add(&mut self.read, more.read);
+        add(&mut self.counted, more.counted);
+        add(&mut self.filtered, more.filtered);
+        add(&mut self.non_ip, more.non_ip);
+        add(&mut self.malformed, more.malformed);
+        add(&mut self.late, more.late);
+        add(&mut self.bytes_read, more.bytes_read);
+        add(&mut self.bytes_counted, more.bytes_counted);
+    }
+}
+
+/// An input and what became of it.
+#[derive(Clone, Debug, Default)]
+pub struct InputReport {
+    /// The input as the user named it, or as it names itself.
+    pub name: String,
+    /// Container and compression, such as `pcap` or `pcapng+gzip`; `nats-batch`, `nats-single`, `live`.
+    pub format: String,
+    /// Frames found, by whoever finds them: held against what the workers decode.
+    pub packets: u64,
+    /// Accounts that were kept before the packets came here: what a probe did not send on, and why.
+    pub before: Counts,
+    /// What is known never to have arrived; `None` for a file, which loses nothing.
+    pub losses: Option<Losses>,
+    /// Packets that came more than once and were counted once.
+    pub repeated: u64,
+    /// Frames whose times lie outside of 1970 to 2554 and were put at its ends.
+    pub clamped: u64,
+    /// Where it is damaged or cut off and how; everything before that is counted.
+    pub damage: Option<String>,
+}
+
+/// Packets that are known never to have arrived, by where they were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    /// By the interface: it had no room for them.
+    pub interface: u64,
+    /// By the kernel: the capture did not keep up.
+    pub kernel: u64,
+    /// By the probe: the bus did not keep up or was away.
+    pub probe: u64,
+    /// Between probe and engine: gaps in the bus, or the engine did not keep up.
+    pub bus: u64,
+}
+
+impl Losses {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        let Self { interface, kernel, probe, bus } = self;
+        interface + kernel + probe + bus
     }
 }
 
@@ -76,24 +119,79 @@ struct Input {
     name: String,
     format: String,
     packets: u64,
+    counted: u64,
+    filtered: u64,
+    non_ip: u64,
+    malformed: u64,
+    late: u64,
+    lost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    losses: Option<Losses>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeated: Option<u64>,
     damage: Option<String>,
 }
 
 impl Ledger {
-    /// The books of a run over these inputs that wrote so many windows.
-    pub fn new(counts: Counts, inputs: &[InputReport], windows: u64, interrupted: bool) -> Self {
-        let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted } = counts;
-        let input = |report: &InputReport| {
-            let InputReport { name, format, packets, damage, .. } = report.clone();
-            Input { name, format, packets, damage }
+    /// The books of a run over these inputs that wrote so many windows; `decoded` holds the workers' accounts by number
+    /// of input.
+    pub fn new(
+        decoded: &BTreeMap<usize, Counts>,
+        inputs: &[InputReport],
+        windows: u64,
+        interrupted: bool,
+    ) -> Self {
+        let mut total = Counts::default();
+        let mut lost = 0;
+        let input = |(number, report): (usize, &InputReport)| {
+            let InputReport { name, format, packets, before, losses, repeated, damage, .. } = report.clone();
+            let repeated = losses.map(|_| repeated);
+            let mut counts = before;
+            counts += decoded.get(&number).copied().unwrap_or_default();
+            total += counts;
+            let lost_here = losses.unwrap_or_default().total();
+            lost = u64::saturating_add(lost, lost_here);
+            let Counts { counted, filtered, non_ip, malformed, late, .. } = counts;
+            let packets = packets + before.read;
+            Input {
+                name,
+                format,
+                packets,
+                counted,
+                filtered,
+                non_ip,
+                malformed,
+                late,
+                lost: lost_here,
+                losses,
+                repeated,
+                damage,
+            }
         };
+        let inputs = inputs.iter().enumerate().map(input).collect();
+        let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted } = total;
         Self {
-            packets: Packets { read, counted, filtered, non_ip, malformed, late, lost: 0 },
+            packets: Packets { read, counted, filtered, non_ip, malformed, late, lost },
             bytes: Bytes { read: bytes_read, counted: bytes_counted },
-            inputs: inputs.iter().map(input).collect(),
+            inputs,
             windows,
             interrupted,
         }
+    }
+
+    /// The run's accounts in a few words.
+    pub fn summary(&self) -> String {
+        let Packets { read, counted, filtered, non_ip, malformed, late, lost } = self.packets;
+        format!(
+            "read {read} = counted {counted} + filtered {filtered} + non_ip {non_ip} + malformed {malformed}; late {late}, lost {lost}"
+        )
+    }
+
+    /// The accounts of all inputs.
+    pub fn counts(&self) -> Counts {
+        let Packets { read, counted, filtered, non_ip, malformed, late, .. } = self.packets;
+        let Bytes { read: bytes_read, counted: bytes_counted } = self.bytes;
+        Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted }
     }
 
     /// Holds the accounts against each other, against the frames that were found in the inputs, and against the
@@ -126,9 +224,24 @@ mod tests {
         let found = InputReport { packets: 10, ..InputReport::default() };
         let counts =
             Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
-        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1, false).balance(Some(6)).is_ok());
-        assert!(Ledger::new(counts, std::slice::from_ref(&found), 1, false).balance(Some(5)).is_err());
-        assert!(Ledger::new(counts, &[], 1, false).balance(None).is_err());
-        assert!(Ledger::new(Counts { malformed: 0, ..counts }, &[found], 1, false).balance(None).is_err());
+        let ledger = |counts: Counts, inputs: &[InputReport]| {
+            Ledger::new(&BTreeMap::from([(0, counts)]), inputs, 1, false)
+        };
+        assert!(ledger(counts, std::slice::from_ref(&found)).balance(Some(6)).is_ok());
+        assert!(ledger(counts, std::slice::from_ref(&found)).balance(Some(5)).is_err());
+        assert!(ledger(counts, &[]).balance(Some(6)).is_err());
+        assert!(ledger(Counts { malformed: 0, ..counts }, &[found]).balance(None).is_err());
+    }
+
+    #[test]
+    fn what_a_probe_kept_back_is_in_the_books_too() {
+        let before = Counts { read: 5, filtered: 3, non_ip: 2, bytes_read: 500, ..Counts::default() };
+        let losses = Some(Losses { kernel: 1, bus: 2, ..Losses::default() });
+        let report = InputReport { packets: 4, before, losses, ..InputReport::default() };
+        let counts = Counts { read: 4, counted: 4, bytes_read: 60, bytes_counted: 60, ..Counts::default() };
+        let ledger = Ledger::new(&BTreeMap::from([(0, counts)]), &[report], 1, false);
+        ledger.balance(Some(4)).expect("balanced books");
+        let Packets { read, filtered, lost, .. } = ledger.packets;
+        assert_eq!((read, filtered, lost, ledger.bytes.read), (9, 3, 3, 560));
     }
 }

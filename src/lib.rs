@@ -10,12 +10,18 @@
 //! together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
 
 pub mod archive;
+pub mod bus;
 pub mod capture;
 pub mod config;
 pub mod decode;
 pub mod engine;
 pub mod generate;
+pub mod intake;
 pub mod interpolate;
 pub mod ledger;
+pub mod probe;
+pub mod program;
 pub mod report;
 pub mod sinks;
+pub mod tail;
+pub mod wire;

@@ -56,6 +56,8 @@ pub struct Watermark {
     latest: u64,
     /// Earliest watermark of all other streams.
     others: u64,
+    /// Time that windows have been closed by whatever the streams say.
+    floor: u64,
     closed: Epoch,
     /// `latest` has to reach this before `closed` can change.
     next_change: u64,
@@ -65,9 +67,18 @@ impl Watermark {
     /// A stream that has seen times up to `latest` beside others whose least watermark is `others` (`u64::MAX`
     /// without any). `lateness` in nanoseconds.
     pub fn new(windowing: Windowing, lateness: u64, latest: u64, others: u64) -> Self {
-        let mut watermark = Self { windowing, lateness, latest, others, closed: 0, next_change: 0 };
+        let mut watermark = Self { windowing, lateness, latest, others, floor: 0, closed: 0, next_change: 0 };
         watermark.settle();
         watermark
+    }
+
+    /// The same, where windows have been closed already as by a watermark of `floor`: a stream that joins late, or
+    /// comes back, reopens nothing.
+    #[must_use]
+    pub fn not_before(mut self, floor: u64) -> Self {
+        self.floor = floor;
+        self.settle();
+        self
     }
 
     /// Takes the next packet's time and returns the first window that is still open, or the open window with this
@@ -93,7 +104,7 @@ impl Watermark {
             (self.closed, self.next_change) = (0, u64::MAX);
             return;
         };
-        self.closed = self.latest.min(self.others).saturating_sub(self.lateness) / length;
+        self.closed = self.latest.min(self.others).max(self.floor).saturating_sub(self.lateness) / length;
         let next_end = (self.closed.saturating_add(1)).saturating_mul(length).saturating_add(self.lateness);
         self.next_change = if next_end > self.others { u64::MAX } else { next_end };
     }
@@ -116,6 +127,14 @@ mod tests {
     fn the_slowest_stream_holds_windows_open() {
         let mut watermark = Watermark::new(Windowing::Every(10), 0, 0, 25);
         assert_eq!(watermark.observe(1000), 2);
+    }
+
+    #[test]
+    fn what_is_closed_stays_closed_for_a_stream_that_is_behind() {
+        let mut watermark = Watermark::new(Windowing::Every(10), 0, 5, u64::MAX).not_before(40);
+        assert_eq!(watermark.observe(17), 4);
+        assert_eq!(watermark.observe(39), 4);
+        assert_eq!(watermark.observe(51), 5);
     }
 
     #[test]

@@ -8,8 +8,10 @@
 //! number of workers is dealt the same chunks.
 
 use super::source::{Pace, Peek, Source, Stream, Wake};
-use super::{Format, Frame, HEADER_BYTES, Scanned, Stop};
+use super::{Chunk, Format, HEADER_BYTES, Scanned, Stop};
 use crate::decode::LinkType;
+use crate::intake::{Taken, Wakers};
+use crate::ledger::InputReport;
 use flate2::read::MultiGzDecoder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -73,54 +75,6 @@ impl InputError {
     }
 }
 
-/// An input and what became of it.
-#[derive(Clone, Debug, Default)]
-pub struct InputReport {
-    /// The input as the user named it.
-    pub name: String,
-    /// Container and compression, such as `pcap` or `pcapng+gzip`.
-    pub format: String,
-    /// Frames found.
-    pub packets: u64,
-    /// Frames whose times lie outside of 1970 to 2554 and were put at its ends.
-    pub clamped: u64,
-    /// Where it is damaged or cut off and how; everything before that is counted.
-    pub damage: Option<String>,
-}
-
-/// Bytes that start and end at a record, for one worker.
-#[derive(Default)]
-pub struct Chunk {
-    bytes: Vec<u8>,
-    format: Option<Format>,
-    /// Latest time of this input before the chunk.
-    pub latest: u64,
-    /// Least watermark of all other inputs.
-    pub others: u64,
-}
-
-impl Chunk {
-    /// Visits the chunk's frames in order.
-    #[inline]
-    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8])) {
-        let bytes = &self.bytes;
-        if let Some(format) = &mut self.format {
-            format.scan(bytes, |frame| visit(frame, &bytes[frame.start..][..frame.captured as usize]));
-        }
-    }
-}
-
-/// What a worker was dealt.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Dealt {
-    /// A chunk to decode.
-    Chunk,
-    /// Nothing now: the input that is next in time has nothing ready. Registered workers are woken.
-    Wait,
-    /// Nothing any more.
-    End,
-}
-
 /// One input while it is read.
 struct Input {
     report: InputReport,
@@ -149,7 +103,7 @@ struct State {
 /// Deals all inputs' frames.
 pub struct Dealer {
     state: Mutex<State>,
-    wakers: Arc<Mutex<Vec<SyncActivator>>>,
+    wakers: Wakers,
     /// Bytes of all regular files.
     total_bytes: u64,
     done_bytes: AtomicU64,
@@ -161,8 +115,9 @@ pub struct Dealer {
 impl Dealer {
     /// Opens every input far enough to know that it is a capture and when it starts. `-` is standard input.
     pub fn open(names: &[PathBuf]) -> Result<Self, InputError> {
-        let wakers = Arc::new(Mutex::new(Vec::new()));
-        let wake = wake_all(wakers.clone());
+        let wakers = Wakers::default();
+        let waking = wakers.clone();
+        let wake: Wake = Arc::new(move || waking.wake());
         let mut seen: Vec<((u64, u64), String)> = Vec::new();
         let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new() };
         let mut total_bytes = 0;
@@ -226,7 +181,7 @@ impl Dealer {
 
     /// Has a worker's operator activated whenever an input that had nothing ready has something.
     pub fn register(&self, activator: SyncActivator) {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(activator);
+        self.wakers.add(activator);
     }
 
     /// Ends all inputs where they are: files at once, streams after what has been received of them. Then activates
@@ -252,7 +207,7 @@ impl Dealer {
 
     /// Activates all registered operators.
     pub fn wake(&self) {
-        (self.wake)();
+        self.wakers.wake();
     }
 
     /// Bytes read of the regular files, and of how many.
@@ -274,24 +229,25 @@ impl Dealer {
     /// from now on comes from before it but by running backwards within its own input.
     ///
     /// Fails where an input that could be opened when the run began cannot be opened any more.
-    pub fn deal(&self, chunk: &mut Chunk) -> Result<Dealt, InputError> {
+    pub fn deal(&self, chunk: &mut Chunk) -> Result<Taken, InputError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let Some(number) = state.furthest_behind(&self.wake)? else {
                 (chunk.latest, chunk.others) = (u64::MAX, u64::MAX);
-                return Ok(Dealt::End);
+                return Ok(Taken::End);
             };
             chunk.others = state.least_of_others(number);
             let Some(input) = state.open.get_mut(&number) else { continue };
+            chunk.input = number;
             chunk.latest = input.latest;
             match input.next(chunk) {
                 Next::Chunk => {
                     if let Source::File(..) = input.source {
                         self.done_bytes.fetch_add(chunk.bytes.len() as u64, Relaxed);
                     }
-                    return Ok(Dealt::Chunk);
+                    return Ok(Taken::Piece);
                 }
-                Next::Wait => return Ok(Dealt::Wait),
+                Next::Wait => return Ok(Taken::Wait),
                 Next::End => {
                     if let Some(input) = state.open.remove(&number) {
                         state.reports[number] = input.report;
@@ -300,15 +256,6 @@ impl Dealer {
             }
         }
     }
-}
-
-fn wake_all(wakers: Arc<Mutex<Vec<SyncActivator>>>) -> Wake {
-    Arc::new(move || {
-        for waker in wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            // The worker has gone when the run is over; then there is nobody to wake.
-            let _ = waker.activate();
-        }
-    })
 }
 
 fn refuse_twice(

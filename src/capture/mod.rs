@@ -1,12 +1,18 @@
 //! Capture files in: bytes to frames, several files to one stream in time.
 //!
 //! [`source`] reads bytes (plain, gzip, zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, [`dealer`] deals
-//! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. Nothing here looks inside a frame.
+//! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. [`live`] captures from an interface,
+//! [`rings`] does so for every worker, with [`fanout`] to divide the frames; [`savefile`] keeps them. Nothing here looks
+//! inside a frame.
 
 pub mod dealer;
+pub mod fanout;
 pub mod filter;
+pub mod live;
 pub mod pcap;
 pub mod pcapng;
+pub mod rings;
+pub mod savefile;
 pub mod source;
 
 use crate::decode::LinkType;
@@ -24,6 +30,32 @@ pub struct Frame {
     pub length: u32,
     /// What the bytes are.
     pub link: LinkType,
+}
+
+/// Bytes that start and end at a record, for one worker.
+#[derive(Default)]
+pub struct Chunk {
+    /// The records.
+    pub bytes: Vec<u8>,
+    /// How they are to be read; `None` in a chunk that holds nothing yet.
+    pub format: Option<Format>,
+    /// Number of the input that they come from.
+    pub input: usize,
+    /// Latest time of this input before the chunk.
+    pub latest: u64,
+    /// Least watermark of all other inputs.
+    pub others: u64,
+}
+
+impl Chunk {
+    /// Visits the chunk's frames in order.
+    #[inline]
+    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8])) {
+        let bytes = &self.bytes;
+        if let Some(format) = &mut self.format {
+            format.scan(bytes, |frame| visit(frame, &bytes[frame.start..][..frame.captured as usize]));
+        }
+    }
 }
 
 /// How far a scan came.

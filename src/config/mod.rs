@@ -3,10 +3,14 @@
 //! Every error names file, line, column and what would be right. A task's or writer's own options are read by the
 //! aggregator or writer that they are for.
 
+pub mod nats;
+
+use crate::bus::Settings;
 use crate::interpolate::{Interpolated, interpolate};
 use dataflows::aggregator::{Options, Registry, Task};
 use dataflows::window::Windowing;
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_saphyr::{Location, Spanned};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -15,7 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The shipped configuration, used where there is no file.
-pub const SHIPPED: &str = include_str!("../config.yaml");
+pub const SHIPPED: &str = include_str!("../../config.yaml");
+
+/// Its name in errors.
+pub const BUILT_IN: &str = "built-in config.yaml";
 
 /// Worker threads that one process may have.
 pub const MOST_WORKERS: usize = 1024;
@@ -57,6 +64,20 @@ pub struct Config {
     pub tasks: Vec<Task>,
     /// Where snapshots go; at least one.
     pub writers: Vec<WriterConfig>,
+    /// The bus.
+    pub nats: Settings,
+}
+
+/// A configuration file as a program reads it that only needs the bus: the other sections are not looked into.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BusFile {
+    #[serde(default)]
+    nats: Option<nats::Section>,
+    #[serde(default, rename = "aggregator")]
+    _aggregator: IgnoredAny,
+    #[serde(default, rename = "writers")]
+    _writers: IgnoredAny,
 }
 
 /// A configured writer.
@@ -74,8 +95,7 @@ pub enum WriterConfig {
 struct File {
     /// The bus of `ns-probe` and `ns-engine`: one file serves all programs.
     #[serde(default)]
-    #[allow(dead_code)]
-    nats: Option<NatsSection>,
+    nats: Option<nats::Section>,
     aggregator: AggregatorSection,
     writers: Spanned<Vec<Spanned<Entry>>>,
 }
@@ -89,27 +109,6 @@ struct AggregatorSection {
     #[serde(default = "default_lateness")]
     allowed_lateness: Spanned<String>,
     tasks: Spanned<Vec<Spanned<Entry>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(dead_code)]
-struct NatsSection {
-    url: String,
-    #[serde(default)]
-    jetstream: Option<JetStreamSection>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(dead_code)]
-struct JetStreamSection {
-    #[serde(default)]
-    enabled: bool,
-    #[serde(default)]
-    stream: Option<String>,
-    #[serde(default)]
-    partitions: Option<u32>,
 }
 
 fn default_lateness() -> Spanned<String> {
@@ -127,6 +126,16 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Reads the whole text.
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        let text = &self.interpolated.text;
+        let options = serde_saphyr::options! { with_snippet: false };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            let at = error.location().unwrap_or(Location::UNKNOWN);
+            self.wrong(at, with_key(text, at, &without_location(&error)))
+        })
+    }
+
     fn wrong(&self, at: Location, message: impl Display) -> ConfigError {
         let (line, column) = (at.line(), at.column());
         let message = self.interpolated.redact(&message.to_string());
@@ -137,9 +146,7 @@ impl Place<'_> {
 impl Config {
     /// Reads a configuration file.
     pub fn load(path: &Path, registry: &Registry) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
-        Self::parse(&text, &path.display().to_string(), registry, |name| std::env::var(name).ok())
+        Self::parse(&read(path)?, &path.display().to_string(), registry, environment)
     }
 
     /// Reads a configuration from text; `file` names it in errors and `variable` looks `${NAME}` up.
@@ -149,19 +156,9 @@ impl Config {
         registry: &Registry,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let interpolated = interpolate(text, variable).map_err(|error| ConfigError::Wrong {
-            file: file.to_owned(),
-            line: error.line,
-            column: error.column,
-            message: error.to_string(),
-        })?;
+        let interpolated = interpolated(text, file, variable)?;
         let place = Place { file, interpolated: &interpolated };
-        let options = serde_saphyr::options! { with_snippet: false };
-        let parsed: File =
-            serde_saphyr::from_str_with_options(&interpolated.text, options).map_err(|error| {
-                let at = error.location().unwrap_or(Location::UNKNOWN);
-                place.wrong(at, with_key(&interpolated.text, at, &without_location(&error)))
-            })?;
+        let parsed: File = place.parse()?;
         let section = parsed.aggregator;
         let windowing = windowing(&section.window.value)
             .map_err(|why| place.wrong(section.window.defined, format!("aggregator.window: {why}")))?;
@@ -175,8 +172,43 @@ impl Config {
         }
         let tasks = tasks(&place, &section.tasks, registry)?;
         let writers = writers(&place, &parsed.writers)?;
-        Ok(Self { workers, windowing, allowed_lateness, tasks, writers })
+        let nats = nats::settings(&place, parsed.nats)?;
+        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, nats })
     }
+
+    /// Reads the `nats` section alone, of a file or of the built-in text.
+    pub fn load_bus(path: Option<&Path>) -> Result<Settings, ConfigError> {
+        let (text, file) = match path {
+            None => (SHIPPED.to_owned(), BUILT_IN.to_owned()),
+            Some(path) => (read(path)?, path.display().to_string()),
+        };
+        let interpolated = interpolated(&text, &file, environment)?;
+        let place = Place { file: &file, interpolated: &interpolated };
+        let parsed: BusFile = place.parse()?;
+        nats::settings(&place, parsed.nats)
+    }
+}
+
+/// What a variable of the environment holds.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })
+}
+
+fn interpolated(
+    text: &str,
+    file: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Interpolated, ConfigError> {
+    interpolate(text, variable).map_err(|error| ConfigError::Wrong {
+        file: file.to_owned(),
+        line: error.line,
+        column: error.column,
+        message: error.to_string(),
+    })
 }
 
 /// The message of a YAML error without the place that is told apart from it.
@@ -305,6 +337,38 @@ pub fn windowing(text: &str) -> Result<Windowing, String> {
     Windowing::every(duration(text)?).ok_or_else(|| format!("`{text}` is no length of a window"))
 }
 
+/// Reads a size: a whole or decimal number and a unit of bytes, such as `64MiB`, `10GiB`, `1.5GB`, `4096B`.
+pub fn size(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("`{text}` is no size; write a number and a unit (B, kB, MB, GB, KiB, MiB, GiB, TiB)");
+    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let bytes_a_unit = match unit {
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    scaled(number, bytes_a_unit).ok_or_else(wrong)
+}
+
+/// A whole or decimal number (up to nine decimals) times a unit.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let scale = 10u128.pow(fraction.len() as u32);
+    let value = whole.parse::<u128>().ok()?.checked_mul(scale)?.checked_add(fraction.parse().ok()?)?;
+    u64::try_from(value.checked_mul(unit.into())? / scale).ok()
+}
+
 /// Reads a duration: a whole or decimal number and a unit, such as `100ms`, `60s`, `1.5m`, `1h`, `1d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
@@ -322,19 +386,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000_000_000,
         _ => return Err(wrong()),
     };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
-        return Err(wrong());
-    }
-    let scale = 10u128.pow(fraction.len() as u32);
-    let value = whole.parse::<u128>().ok().zip(fraction.parse::<u128>().ok());
-    let nanos = value
-        .and_then(|(whole, fraction)| {
-            whole.checked_mul(scale)?.checked_add(fraction)?.checked_mul(nanos_a_unit.into())
-        })
-        .map(|scaled| scaled / scale);
-    nanos.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos).ok_or_else(wrong)
+    scaled(number, nanos_a_unit).map(Duration::from_nanos).ok_or_else(wrong)
 }
 
 #[cfg(test)]

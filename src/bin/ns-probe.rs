@@ -1,0 +1,489 @@
+//! `ns-probe`: captures an interface, or replays a file, and publishes to NATS; or prints what others publish.
+
+use anyhow::anyhow;
+use clap::{ArgGroup, Parser, ValueEnum};
+use netspectra::bus::publish::{Buffer, Pacing, Publisher, Sent};
+use netspectra::bus::{Bus, BusError, Settings};
+use netspectra::capture::Chunk;
+use netspectra::capture::dealer::Dealer;
+use netspectra::capture::filter::Filter;
+use netspectra::capture::live::{self, Live, Options};
+use netspectra::capture::savefile::{Rotation, Savefile};
+use netspectra::config::{self, Config};
+use netspectra::decode::LinkType;
+use netspectra::intake::Taken;
+use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
+use netspectra::program::{self, End, Failed, Stopping, running, usage};
+use netspectra::say;
+use netspectra::tail::tail;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+const NAME: &str = "ns-probe";
+
+/// How often the counters of a capture are read.
+const COUNTERS: Duration = Duration::from_millis(250);
+/// Longest sleep of a paced replay before it looks whether it is to stop.
+const NAP: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Capture or replay, and publish
+    Probe,
+    /// Subscribe and print one JSON object a line
+    Sub,
+}
+
+/// How fast a file is replayed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Pace {
+    Max,
+    /// Times the speed at which it was captured.
+    Times(f64),
+}
+
+fn pace(text: &str) -> Result<Pace, String> {
+    match text {
+        "max" => Ok(Pace::Max),
+        "original" => Ok(Pace::Times(1.0)),
+        _ => text
+            .strip_suffix('x')
+            .and_then(|factor| factor.parse::<f64>().ok())
+            .filter(|factor| factor.is_finite() && *factor > 0.0)
+            .map(Pace::Times)
+            .ok_or_else(|| "write original, max or a factor such as 2x or 0.5x".into()),
+    }
+}
+
+/// Captures an interface, or replays a capture file, and publishes its packets to NATS.
+#[derive(Parser)]
+#[command(version, about)]
+#[command(group(ArgGroup::new("source").args(["iface", "read", "list"])))]
+struct Flags {
+    /// What to do
+    #[arg(long, value_enum, default_value = "probe")]
+    mode: Mode,
+    /// Interface to capture; `any` is all of them
+    #[arg(short, long, value_name = "IF")]
+    iface: Option<String>,
+    /// Capture file to replay instead; `-` is standard input
+    #[arg(short, long, value_name = "FILE")]
+    read: Option<PathBuf>,
+    /// List the interfaces
+    #[arg(long)]
+    list: bool,
+    /// Speed of a replay: original, max, or a factor such as 10x
+    #[arg(long, default_value = "max", value_parser = pace, requires = "read")]
+    pace: Pace,
+    /// Publish only what passes this libpcap filter, such as 'not port 4222'
+    #[arg(short, long, value_name = "BPF")]
+    filter: Option<String>,
+    /// Bytes captured of a frame
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    snaplen: u32,
+    /// Stop after so many packets
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Memory of the kernel's ring
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = config::size)]
+    ring_size: u64,
+    /// Do not ask the interface for frames to other hosts
+    #[arg(long)]
+    no_promiscuous: bool,
+    /// NATS servers, separated by commas [default: nats.url of the configuration]
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// Publish to the durable log of JetStream
+    #[arg(long)]
+    jetstream: bool,
+    /// Subject to publish on, or to subscribe to [default: those of the configuration; batches go to SUBJ.<partition>]
+    #[arg(long, value_name = "SUBJ")]
+    subject: Option<String>,
+    /// How packets are sent
+    #[arg(long, value_enum, default_value = "batch")]
+    encoding: Encoding,
+    /// Name of this probe [default: host and source]; a replay under the same name is the same run
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+    /// Configuration; only its `nats` section is used [default: ./config.yaml where it exists, else the built-in one]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keep the captured frames as pcap too
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Begin another file before one grows beyond this
+    #[arg(long, value_name = "SIZE", value_parser = config::size, requires = "write")]
+    rotate_size: Option<u64>,
+    /// Begin another file where frames pass a multiple of this
+    #[arg(long, value_name = "DUR", value_parser = config::duration, requires = "write")]
+    rotate_every: Option<Duration>,
+    /// Become this user once the interface is open
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Print the run's report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Say only what went wrong
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    program::main(NAME, || run(&flags))
+}
+
+fn run(flags: &Flags) -> Result<End, Failed> {
+    if flags.list {
+        for (name, description) in live::interfaces().map_err(running)? {
+            println(&format!("{name}\t{description}"))?;
+        }
+        return Ok(End::Done);
+    }
+    let stopping = Stopping::on_signals().map_err(running)?;
+    let mut settings = Config::load_bus(program::config_file(flags.config.as_deref())).map_err(usage)?;
+    if let Some(url) = &flags.nats {
+        settings.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
+    }
+    settings.jetstream.enabled |= flags.jetstream;
+    match flags.mode {
+        Mode::Sub => subscribe(flags, &settings, &stopping),
+        Mode::Probe => publish(flags, &settings, &stopping),
+    }
+}
+
+fn println(line: &str) -> Result<(), Failed> {
+    match writeln!(std::io::stdout(), "{line}") {
+        // Whoever reads may have read enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(running(error)),
+        _ => Ok(()),
+    }
+}
+
+fn subscribe(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<End, Failed> {
+    let subjects = match &flags.subject {
+        Some(subject) => vec![subject.clone(), format!("{subject}.*")],
+        None => vec![settings.single.clone(), settings.batches()],
+    };
+    let (stop, stopped) = watch::channel(false);
+    stopping.begin(move || {
+        stop.send_replace(true);
+    });
+    let runtime = runtime()?;
+    let most = flags.count.unwrap_or(u64::MAX);
+    let printed = runtime.block_on(tail(settings, &subjects, most, stopped, NAME)).map_err(running)?;
+    if printed.refused > 0 {
+        say!("{NAME}: {} messages were no packets", printed.refused);
+    }
+    Ok(End::Done)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(running)
+}
+
+/// Where frames come from.
+enum Source {
+    Interface(Box<Live>),
+    File(Arc<Dealer>),
+}
+
+fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<End, Failed> {
+    let began = Instant::now();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (source, name) = open(flags)?;
+    if let Some(user) = &flags.user {
+        become_user(user).map_err(usage)?;
+    }
+    let mut savefile = savefile(flags, &source)?;
+    let (pacing, dealer) = match &source {
+        Source::Interface(_) => (Pacing::Goes, None),
+        Source::File(dealer) => (Pacing::Waits, Some(dealer.clone())),
+    };
+    let stopped = stop.clone();
+    stopping.begin(move || {
+        stopped.store(true, SeqCst);
+        if let Some(dealer) = &dealer {
+            dealer.stop();
+        }
+    });
+
+    let started = live::now();
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    let identity = Identity {
+        name: flags.id.clone().unwrap_or_else(|| format!("{host}:{name}")),
+        // A replay under a name is the same run each time: its batches are those of the time before.
+        run: if flags.read.is_some() && flags.id.is_some() { 0 } else { started },
+        started,
+    };
+    let subject = match (&flags.subject, flags.encoding) {
+        (Some(subject), _) => subject.clone(),
+        (None, Encoding::Batch) => settings.batch.clone(),
+        (None, Encoding::Single) => settings.single.clone(),
+    };
+    let buffer = Arc::new(Buffer::new(settings.buffer));
+    let runtime = runtime()?;
+    let bus = runtime.block_on(Bus::connect(settings, NAME, 4096)).map_err(running)?;
+    if !flags.quiet {
+        say!("{NAME}: publishing to {subject} at {}", bus.servers());
+    }
+    let message_identity = format!("{}-{}", identity.name, identity.run);
+    let publisher = Publisher::new(
+        &bus,
+        buffer.clone(),
+        &subject,
+        settings.jetstream.partitions,
+        message_identity,
+        pacing,
+    );
+    let log = settings.jetstream.enabled.then(|| settings.clone());
+    let abandoned = buffer.clone();
+    let sending = runtime.spawn(async move {
+        let sent = match log {
+            Some(settings) => publisher.run_log(&settings).await,
+            None => publisher.run_core().await,
+        };
+        abandoned.abandon();
+        sent
+    });
+    let max_payload = bus.client().server_info().max_payload;
+    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), max_payload);
+    probe.begin();
+
+    let front = Front { flags, bus: &bus, stop: &stop, buffer: &buffer };
+    let read = match source {
+        Source::Interface(live) => front.capture(*live, &mut probe, &mut savefile),
+        Source::File(dealer) => front.replay(&dealer, &mut probe, &mut savefile),
+    };
+    probe.finish();
+    buffer.close();
+    let sent = runtime.block_on(sending).map_err(running)?;
+    if let Some(savefile) = savefile {
+        let kept = savefile.close().map_err(running)?;
+        if kept.dropped > 0 {
+            let why = kept.error.map(|error| format!(": {error}")).unwrap_or_default();
+            say!("{NAME}: warning: {} frames are not in the savefile{why}", kept.dropped);
+        }
+    }
+    report(flags, &probe, &sent, buffer.left(), began)?;
+    read?;
+    sent.map_err(running)?;
+    Ok(End::Done)
+}
+
+fn report(
+    flags: &Flags,
+    probe: &Probe,
+    sent: &Result<Sent, BusError>,
+    left: u64,
+    began: Instant,
+) -> Result<(), Failed> {
+    let (messages, undelivered) = match sent {
+        Ok(sent) => (sent.messages, sent.undelivered + left),
+        Err(_) => (0, left),
+    };
+    if flags.json {
+        println(&probe.report(messages, undelivered, began.elapsed()).to_string())?;
+    }
+    if !flags.quiet {
+        say!("{NAME}: {}", probe.summary(undelivered));
+    }
+    Ok(())
+}
+
+/// Opens what is to be captured or replayed; gives its name too.
+fn open(flags: &Flags) -> Result<(Source, String), Failed> {
+    if let Some(interface) = &flags.iface {
+        let options = Options {
+            interface: interface.clone(),
+            filter: flags.filter.clone(),
+            snaplen: flags.snaplen,
+            ring: flags.ring_size,
+            promiscuous: !flags.no_promiscuous,
+        };
+        let live = Live::open(&options).map_err(usage)?;
+        if !flags.quiet {
+            say!("{NAME}: capturing on {interface}");
+        }
+        return Ok((Source::Interface(Box::new(live)), interface.clone()));
+    }
+    let Some(file) = &flags.read else {
+        return Err(usage(anyhow!("name an interface with --iface, or a capture file with --read")));
+    };
+    let dealer = Dealer::open(std::slice::from_ref(file)).map_err(usage)?;
+    if let Some(expression) = &flags.filter {
+        let mut filter = Filter::new(expression);
+        dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
+    }
+    let name = Path::new(file).file_name().map_or("-".into(), |name| name.to_string_lossy().into_owned());
+    Ok((Source::File(Arc::new(dealer)), name))
+}
+
+fn savefile(flags: &Flags, source: &Source) -> Result<Option<Savefile>, Failed> {
+    let Some(path) = &flags.write else { return Ok(None) };
+    let (link, snaplen) = match source {
+        Source::Interface(live) => (live.link(), flags.snaplen),
+        Source::File(dealer) => (dealer.first_links().next().unwrap_or(LinkType::ETHERNET), 262_144),
+    };
+    let rotation = Rotation { size: flags.rotate_size, every: flags.rotate_every };
+    Savefile::create(path, link, snaplen, rotation).map(Some).map_err(usage)
+}
+
+/// Gives up root for good.
+fn become_user(name: &str) -> anyhow::Result<()> {
+    use nix::unistd::{User, initgroups, setgid, setuid};
+    let user = User::from_name(name)?.ok_or_else(|| anyhow!("--user: there is no user {name}"))?;
+    let context = |error: nix::Error| anyhow!("--user: cannot become {name}: {}", error.desc());
+    let name = std::ffi::CString::new(name)?;
+    initgroups(&name, user.gid).map_err(context)?;
+    setgid(user.gid).map_err(context)?;
+    setuid(user.uid).map_err(context)
+}
+
+/// What reads frames and feeds the probe.
+struct Front<'a> {
+    flags: &'a Flags,
+    bus: &'a Bus,
+    stop: &'a AtomicBool,
+    buffer: &'a Buffer,
+}
+
+impl Front<'_> {
+    /// Whether there is a reason to read no further.
+    fn is_over(&self, probe: &Probe) -> bool {
+        let enough = self.flags.count.is_some_and(|count| probe.passed() >= count);
+        enough || self.stop.load(SeqCst) || self.buffer.is_abandoned()
+    }
+
+    /// Captures until told to stop, and then what is left in the ring.
+    fn capture(
+        &self,
+        mut live: Live,
+        probe: &mut Probe,
+        savefile: &mut Option<Savefile>,
+    ) -> Result<(), Failed> {
+        let (link, most) = (live.link(), self.flags.count.unwrap_or(u64::MAX));
+        let mut counted = Instant::now();
+        let mut shut = false;
+        loop {
+            let clock = live::now();
+            if self.is_over(probe) && !std::mem::replace(&mut shut, true) {
+                live.shut().map_err(running)?;
+            }
+            let found = live.next(|time, length, bytes| {
+                if probe.passed() < most {
+                    if let Some(savefile) = savefile {
+                        savefile.frame(time, length, bytes);
+                    }
+                    probe.frame(link, time, length, bytes);
+                }
+            });
+            let found = found.map_err(running)?;
+            if found == 0 && shut || counted.elapsed() >= COUNTERS {
+                counted = Instant::now();
+                let drops = live.drops();
+                probe.note(drops.kernel, drops.interface, self.bus.reconnects());
+            }
+            if found == 0 {
+                if shut {
+                    return Ok(());
+                }
+                if let Some(savefile) = savefile {
+                    savefile.flush();
+                }
+            }
+            probe.tick(if found == 0 { live::settled(clock) } else { 0 });
+        }
+    }
+
+    /// Replays a file, or as much of it as is wanted.
+    fn replay(
+        &self,
+        dealer: &Dealer,
+        probe: &mut Probe,
+        savefile: &mut Option<Savefile>,
+    ) -> Result<(), Failed> {
+        let mut filter = self.flags.filter.as_deref().map(Filter::new);
+        let mut chunk = Chunk::default();
+        let mut clock: Option<(Instant, u64)> = None;
+        let mut failed = None;
+        while !self.is_over(probe) && failed.is_none() {
+            match dealer.deal(&mut chunk).map_err(running)? {
+                Taken::End => break,
+                Taken::Wait => {
+                    thread::sleep(Duration::from_millis(5));
+                    probe.tick(0);
+                    continue;
+                }
+                Taken::Piece => {}
+            }
+            probe.note(0, 0, self.bus.reconnects());
+            let mut over = false;
+            chunk.frames(|frame, bytes| {
+                over = over || self.is_over(probe) || failed.is_some();
+                if over {
+                    return;
+                }
+                if let Pace::Times(factor) = self.flags.pace {
+                    over = !self.pace(frame.time, factor, &mut clock, probe);
+                    if over {
+                        return;
+                    }
+                }
+                match filter
+                    .as_mut()
+                    .map_or(Ok(true), |filter| filter.passes(frame.link, bytes, frame.length))
+                {
+                    Ok(true) => {}
+                    Ok(false) => return probe.filtered(frame.time, frame.length),
+                    Err(error) => {
+                        failed = Some(error);
+                        return;
+                    }
+                }
+                if let Some(savefile) = savefile {
+                    savefile.frame(frame.time, frame.length, bytes);
+                }
+                probe.frame(frame.link, frame.time, frame.length, bytes);
+            });
+        }
+        for input in dealer.reports() {
+            if let Some(damage) = input.damage {
+                say!("{NAME}: {}: {damage}; what came before that is published", input.name);
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(running(error)))
+    }
+
+    /// Waits until a frame is due; `false` if the replay is to end before that.
+    fn pace(&self, time: u64, factor: f64, clock: &mut Option<(Instant, u64)>, probe: &mut Probe) -> bool {
+        let (began, first) = *clock.get_or_insert((Instant::now(), time));
+        // Where a batch ends depends on the frames alone, so that a replay is the same each time.
+        let flush = FLUSH.mul_f64(factor.min(1e6)).as_nanos();
+        if probe.first_time().is_some_and(|first| u128::from(time.saturating_sub(first)) >= flush) {
+            probe.flush();
+        }
+        let due = Duration::from_nanos(time.saturating_sub(first)).div_f64(factor);
+        let mut heartbeat = Instant::now();
+        loop {
+            let left = due.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return true;
+            }
+            if self.is_over(probe) {
+                return false;
+            }
+            thread::sleep(left.min(NAP));
+            if heartbeat.elapsed() >= HEARTBEAT {
+                heartbeat = Instant::now();
+                probe.tick(0);
+            }
+        }
+    }
+}

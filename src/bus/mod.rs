@@ -1,0 +1,369 @@
+//! NATS, as users run it: several servers, every kind of credentials, TLS, connections that come back.
+//!
+//! [`publish`] is the probe's side, [`subscribe`] the engine's. Nothing here knows what a message holds. A secret is never
+//! printed: servers are named without the user in their address.
+
+pub mod publish;
+pub mod subscribe;
+
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use futures_util::StreamExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+use crate::say;
+
+/// How long a server may take to answer while it is up.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts to connect again.
+const MOST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Who we are to the server.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nobody in particular, or the user in the server's address.
+    #[default]
+    None,
+    /// A user and a password.
+    User(String, String),
+    /// A token.
+    Token(String),
+    /// An nkey's seed.
+    Nkey(String),
+    /// A file with a user's JWT and nkey, as `nsc` writes it.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "None",
+            Self::User(..) => "User",
+            Self::Token(_) => "Token",
+            Self::Nkey(_) => "Nkey",
+            Self::File(_) => "File",
+        })
+    }
+}
+
+/// TLS to the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Whether to refuse a connection without it; `tls://` does so too.
+    pub required: bool,
+    /// Certificates of authorities to trust beside the system's.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// The durable log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JetStream {
+    /// Whether messages go through it.
+    pub enabled: bool,
+    /// Name of the stream; made where it is missing.
+    pub stream: String,
+    /// Subjects that batches are spread over.
+    pub partitions: u32,
+    /// Bytes that a stream made here may hold.
+    pub max_bytes: u64,
+    /// How long a stream made here keeps a message.
+    pub max_age: Duration,
+    /// How long a stream made here remembers message identifiers.
+    pub duplicate_window: Duration,
+}
+
+/// Where the bus is and how it is used.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The servers, at least one.
+    pub servers: Vec<ServerAddr>,
+    /// How long to wait for one of them at the start.
+    pub connect_timeout: Duration,
+    /// Who we are.
+    pub credentials: Credentials,
+    /// TLS.
+    pub tls: Tls,
+    /// Subject of single packets.
+    pub single: String,
+    /// Subject of batches, without the partition at its end.
+    pub batch: String,
+    /// Engines of one group share the messages.
+    pub queue_group: String,
+    /// How long a probe may say nothing before windows close without it.
+    pub silent_after: Duration,
+    /// Bytes of messages held while the other side does not take them.
+    pub buffer: u64,
+    /// The durable log.
+    pub jetstream: JetStream,
+}
+
+impl Settings {
+    /// The subjects that batches come on.
+    pub fn batches(&self) -> String {
+        format!("{}.*", self.batch)
+    }
+
+    /// The servers by address, without users and passwords.
+    pub fn shown(&self) -> String {
+        let shown =
+            |server: &ServerAddr| format!("{}://{}:{}", server.scheme(), server.host(), server.port());
+        self.servers.iter().map(shown).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// The bus cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// No server answers, or none lets us in.
+    #[error("cannot connect to NATS at {servers}: {why}")]
+    Connect {
+        /// The servers, without secrets.
+        servers: String,
+        /// What they, or the system, said.
+        why: String,
+    },
+    /// A file with credentials or certificates cannot be read.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The server does not allow what we need.
+    #[error("NATS at {servers} refuses: {why}")]
+    Denied {
+        /// The servers, without secrets.
+        servers: String,
+        /// The server's words; they name the subject.
+        why: String,
+    },
+    /// A request to the server has failed.
+    #[error("NATS at {servers}: cannot {action}: {why}")]
+    Failed {
+        /// The servers, without secrets.
+        servers: String,
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        why: String,
+    },
+}
+
+/// What is known of a connection.
+#[derive(Default)]
+struct Link {
+    away: AtomicBool,
+    reconnects: AtomicU64,
+    denied: Mutex<Option<String>>,
+    came_back: Notify,
+    round_trips: AtomicU64,
+}
+
+/// A connection that comes back.
+#[derive(Clone)]
+pub struct Bus {
+    client: Client,
+    link: Arc<Link>,
+    servers: String,
+}
+
+impl Bus {
+    /// Connects; waits for a server as long as the settings say. `program` names us to the server and in the log.
+    pub async fn connect(
+        settings: &Settings,
+        program: &'static str,
+        capacity: usize,
+    ) -> Result<Self, BusError> {
+        let servers = settings.shown();
+        let deadline = Instant::now() + settings.connect_timeout;
+        let link = Arc::new(Link::default());
+        loop {
+            let options = options(settings, program, capacity, &link).await?;
+            let error = match options.connect(settings.servers.clone()).await {
+                Ok(client) => return Ok(Self { client, link, servers }),
+                Err(error) => error,
+            };
+            let waiting = matches!(
+                error.kind(),
+                ConnectErrorKind::Io | ConnectErrorKind::Dns | ConnectErrorKind::TimedOut
+            );
+            if !waiting || is_certificate(&error) || Instant::now() >= deadline {
+                let waited = if waiting && !is_certificate(&error) {
+                    let seconds = settings.connect_timeout.as_secs_f64();
+                    format!(" (waited {seconds} s; is nats-server running there?)")
+                } else {
+                    String::new()
+                };
+                return Err(BusError::Connect { servers, why: format!("{}{waited}", chain(&error)) });
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// The client itself.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The servers, without secrets.
+    pub fn servers(&self) -> &str {
+        &self.servers
+    }
+
+    /// How often the connection was lost and found again.
+    pub fn reconnects(&self) -> u64 {
+        self.link.reconnects.load(SeqCst)
+    }
+
+    /// Whether the connection is lost at the moment.
+    pub fn is_away(&self) -> bool {
+        self.link.away.load(SeqCst)
+    }
+
+    /// Waits until the connection has been lost and found again.
+    pub async fn came_back(&self) {
+        self.link.came_back.notified().await;
+    }
+
+    /// What the server has refused, if it has.
+    pub fn denied(&self) -> Result<(), BusError> {
+        match &*self.link.denied.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(why) => Err(BusError::Denied { servers: self.servers.clone(), why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Messages that came in on this connection, our own round trips left out.
+    pub fn messages_in(&self) -> u64 {
+        let all = self.client.statistics().in_messages.load(SeqCst);
+        all.saturating_sub(self.link.round_trips.load(SeqCst))
+    }
+
+    /// An error of a request to the server.
+    pub fn failed(&self, action: impl Into<String>, error: &dyn std::error::Error) -> BusError {
+        BusError::Failed { servers: self.servers.clone(), action: action.into(), why: chain(error) }
+    }
+
+    /// Goes to the server and back: it has then seen all that was sent before, and we all that it sent before.
+    pub async fn round_trip(&self) -> Result<(), BusError> {
+        let failed = |error: &dyn std::error::Error| self.failed("go there and back", error);
+        let inbox = self.client.new_inbox();
+        let mut back = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
+        self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(&error))?;
+        let answer = tokio::time::timeout(ANSWER, back.next()).await.map_err(|error| failed(&error))?;
+        if answer.is_none() {
+            return Err(failed(&std::io::Error::from(std::io::ErrorKind::ConnectionAborted)));
+        }
+        self.link.round_trips.fetch_add(1, SeqCst);
+        self.denied()
+    }
+}
+
+/// A certificate that is not right does not get better by waiting.
+fn is_certificate(error: &ConnectError) -> bool {
+    let text = chain(error).to_lowercase();
+    text.contains("certificate") || text.contains("tls") || text.contains("handshake")
+}
+
+/// An error and all its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn options(
+    settings: &Settings,
+    program: &'static str,
+    capacity: usize,
+    link: &Arc<Link>,
+) -> Result<ConnectOptions, BusError> {
+    let events = link.clone();
+    let servers = settings.shown();
+    let mut options = ConnectOptions::new()
+        .name(program)
+        .subscription_capacity(capacity)
+        .client_capacity(256)
+        .connection_timeout(ANSWER)
+        .reconnect_delay_callback(|attempts| {
+            let exponent = u32::try_from(attempts.min(10)).unwrap_or(10);
+            Duration::from_millis(2u64.saturating_pow(exponent + 2)).min(MOST_BACKOFF)
+        })
+        .event_callback(move |event| {
+            take_event(&events, program, &servers, &event);
+            async {}
+        });
+    options = match &settings.credentials {
+        Credentials::None => {
+            let in_address = settings.servers.iter().find_map(|server| {
+                Some((server.username()?.to_owned(), server.password().unwrap_or_default().to_owned()))
+            });
+            match in_address {
+                Some((user, password)) => options.user_and_password(user, password),
+                None => options,
+            }
+        }
+        Credentials::User(user, password) => options.user_and_password(user.clone(), password.clone()),
+        Credentials::Token(token) => options.token(token.clone()),
+        Credentials::Nkey(seed) => options.nkey(seed.clone()),
+        Credentials::File(path) => options
+            .credentials_file(path)
+            .await
+            .map_err(|error| BusError::File { path: path.clone(), why: error.to_string() })?,
+    };
+    let readable = |path: &PathBuf| match std::fs::File::open(path) {
+        Ok(_) => Ok(path.clone()),
+        Err(error) => Err(BusError::File { path: path.clone(), why: error.to_string() }),
+    };
+    if let Some(ca) = &settings.tls.ca {
+        options = options.add_root_certificates(readable(ca)?);
+    }
+    if let Some((certificate, key)) = &settings.tls.own {
+        options = options.add_client_certificate(readable(certificate)?, readable(key)?);
+    }
+    Ok(options.require_tls(settings.tls.required))
+}
+
+fn take_event(link: &Link, program: &str, servers: &str, event: &Event) {
+    match event {
+        Event::Disconnected => {
+            if !link.away.swap(true, SeqCst) {
+                say!("{program}: lost the connection to NATS at {servers}, trying to reconnect");
+            }
+        }
+        Event::Connected => {
+            if link.away.swap(false, SeqCst) {
+                link.reconnects.fetch_add(1, SeqCst);
+                say!("{program}: connected to NATS at {servers} again");
+                link.came_back.notify_one();
+            }
+        }
+        Event::ServerError(error) => {
+            let text = match error {
+                ServerError::Other(text) => text.clone(),
+                other => other.to_string(),
+            };
+            if text.to_lowercase().contains("permissions violation") {
+                link.denied.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text.clone());
+            }
+            say!("{program}: NATS at {servers} says: {text}");
+        }
+        // A message that had no room is counted where messages are.
+        Event::SlowConsumer(_) | Event::ClientError(_) => {}
+        Event::LameDuckMode => say!("{program}: NATS at {servers} is about to shut down"),
+        Event::Draining | Event::Closed => {}
+    }
+}

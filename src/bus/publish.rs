@@ -1,0 +1,486 @@
+//! The probe's side of the bus: a bounded buffer in front of it, and the sender behind.
+//!
+//! Batches are kept until an engine (or the durable log) has said that it took them, and sent again after the connection
+//! was lost: whoever reads them counts each packet number once. Who can wait (a replay) never has more on the way than
+//! that; who cannot (a live link) goes on, and then the oldest are kept no longer.
+
+use super::subscribe::stream;
+use super::{Bus, BusError, Settings};
+use async_nats::jetstream::{self, context::PublishAckFuture, message::PublishMessage};
+use async_nats::{StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Messages on the way that nobody has taken yet, where the probe can wait.
+const WINDOW: usize = 32;
+/// Messages kept to be sent again, where it cannot.
+const KEPT: usize = 256;
+/// One in so many single packets asks for an answer.
+const ASK_EVERY: u64 = 256;
+/// How long to wait for the first answer of an engine before going on without answers.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// How long to wait for an engine that has answered before, and at the end for the bus.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait at the end for an engine that is gone, or that a live probe need not wait for.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// After how long without an answer messages are sent again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A message to be sent.
+pub enum Outgoing {
+    /// A batch: its number (the next one's for a heartbeat), whether it holds packets, and its bytes.
+    Batch {
+        /// Number in the run.
+        sequence: u64,
+        /// Packets in it.
+        packets: u64,
+        /// The message.
+        payload: Bytes,
+    },
+    /// Single packets, a message each.
+    Singles(Vec<Bytes>),
+}
+
+impl Outgoing {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Batch { payload, .. } => payload.len() as u64,
+            Self::Singles(payloads) => payloads.iter().map(|payload| payload.len() as u64 + 64).sum(),
+        }
+    }
+
+    fn packets(&self) -> u64 {
+        match self {
+            Self::Batch { packets, .. } => *packets,
+            Self::Singles(payloads) => payloads.len() as u64,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Outgoing>,
+    bytes: u64,
+    closed: bool,
+    abandoned: bool,
+}
+
+/// Messages that wait to be sent: a bounded number of bytes.
+pub struct Buffer {
+    waiting: Mutex<Waiting>,
+    limit: u64,
+    room: Condvar,
+    filled: Notify,
+}
+
+impl Buffer {
+    /// A buffer of so many bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { waiting: Mutex::default(), limit, room: Condvar::new(), filled: Notify::new() }
+    }
+
+    /// Whether a message of about so many bytes would be taken now.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.messages.is_empty() || waiting.bytes + bytes <= self.limit
+    }
+
+    /// Whether nobody sends what is put in any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).abandoned
+    }
+
+    /// Nobody sends what is put in any more: it is not kept.
+    pub fn abandon(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.abandoned = true;
+        self.room.notify_all();
+    }
+
+    /// Waits for room for about so many bytes; `false` if there was none in that time.
+    pub fn wait_for_room(&self, bytes: u64, most: Duration) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |waiting: &mut Waiting| {
+            !waiting.abandoned && !waiting.messages.is_empty() && waiting.bytes + bytes > self.limit
+        };
+        let waited = self.room.wait_timeout_while(waiting, most, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Adds a message, whatever room there is.
+    pub fn push(&self, message: Outgoing) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.abandoned {
+            waiting.bytes += message.size();
+            waiting.messages.push_back(message);
+        }
+        drop(waiting);
+        self.filled.notify_one();
+    }
+
+    /// Nothing comes after what is there.
+    pub fn close(&self) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.filled.notify_one();
+    }
+
+    fn take(&self) -> Option<Outgoing> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = waiting.messages.pop_front()?;
+        waiting.bytes -= message.size();
+        self.room.notify_all();
+        Some(message)
+    }
+
+    /// The next message; `None` when the buffer is closed and empty.
+    async fn next(&self) -> Option<Outgoing> {
+        loop {
+            if let Some(message) = self.take() {
+                return Some(message);
+            }
+            if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closed {
+                return self.take();
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Packets that wait.
+    pub fn left(&self) -> u64 {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.messages.iter().map(Outgoing::packets).sum()
+    }
+}
+
+/// How messages are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pacing {
+    /// No more than the bus takes: a replay waits.
+    Waits,
+    /// What comes must go: a live link does not wait.
+    Goes,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Messages, each once however often it was sent again.
+    pub messages: u64,
+    /// Packets that could not be delivered before the end.
+    pub undelivered: u64,
+}
+
+/// Sends what comes through a buffer until it is closed.
+pub struct Publisher {
+    bus: Bus,
+    buffer: Arc<Buffer>,
+    subject: String,
+    partitions: u32,
+    /// Tells the messages of this run from those of others, in the durable log.
+    identity: String,
+    pacing: Pacing,
+    sent: Sent,
+}
+
+impl Publisher {
+    /// A publisher of single packets on `subject`, of batches on its partitions.
+    pub fn new(
+        bus: &Bus,
+        buffer: Arc<Buffer>,
+        subject: &str,
+        partitions: u32,
+        identity: String,
+        pacing: Pacing,
+    ) -> Self {
+        let (bus, subject) = (bus.clone(), subject.to_owned());
+        Self { bus, buffer, subject, partitions, identity, pacing, sent: Sent::default() }
+    }
+
+    fn subject(&self, sequence: u64) -> String {
+        format!("{}.{}", self.subject, sequence % u64::from(self.partitions.max(1)))
+    }
+
+    fn failed(&self, error: &dyn std::error::Error) -> BusError {
+        self.bus.failed(format!("publish on {}", self.subject), error)
+    }
+
+    /// Sends over core NATS.
+    pub async fn run_core(mut self) -> Result<Sent, BusError> {
+        let inbox = self.bus.client().new_inbox();
+        let answers = self.bus.client().subscribe(format!("{inbox}.*")).await;
+        let answers = answers.map_err(|error| self.failed(&error))?;
+        self.bus.round_trip().await?;
+        let mut unanswered = Unanswered::new(answers, self.pacing);
+        let mut ended = false;
+        loop {
+            let room = !ended && !unanswered.is_full();
+            if ended && unanswered.is_settled() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = self.bus.came_back() => unanswered.again = true,
+                () = unanswered.hear() => {}
+                message = self.buffer.next(), if room => match message {
+                    Some(message) => self.send_core(message, &inbox, &mut unanswered).await?,
+                    None => ended = true,
+                },
+                () = tokio::time::sleep(AGAIN) => unanswered.grow_tired(),
+            }
+            self.bus.denied()?;
+            if std::mem::take(&mut unanswered.again) {
+                let again: Vec<_> = unanswered.batches().collect();
+                for (sequence, payload) in again {
+                    let (to, reply) = (self.subject(sequence), format!("{inbox}.{sequence}"));
+                    let published = self.bus.client().publish_with_reply(to, reply, payload).await;
+                    published.map_err(|error| self.failed(&error))?;
+                }
+            }
+        }
+        self.finish().await
+    }
+
+    async fn send_core(
+        &mut self,
+        message: Outgoing,
+        inbox: &str,
+        unanswered: &mut Unanswered,
+    ) -> Result<(), BusError> {
+        match message {
+            Outgoing::Batch { sequence, packets, payload } => {
+                let to = self.subject(sequence);
+                // A heartbeat has the number of the next batch and need not be kept.
+                let published = if packets > 0 {
+                    unanswered.keep(sequence, Some(payload.clone()));
+                    let reply = format!("{inbox}.{sequence}");
+                    self.bus.client().publish_with_reply(to, reply, payload).await
+                } else {
+                    self.bus.client().publish(to, payload).await
+                };
+                published.map_err(|error| self.failed(&error))?;
+                self.sent.messages += 1;
+            }
+            Outgoing::Singles(payloads) => {
+                for payload in payloads {
+                    self.sent.messages += 1;
+                    let number = self.sent.messages;
+                    let client = self.bus.client();
+                    let published = if self.pacing == Pacing::Waits && number.is_multiple_of(ASK_EVERY) {
+                        unanswered.keep(number, None);
+                        client
+                            .publish_with_reply(self.subject.clone(), format!("{inbox}.{number}"), payload)
+                            .await
+                    } else {
+                        client.publish(self.subject.clone(), payload).await
+                    };
+                    published.map_err(|error| self.failed(&error))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the server has all of it.
+    async fn finish(mut self) -> Result<Sent, BusError> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.bus.round_trip().await {
+            self.bus.denied()?;
+            if Instant::now() >= deadline {
+                self.sent.undelivered += self.buffer.left();
+                return Err(error);
+            }
+        }
+        Ok(self.sent)
+    }
+
+    /// Sends over JetStream: every message is acknowledged once it is in the stream.
+    pub async fn run_log(mut self, settings: &Settings) -> Result<Sent, BusError> {
+        stream(&self.bus, settings).await?;
+        let context = jetstream::new(self.bus.client().clone());
+        let mut sending: VecDeque<(Logging, PublishAckFuture)> = VecDeque::new();
+        let mut ended = false;
+        loop {
+            if ended && sending.is_empty() {
+                break;
+            }
+            if !ended && sending.len() < 2 * WINDOW {
+                let next = if sending.is_empty() {
+                    self.buffer.next().await
+                } else {
+                    match self.buffer.take() {
+                        Some(message) => Some(message),
+                        // Nothing to send at the moment: see what has arrived.
+                        None => {
+                            self.confirm_first(&context, &mut sending).await?;
+                            continue;
+                        }
+                    }
+                };
+                match next {
+                    None => ended = true,
+                    Some(message) => {
+                        for message in self.log_messages(message) {
+                            let answer = self.send_log(&context, &message).await?;
+                            sending.push_back((message, answer));
+                        }
+                    }
+                }
+            } else {
+                self.confirm_first(&context, &mut sending).await?;
+            }
+        }
+        self.finish().await
+    }
+
+    fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
+        let identity = &self.identity;
+        let messages: Vec<Logging> = match message {
+            Outgoing::Batch { sequence, packets, payload } => {
+                // A heartbeat is no repeat of the batch that has its number.
+                let id = (packets > 0).then(|| format!("{identity}-{sequence}"));
+                vec![Logging { subject: self.subject(sequence), payload, id }]
+            }
+            Outgoing::Singles(payloads) => {
+                let first = self.sent.messages;
+                let one = |(at, payload)| {
+                    let id = Some(format!("{identity}-{}", first + at));
+                    Logging { subject: self.subject.clone(), payload, id }
+                };
+                (0..).zip(payloads).map(one).collect()
+            }
+        };
+        self.sent.messages += messages.len() as u64;
+        messages
+    }
+
+    async fn send_log(
+        &self,
+        context: &jetstream::Context,
+        message: &Logging,
+    ) -> Result<PublishAckFuture, BusError> {
+        let mut publish = PublishMessage::build().payload(message.payload.clone());
+        if let Some(id) = &message.id {
+            publish = publish.message_id(id);
+        }
+        let sent = context.send_publish(message.subject.clone(), publish).await;
+        sent.map_err(|error| self.failed(&error))
+    }
+
+    /// Waits until the message that is longest on its way is in the stream; sends it again until it is.
+    async fn confirm_first(
+        &mut self,
+        context: &jetstream::Context,
+        sending: &mut VecDeque<(Logging, PublishAckFuture)>,
+    ) -> Result<(), BusError> {
+        let Some((message, answer)) = sending.pop_front() else { return Ok(()) };
+        let mut answered = answer.await;
+        let began = Instant::now();
+        while let Err(error) = answered {
+            self.bus.denied()?;
+            if self.pacing == Pacing::Waits && !self.bus.is_away() && began.elapsed() > PATIENCE {
+                return Err(self.failed(&error));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            answered = self.send_log(context, &message).await?.await;
+        }
+        Ok(())
+    }
+}
+
+/// A message for the durable log.
+struct Logging {
+    subject: String,
+    payload: Bytes,
+    id: Option<String>,
+}
+
+/// Messages that nobody has said to have taken.
+struct Unanswered {
+    answers: Subscriber,
+    pacing: Pacing,
+    /// By number; single packets are not kept.
+    messages: BTreeMap<u64, Option<Bytes>>,
+    /// Whether an engine has answered, and when anything last did or was first waited for.
+    engine: bool,
+    since: Instant,
+    /// Nobody answers: whoever listens does not say what it takes.
+    unpaced: bool,
+    /// Send them again.
+    again: bool,
+    /// Since when nobody listens any more, though an engine did.
+    gone: Option<Instant>,
+}
+
+impl Unanswered {
+    fn new(answers: Subscriber, pacing: Pacing) -> Self {
+        let (messages, since) = (BTreeMap::new(), Instant::now());
+        Self { answers, pacing, messages, engine: false, since, unpaced: false, again: false, gone: None }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pacing == Pacing::Waits && !self.unpaced && self.messages.len() >= WINDOW
+    }
+
+    fn is_settled(&self) -> bool {
+        let patience = if self.pacing == Pacing::Waits { PATIENCE } else { LAST_ANSWER };
+        let waited = self.since.elapsed() >= if self.engine { patience } else { FIRST_ANSWER };
+        let gone = self.gone.is_some_and(|since| since.elapsed() >= LAST_ANSWER);
+        self.messages.is_empty() || self.unpaced || waited || gone
+    }
+
+    fn keep(&mut self, number: u64, payload: Option<Bytes>) {
+        if self.messages.is_empty() {
+            self.since = Instant::now();
+        }
+        self.messages.insert(number, payload);
+        while self.messages.len() > KEPT {
+            self.messages.pop_first();
+        }
+    }
+
+    /// The batches, in order.
+    fn batches(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
+        self.messages.iter().filter_map(|(number, payload)| Some((*number, payload.clone()?)))
+    }
+
+    /// Waits for an answer.
+    async fn hear(&mut self) {
+        let Some(answer) = self.answers.next().await else { return std::future::pending().await };
+        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            // Nobody listens. An engine that did will be back; else nobody misses anything.
+            if self.engine {
+                self.gone.get_or_insert_with(Instant::now);
+            } else if let Some(number) = number {
+                self.messages.remove(&number);
+            }
+            return;
+        }
+        (self.engine, self.unpaced, self.gone, self.since) = (true, false, None, Instant::now());
+        if let Some(number) = number {
+            self.messages.remove(&number);
+        }
+    }
+
+    /// A second without anything to do but to wait.
+    fn grow_tired(&mut self) {
+        if self.messages.is_empty() {
+            return;
+        }
+        let waited = self.since.elapsed();
+        if waited >= if self.engine { PATIENCE } else { FIRST_ANSWER } {
+            (self.unpaced, self.engine) = (true, false);
+            self.messages.clear();
+        } else if self.engine && waited >= AGAIN {
+            self.again = true;
+            if self.messages.values().all(Option::is_none) {
+                // Single packets are not sent twice, and what was asked has been lost.
+                self.messages.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The engine's side of the bus: messages in the order in which they come, until we have had enough.
+
+use super::{Bus, BusError, Settings};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::{Config, StorageType};
+use async_nats::{Message, Subject};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Messages that JetStream may have handed out and not seen taken.
+const MOST_UNTAKEN: i64 = 4096;
+/// How often an idle log is asked whether there is more.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A message and how to say that it was taken.
+pub struct Incoming {
+    /// Where it was published.
+    pub subject: Subject,
+    /// What it holds.
+    pub payload: Bytes,
+    /// Where an empty answer says that it was taken.
+    pub reply: Option<Subject>,
+    /// Its number in the durable log, from 1.
+    pub logged: Option<u64>,
+}
+
+/// A message as it arrived, and whether it has to be taken.
+pub enum Arrival {
+    /// May be dropped where there is no room: whoever sent it has gone on.
+    Passing(Incoming),
+    /// Is handed out again until it is taken.
+    Logged(Incoming),
+}
+
+impl Arrival {
+    /// The message.
+    pub fn message(&self) -> &Incoming {
+        match self {
+            Self::Passing(message) | Self::Logged(message) => message,
+        }
+    }
+}
+
+/// A subscription to a subject, in either mode.
+pub struct Subscription {
+    bus: Bus,
+    source: Source,
+    /// The server has sent us all that it had when we were told to stop.
+    flushed: bool,
+}
+
+enum Source {
+    Core(async_nats::Subscriber),
+    Log { consumer: Box<PullConsumer>, messages: Box<pull::Stream> },
+}
+
+impl Subscription {
+    /// Subscribes to a subject; shares its messages with all others of the queue group, where there is one.
+    pub async fn core(bus: &Bus, subject: &str, queue_group: Option<&str>) -> Result<Self, BusError> {
+        let subscriber = match queue_group {
+            Some(group) => bus.client().queue_subscribe(subject.to_owned(), group.to_owned()).await,
+            None => bus.client().subscribe(subject.to_owned()).await,
+        };
+        let subscriber = subscriber.map_err(|error| bus.failed(format!("subscribe to {subject}"), &error))?;
+        bus.round_trip().await?;
+        Ok(Self { bus: bus.clone(), source: Source::Core(subscriber), flushed: false })
+    }
+
+    /// Reads the durable log from where the queue group has come.
+    pub async fn log(bus: &Bus, settings: &Settings) -> Result<Self, BusError> {
+        let stream = stream(bus, settings).await?;
+        let name = &settings.queue_group;
+        let wanted = pull::Config {
+            durable_name: Some(name.clone()),
+            ack_policy: AckPolicy::Explicit,
+            max_ack_pending: MOST_UNTAKEN,
+            ..pull::Config::default()
+        };
+        let consumer = stream
+            .get_or_create_consumer(name, wanted)
+            .await
+            .map_err(|error| bus.failed(format!("make the consumer {name}"), &error))?;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(64)
+            .messages()
+            .await
+            .map_err(|error| bus.failed("read the stream", &error))?;
+        bus.denied()?;
+        let source = Source::Log { consumer: Box::new(consumer), messages: Box::new(messages) };
+        Ok(Self { bus: bus.clone(), source, flushed: false })
+    }
+
+    /// The next message. `None` when `stop` has come and all that was there before it has been handed out.
+    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Arrival> {
+        match &mut self.source {
+            Source::Core(subscriber) => {
+                if !self.flushed {
+                    tokio::select! {
+                        biased;
+                        () = told(stop) => {}
+                        message = subscriber.next() => return message.map(passing),
+                    }
+                    // What the server has sent so far is here once a message to ourselves is. Where the server is away,
+                    // there is nothing to wait for.
+                    if !self.bus.is_away() {
+                        let _ = self.bus.round_trip().await;
+                    }
+                    self.flushed = true;
+                }
+                subscriber.next().now_or_never().flatten().map(passing)
+            }
+            Source::Log { consumer, messages } => loop {
+                let stopping = *stop.borrow_and_update();
+                tokio::select! {
+                    biased;
+                    message = messages.next() => match message {
+                        Some(Ok(message)) => return Some(logged(message)),
+                        // The connection is away, or the server has restarted: the stream of messages goes on.
+                        Some(Err(_)) => tokio::time::sleep(LOOK).await,
+                        None => return None,
+                    },
+                    () = told(stop), if !stopping => {}
+                    () = tokio::time::sleep(LOOK), if stopping => {
+                        match consumer.info().await {
+                            Ok(info) if info.num_pending > 0 => {}
+                            _ => return None,
+                        }
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Waits until we are told to stop.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // Whoever could tell us is gone: that is one way to say it.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn passing(message: Message) -> Arrival {
+    let Message { subject, payload, reply, .. } = message;
+    Arrival::Passing(Incoming { subject, payload, reply, logged: None })
+}
+
+fn logged(message: jetstream::Message) -> Arrival {
+    let logged = message.info().ok().map(|info| info.stream_sequence);
+    let Message { subject, payload, reply, .. } = message.message;
+    Arrival::Logged(Incoming { subject, payload, reply, logged })
+}
+
+/// The stream of the settings, made where it is missing.
+pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream::Stream, BusError> {
+    let wanted = &settings.jetstream;
+    let context = jetstream::new(bus.client().clone());
+    let config = Config {
+        name: wanted.stream.clone(),
+        subjects: vec![settings.single.clone(), settings.batches()],
+        storage: StorageType::File,
+        max_bytes: i64::try_from(wanted.max_bytes).unwrap_or(i64::MAX),
+        max_age: wanted.max_age,
+        duplicate_window: wanted.duplicate_window,
+        ..Config::default()
+    };
+    let stream = context.get_or_create_stream(config).await;
+    stream.map_err(|error| {
+        let hint = "; is nats-server running with --jetstream?";
+        bus.failed(format!("use the stream {}{hint}", wanted.stream), &error)
+    })
+}

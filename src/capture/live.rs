@@ -1,0 +1,220 @@
+//! Captures frames from an interface through libpcap: a ring that the kernel fills and this process maps.
+//!
+//! A frame is handed out where it lies in the ring, nothing is copied here. What the kernel or the interface had no room
+//! for is counted. Needs CAP_NET_RAW while it is opened, and no longer.
+
+use crate::decode::LinkType;
+use pcap::{Active, Capture, Device, Precision};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long the kernel may keep a block of frames that is not full.
+const BLOCK_TIMEOUT: Duration = Duration::from_millis(20);
+/// How long one call waits for frames.
+const WAIT: Duration = Duration::from_millis(50);
+/// On a quiet link, every frame older than this has been handed out: the block timeout, with room for a busy machine.
+const SETTLED: Duration = Duration::from_millis(200);
+/// Frames handed out by one call at most, so that whoever calls looks up now and then.
+const AT_ONCE: usize = 16 << 10;
+/// Passes nothing: no frame is that long.
+const NOTHING: &str = "greater 1000000000";
+
+/// What to capture and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The interface; `any` is all of them.
+    pub interface: String,
+    /// A filter in libpcap's language; the kernel applies it.
+    pub filter: Option<String>,
+    /// Bytes kept of a frame.
+    pub snaplen: u32,
+    /// Bytes of the kernel's ring.
+    pub ring: u64,
+    /// Whether frames for other hosts are wanted too.
+    pub promiscuous: bool,
+}
+
+/// An interface that cannot be captured, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// It cannot be opened.
+    #[error("cannot capture on {interface}: {why}")]
+    Open {
+        /// The interface.
+        interface: String,
+        /// libpcap's word.
+        why: String,
+    },
+    /// libpcap refuses the filter.
+    #[error("filter `{filter}` cannot be used on {interface}: {why}")]
+    Filter {
+        /// The expression.
+        filter: String,
+        /// The interface.
+        interface: String,
+        /// libpcap's word.
+        why: String,
+    },
+    /// It went away while it was captured.
+    #[error("capture on {interface} has ended: {why}")]
+    Ended {
+        /// The interface.
+        interface: String,
+        /// libpcap's word.
+        why: String,
+    },
+}
+
+/// Frames that never came to this process, since the capture began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// The ring was full.
+    pub kernel: u64,
+    /// The interface had no room.
+    pub interface: u64,
+}
+
+/// An interface that is being captured.
+pub struct Live {
+    capture: Capture<Active>,
+    options: Options,
+    link: LinkType,
+    drops: Drops,
+    /// libpcap's counters as they were last seen; they have 32 bits.
+    seen: (u32, u32),
+}
+
+/// Names of all interfaces, each with a word on it.
+pub fn interfaces() -> Result<Vec<(String, String)>, LiveError> {
+    let devices = Device::list()
+        .map_err(|error| LiveError::Open { interface: "any interface".into(), why: error.to_string() })?;
+    Ok(devices.into_iter().map(|device| (device.name, device.desc.unwrap_or_default())).collect())
+}
+
+impl Live {
+    /// Opens an interface; frames are captured from now on.
+    pub fn open(options: &Options) -> Result<Self, LiveError> {
+        let mut live = Self::open_shut(options)?;
+        live.start()?;
+        Ok(live)
+    }
+
+    /// Opens an interface and lets no frame through yet.
+    pub fn open_shut(options: &Options) -> Result<Self, LiveError> {
+        let failed = |error: pcap::Error| {
+            let hint = match &error {
+                pcap::Error::PcapError(text) if text.contains("ermi") => {
+                    "; run it as root or give the program CAP_NET_RAW"
+                }
+                _ => "",
+            };
+            let why = format!("{}{hint}", plain(&error));
+            LiveError::Open { interface: options.interface.clone(), why }
+        };
+        let capture = Capture::from_device(options.interface.as_str())
+            .map_err(failed)?
+            // `any` knows no promiscuous mode.
+            .promisc(options.promiscuous && options.interface != "any")
+            .snaplen(options.snaplen.try_into().unwrap_or(i32::MAX))
+            .buffer_size(options.ring.try_into().unwrap_or(i32::MAX))
+            .timeout(BLOCK_TIMEOUT.as_millis() as i32)
+            .precision(Precision::Nano)
+            .open()
+            .and_then(Capture::setnonblock)
+            .map_err(failed)?;
+        let link = LinkType(capture.get_datalink().0 as u32);
+        let mut live =
+            Self { capture, options: options.clone(), link, drops: Drops::default(), seen: (0, 0) };
+        live.filter(NOTHING)?;
+        Ok(live)
+    }
+
+    /// Lets frames through that pass the filter; those that were caught while it was opened are passed over.
+    pub fn start(&mut self) -> Result<(), LiveError> {
+        let until = SystemTime::now() + 2 * BLOCK_TIMEOUT;
+        while SystemTime::now() < until {
+            self.next(|_, _, _| {})?;
+        }
+        self.read_counters();
+        self.drops = Drops::default();
+        let filter = self.options.filter.clone().unwrap_or_default();
+        self.filter(&filter)
+    }
+
+    /// Lets no more frames in; those in the ring are still handed out.
+    pub fn shut(&mut self) -> Result<(), LiveError> {
+        self.filter(NOTHING)
+    }
+
+    fn filter(&mut self, filter: &str) -> Result<(), LiveError> {
+        self.capture.filter(filter, true).map_err(|error| LiveError::Filter {
+            filter: filter.to_owned(),
+            interface: self.options.interface.clone(),
+            why: plain(&error),
+        })
+    }
+
+    /// What the frames are.
+    pub fn link(&self) -> LinkType {
+        self.link
+    }
+
+    /// The socket, to join a group.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.capture.as_fd()
+    }
+
+    /// Hands out frames (time in nanoseconds since the Unix epoch, length on the wire, captured bytes), waiting a few
+    /// dozen milliseconds for the first. Gives how many there were.
+    pub fn next(&mut self, mut visit: impl FnMut(u64, u32, &[u8])) -> Result<usize, LiveError> {
+        let ended = |why: String| LiveError::Ended { interface: self.options.interface.clone(), why };
+        let mut sockets = [PollFd::new(&self.capture, PollFlags::IN)];
+        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(WAIT.subsec_nanos()) };
+        match poll(&mut sockets, Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(ended(error.to_string())),
+        }
+        let handed = self.capture.dispatch(Some(AT_ONCE), |packet| {
+            let stamp = packet.header.ts;
+            let seconds = u64::try_from(stamp.tv_sec).unwrap_or(0);
+            let time = seconds.saturating_mul(1_000_000_000).saturating_add(stamp.tv_usec as u64);
+            visit(time, packet.header.len, packet.data);
+        });
+        handed.map_err(|error| ended(plain(&error)))
+    }
+
+    /// What has been lost so far.
+    pub fn drops(&mut self) -> Drops {
+        self.read_counters();
+        self.drops
+    }
+
+    fn read_counters(&mut self) {
+        // What cannot be read now is read the next time: the counters only grow.
+        if let Ok(stat) = self.capture.stats() {
+            let (kernel, interface) = self.seen;
+            self.drops.kernel += u64::from(stat.dropped.wrapping_sub(kernel));
+            self.drops.interface += u64::from(stat.if_dropped.wrapping_sub(interface));
+            self.seen = (stat.dropped, stat.if_dropped);
+        }
+    }
+}
+
+/// The clock, nanoseconds since the Unix epoch.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The time that a quiet link has passed: called before a look that found no frame, no earlier frame comes after it.
+pub fn settled(clock: u64) -> u64 {
+    clock.saturating_sub(SETTLED.as_nanos() as u64)
+}
+
+fn plain(error: &pcap::Error) -> String {
+    match error {
+        pcap::Error::PcapError(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

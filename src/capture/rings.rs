@@ -1,0 +1,283 @@
+//! Captures an interface for all workers: a ring and a thread each, divided by flow, frames handed over in chunks.
+//!
+//! A chunk has the layout of a capture file, so it is decoded like any other. A ring whose worker does not keep up fills,
+//! and what the kernel then drops is counted as lost.
+
+use super::fanout;
+use super::live::{Live, LiveError, Options, now, settled};
+use super::{Chunk, Format};
+use crate::decode::LinkType;
+use crate::intake::{Taken, Wakers};
+use crate::ledger::{InputReport, Losses};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, unbounded};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use timely::scheduling::SyncActivator;
+
+/// Bytes after which a chunk is handed over.
+const CHUNK: usize = 256 << 10;
+/// Chunks that a ring's thread may be ahead.
+const AHEAD: usize = 16;
+/// How often a quiet ring tells how far it has come, and its counters are read.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Frames on their way to a worker.
+struct Block {
+    bytes: Vec<u8>,
+    packets: u64,
+    /// The ring's watermark behind them.
+    latest: u64,
+}
+
+struct Ring {
+    blocks: Receiver<Block>,
+    spent: Sender<Vec<u8>>,
+    /// How far what was dealt has come.
+    watermark: AtomicU64,
+    report: Arc<Mutex<InputReport>>,
+}
+
+/// An interface with a ring a worker.
+pub struct Rings {
+    rings: Vec<Ring>,
+    format: Format,
+    link: LinkType,
+    wakers: Wakers,
+    stop: Arc<AtomicBool>,
+    failed: Arc<Mutex<Option<String>>>,
+}
+
+impl Rings {
+    /// Opens so many rings on an interface and starts their threads.
+    pub fn open(options: &Options, rings: usize) -> Result<Self, LiveError> {
+        let mut captures = Vec::new();
+        for _ in 0..rings {
+            // Each ring gets its part of the memory.
+            let ring = options.ring / rings as u64;
+            captures.push(Live::open_shut(&Options { ring, ..options.clone() })?);
+        }
+        let link = captures.first().map_or(LinkType::ETHERNET, Live::link);
+        if rings > 1 {
+            for capture in &captures {
+                fanout::join(capture.socket(), std::process::id() as u16).map_err(|error| {
+                    let why = format!("cannot divide it among {rings} rings: {error}");
+                    LiveError::Open { interface: options.interface.clone(), why }
+                })?;
+            }
+        }
+        let (wakers, stop, failed) = (Wakers::default(), Arc::new(AtomicBool::new(false)), Arc::default());
+        let mut started = Vec::new();
+        for (number, mut capture) in captures.into_iter().enumerate() {
+            capture.start()?;
+            let (sender, blocks) = bounded(AHEAD);
+            let (spent, recycled) = unbounded();
+            let name = if rings == 1 {
+                options.interface.clone()
+            } else {
+                format!("{} ring {number}", options.interface)
+            };
+            let losses = Some(Losses::default());
+            let report = InputReport { name, format: "live".into(), losses, ..InputReport::default() };
+            let report = Arc::new(Mutex::new(report));
+            let thread = RingThread {
+                capture,
+                sender,
+                recycled,
+                block: Block { bytes: Vec::with_capacity(CHUNK), packets: 0, latest: 0 },
+                report: report.clone(),
+                // The interface's own drops are told to every ring; they count once.
+                first: number == 0,
+                wakers: wakers.clone(),
+                stop: stop.clone(),
+                failed: Arc::clone(&failed),
+            };
+            let interface = options.interface.clone();
+            std::thread::Builder::new()
+                .name(format!("ring-{number}"))
+                .spawn(move || thread.run())
+                .map_err(|error| LiveError::Open { interface, why: error.to_string() })?;
+            started.push(Ring { blocks, spent, watermark: AtomicU64::new(0), report });
+        }
+        let header = file_header(link, options.snaplen);
+        let (format, _) = Format::open(&header).expect("a header of the pcap format");
+        Ok(Self { rings: started, format, link, wakers, stop, failed })
+    }
+
+    /// What the frames are.
+    pub fn link(&self) -> LinkType {
+        self.link
+    }
+
+    /// Why the capture ended, where nobody stopped it.
+    pub fn failure(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Deals a worker the next chunk of its ring.
+    pub fn deal(&self, worker: usize, chunk: &mut Chunk) -> Taken {
+        let Some(ring) = self.rings.get(worker) else {
+            (chunk.latest, chunk.others) = (u64::MAX, u64::MAX);
+            return Taken::End;
+        };
+        let others = self.rings.iter().enumerate().filter(|(other, _)| *other != worker);
+        chunk.others = others.map(|(_, ring)| ring.watermark.load(SeqCst)).min().unwrap_or(u64::MAX);
+        chunk.input = worker;
+        loop {
+            chunk.latest = ring.watermark.load(SeqCst);
+            match ring.blocks.try_recv() {
+                Ok(block) => {
+                    ring.watermark.store(block.latest, SeqCst);
+                    if block.packets == 0 {
+                        continue;
+                    }
+                    let spent = std::mem::replace(&mut chunk.bytes, block.bytes);
+                    // The thread may have ended; then nobody needs it.
+                    let _ = ring.spent.send(spent);
+                    chunk.format = Some(self.format.clone());
+                    return Taken::Piece;
+                }
+                Err(TryRecvError::Empty) => return Taken::Wait,
+                Err(TryRecvError::Disconnected) => {
+                    ring.watermark.store(u64::MAX, SeqCst);
+                    self.wakers.wake();
+                    return Taken::End;
+                }
+            }
+        }
+    }
+
+    /// Has a worker's operator activated when its ring may have something.
+    pub fn register(&self, activator: SyncActivator) {
+        self.wakers.add(activator);
+    }
+
+    /// Captures no more; what is in the rings is still dealt.
+    pub fn stop(&self) {
+        self.stop.store(true, SeqCst);
+    }
+
+    /// Activates all registered operators.
+    pub fn wake(&self) {
+        self.wakers.wake();
+    }
+
+    /// What came of the rings.
+    pub fn reports(&self) -> Vec<InputReport> {
+        let report = |ring: &Ring| ring.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.rings.iter().map(report).collect()
+    }
+}
+
+/// The header of a pcap file with nanoseconds, little-endian.
+fn file_header(link: LinkType, snaplen: u32) -> Vec<u8> {
+    let words = [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, snaplen, link.0];
+    words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect()
+}
+
+/// What a ring's thread works with.
+struct RingThread {
+    capture: Live,
+    sender: Sender<Block>,
+    recycled: Receiver<Vec<u8>>,
+    block: Block,
+    report: Arc<Mutex<InputReport>>,
+    first: bool,
+    wakers: Wakers,
+    stop: Arc<AtomicBool>,
+    failed: Arc<Mutex<Option<String>>>,
+}
+
+impl RingThread {
+    fn run(mut self) {
+        if let Err(error) = self.capture_all() {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert(error.to_string());
+        }
+        self.hand_over(true);
+        self.count_drops();
+        let Self { sender, wakers, .. } = self;
+        drop(sender);
+        wakers.wake();
+    }
+
+    /// Until it is stopped; then what is left in the ring.
+    fn capture_all(&mut self) -> Result<(), LiveError> {
+        let mut told = Instant::now();
+        let mut shut = false;
+        loop {
+            let clock = now();
+            if self.stop.load(SeqCst) && !std::mem::replace(&mut shut, true) {
+                self.capture.shut()?;
+            }
+            let (block, sender, recycled) = (&mut self.block, &self.sender, &self.recycled);
+            let (report, wakers) = (&self.report, &self.wakers);
+            let found = self.capture.next(|time, length, bytes| {
+                let header = [
+                    (time / 1_000_000_000) as u32,
+                    (time % 1_000_000_000) as u32,
+                    bytes.len() as u32,
+                    length,
+                ];
+                header.iter().for_each(|word| block.bytes.extend_from_slice(&word.to_le_bytes()));
+                block.bytes.extend_from_slice(bytes);
+                block.packets += 1;
+                block.latest = block.latest.max(time);
+                if block.bytes.len() >= CHUNK - 512 {
+                    send(block, sender, recycled, report, wakers, true);
+                }
+            })?;
+            if found == 0 {
+                if shut {
+                    return Ok(());
+                }
+                self.block.latest = self.block.latest.max(settled(clock));
+            }
+            let quiet = told.elapsed() >= QUIET;
+            if quiet {
+                told = Instant::now();
+                self.count_drops();
+            }
+            if self.block.packets > 0 || quiet {
+                self.hand_over(false);
+            }
+        }
+    }
+
+    /// Hands over what there is; where it need not be now, only if there is room.
+    fn hand_over(&mut self, now: bool) {
+        send(&mut self.block, &self.sender, &self.recycled, &self.report, &self.wakers, now);
+    }
+
+    fn count_drops(&mut self) {
+        let drops = self.capture.drops();
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let interface = if self.first { drops.interface } else { 0 };
+        report.losses = Some(Losses { kernel: drops.kernel, interface, ..Losses::default() });
+    }
+}
+
+fn send(
+    block: &mut Block,
+    sender: &Sender<Block>,
+    recycled: &Receiver<Vec<u8>>,
+    report: &Mutex<InputReport>,
+    wakers: &Wakers,
+    now: bool,
+) {
+    let packets = block.packets;
+    let mut bytes = recycled.try_recv().unwrap_or_default();
+    bytes.clear();
+    bytes.reserve(CHUNK);
+    let next = Block { bytes, packets: 0, latest: block.latest };
+    let full = std::mem::replace(block, next);
+    if now {
+        // The worker is gone only when the run has failed.
+        let _ = sender.send(full);
+    } else if let Err(TrySendError::Full(full) | TrySendError::Disconnected(full)) = sender.try_send(full) {
+        *block = full;
+        return;
+    }
+    report.lock().unwrap_or_else(PoisonError::into_inner).packets += packets;
+    wakers.wake();
+}

@@ -1,0 +1,579 @@
+//! Messages from the bus: kept in order and in bounds, handed to the workers, and every gap accounted for.
+//!
+//! A task puts messages into a queue; a worker takes the next, under a lock that covers reading the message's header and
+//! moving its probe's accounts and watermark, and decodes it outside. (Single packets are decoded under it: their times
+//! are the watermark, and their order is all they have.)
+//!
+//! What is lost is known by number: a probe numbers its packets, and what it has sent less what came is lost. A message
+//! that comes twice counts once.
+
+use super::{Intake, Placer, Position, Reader, Taken, Wakers};
+use crate::bus::subscribe::{Arrival, Incoming};
+use crate::ledger::{Counts, InputReport, Losses};
+use crate::wire::batch::{Batch, Item};
+use crate::wire::single;
+use crate::wire::v1::Accounts;
+use async_nats::Subject;
+use bytes::Bytes;
+use dataflows::packet::Packet;
+use dataflows::window::Windowing;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use timely::scheduling::SyncActivator;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Single packets that a worker takes at once.
+const SINGLES: usize = 512;
+/// Bytes that a queued message takes beside its payload, roughly.
+const OVERHEAD: u64 = 160;
+/// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
+const MOST_GAPS: usize = 4096;
+/// How long single packets may pause before the clock moves their watermark.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// How an engine takes messages.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How event time is cut: when nobody is left to wait for, the windows begun are closed.
+    pub windowing: Windowing,
+    /// Nanoseconds that a window stays open behind the watermark.
+    pub lateness: u64,
+    /// How long a probe may say nothing before windows close without it.
+    pub silent_after: Duration,
+    /// Bytes of messages that may wait for the workers.
+    pub limit: u64,
+    /// Name of the input of single packets, and of what is no message at all.
+    pub single: String,
+}
+
+/// What a message may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `PacketInfo`
+    Single,
+    /// `PacketBatch`
+    Batch,
+}
+
+struct Queued {
+    kind: Kind,
+    message: Incoming,
+}
+
+/// Ranges of numbers that have been seen: ascending, apart from each other.
+#[derive(Default)]
+struct Seen {
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl Seen {
+    /// Adds `start..end`; `false` and nothing added if any of it has been seen before.
+    fn add(&mut self, start: u64, end: u64) -> bool {
+        if start >= end {
+            return true;
+        }
+        let before = self.ranges.range(..end).next_back().map(|(start, end)| (*start, *end));
+        if before.is_some_and(|(_, before_end)| before_end > start) {
+            return false;
+        }
+        let mut merged = (start, end);
+        if let Some((before_start, _)) = before.filter(|(_, before_end)| *before_end == start) {
+            merged.0 = before_start;
+        }
+        if let Some(after_end) = self.ranges.remove(&end) {
+            merged.1 = after_end;
+        }
+        self.ranges.insert(merged.0, merged.1);
+        while self.ranges.len() > MOST_GAPS {
+            // The first gap is filled for good: what comes from it now has come twice, as far as anyone can tell.
+            let Some((first, _)) = self.ranges.pop_first() else { break };
+            if let Some((_, next_end)) = self.ranges.pop_first() {
+                self.ranges.insert(first, next_end);
+            }
+        }
+        true
+    }
+}
+
+/// A run of a probe, or the stream of single packets.
+struct Stream {
+    name: String,
+    format: &'static str,
+    /// Time up to which everything has come that is not late.
+    watermark: u64,
+    /// Latest time of a packet.
+    newest: u64,
+    heard: Instant,
+    /// Whether windows wait for it.
+    active: bool,
+    ended: bool,
+    seen: Seen,
+    /// Packets taken, and those that came twice.
+    taken: u64,
+    repeated: u64,
+    /// Accounts when this engine first heard of it, and the latest.
+    baseline: Accounts,
+    latest: Accounts,
+    /// Packets known to be lost here, where they have no numbers.
+    lost: u64,
+    /// Messages that are none.
+    refused: u64,
+}
+
+impl Stream {
+    fn new(name: String, format: &'static str) -> Self {
+        Self {
+            name,
+            format,
+            watermark: 0,
+            newest: 0,
+            heard: Instant::now(),
+            active: false,
+            ended: false,
+            seen: Seen::default(),
+            taken: 0,
+            repeated: 0,
+            baseline: Accounts::default(),
+            latest: Accounts::default(),
+            lost: 0,
+            refused: 0,
+        }
+    }
+
+    fn hear(&mut self) {
+        self.heard = Instant::now();
+        self.active = !self.ended;
+    }
+
+    fn report(&self) -> InputReport {
+        let since = |of: fn(&Accounts) -> u64| of(&self.latest).saturating_sub(of(&self.baseline));
+        let filtered = since(|accounts| accounts.filtered);
+        let non_ip = since(|accounts| accounts.non_ip);
+        let malformed = since(|accounts| accounts.malformed) + self.refused;
+        let before = Counts {
+            read: filtered + non_ip + malformed,
+            filtered,
+            non_ip,
+            malformed,
+            bytes_read: since(|accounts| accounts.uncounted_bytes),
+            ..Counts::default()
+        };
+        let losses = Losses {
+            interface: since(|accounts| accounts.interface_dropped),
+            kernel: since(|accounts| accounts.kernel_dropped),
+            probe: since(|accounts| accounts.dropped),
+            bus: since(|accounts| accounts.sent).saturating_sub(self.taken) + self.lost,
+        };
+        InputReport {
+            name: self.name.clone(),
+            format: self.format.into(),
+            packets: self.taken,
+            before,
+            losses: Some(losses),
+            repeated: self.repeated,
+            ..InputReport::default()
+        }
+    }
+}
+
+struct State {
+    queue: VecDeque<Queued>,
+    bytes: u64,
+    /// The stream of single packets comes first.
+    streams: Vec<Stream>,
+    runs: HashMap<(String, u64), usize>,
+    /// Messages of the durable log that have been taken.
+    logged: Seen,
+    /// Windows have been closed as by this watermark.
+    floor: u64,
+    /// A worker has found nothing and waits to be woken.
+    waiting: bool,
+    /// Nothing is put in any more.
+    ended: bool,
+}
+
+/// Messages on their way to the workers.
+pub struct Messages {
+    rules: Rules,
+    state: Mutex<State>,
+    wakers: Wakers,
+    /// There is room again.
+    room: Notify,
+    /// Where the bus hears what was taken.
+    taken: UnboundedSender<Subject>,
+    /// When this engine began to listen, nanoseconds since the Unix epoch.
+    began: u64,
+    stop: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Messages {
+    /// A queue without messages. `began` is when its subscriptions began, `stop` ends them; `taken` is told where to
+    /// answer that a message was taken.
+    pub fn new(
+        rules: Rules,
+        began: u64,
+        taken: UnboundedSender<Subject>,
+        stop: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            bytes: 0,
+            streams: vec![Stream::new(rules.single.clone(), "nats-single")],
+            runs: HashMap::new(),
+            logged: Seen::default(),
+            floor: 0,
+            waiting: false,
+            ended: false,
+        };
+        let (state, wakers, room) = (Mutex::new(state), Wakers::default(), Notify::new());
+        Self { rules, state, wakers, room, taken, began, stop }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a message in; waits for room where the message will not go away, and while the engine is stopping.
+    pub async fn put(&self, kind: Kind, arrival: Arrival, stopping: bool) {
+        let (mut message, waits) = match arrival {
+            Arrival::Passing(message) => (message, stopping),
+            Arrival::Logged(message) => (message, true),
+        };
+        loop {
+            let room = self.room.notified();
+            message = match self.put_now(kind, message, waits) {
+                None => return,
+                Some(message) => message,
+            };
+            room.await;
+        }
+    }
+
+    /// Puts a message in, or accounts for it as lost, or gives it back to wait with it.
+    fn put_now(&self, kind: Kind, message: Incoming, waits: bool) -> Option<Incoming> {
+        let size = message.payload.len() as u64 + OVERHEAD;
+        let mut state = self.state();
+        if !state.queue.is_empty() && state.bytes + size > self.rules.limit {
+            if waits {
+                return Some(message);
+            }
+            self.lose(&mut state, kind, message);
+            return None;
+        }
+        state.bytes += size;
+        state.queue.push_back(Queued { kind, message });
+        if std::mem::take(&mut state.waiting) {
+            drop(state);
+            self.wakers.wake();
+        }
+        None
+    }
+
+    /// Accounts for a message that there is no room for.
+    fn lose(&self, state: &mut State, kind: Kind, message: Incoming) {
+        match kind {
+            Kind::Single => state.streams[0].lost += 1,
+            Kind::Batch => match Batch::read(message.payload) {
+                Ok(batch) => {
+                    let number = self.stream(state, &batch);
+                    state.streams[number].account(&batch.after);
+                }
+                Err(_) => state.streams[0].refused += 1,
+            },
+        }
+    }
+
+    /// Single packets that were lost before they could be put in.
+    pub fn lost_singles(&self, packets: u64) {
+        self.state().streams[0].lost += packets;
+    }
+
+    /// Nothing comes any more.
+    pub fn end(&self) {
+        self.state().ended = true;
+        self.wakers.wake();
+    }
+
+    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause.
+    pub fn tick(&self) {
+        let mut state = self.state();
+        let now = Instant::now();
+        // What waits in the queue was heard, though nobody has looked at it yet.
+        if state.queue.is_empty() {
+            for stream in state.streams.iter_mut().filter(|stream| stream.active) {
+                let quiet = now.duration_since(stream.heard);
+                if quiet >= self.rules.silent_after {
+                    stream.active = false;
+                } else if stream.format == "nats-single" && quiet >= PAUSE {
+                    let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
+                    stream.watermark = stream.newest.saturating_add(passed);
+                }
+            }
+        }
+        if self.close(&mut state) {
+            drop(state);
+            self.wakers.wake();
+        }
+    }
+
+    /// Moves the floor to the least watermark; whether a window was closed by that.
+    fn close(&self, state: &mut State) -> bool {
+        let Windowing::Every(length) = self.rules.windowing else { return false };
+        let active = state.streams.iter().filter(|stream| stream.active);
+        let watermark = match active.map(|stream| stream.watermark).min() {
+            Some(watermark) => watermark,
+            // Nobody is left to wait for: close what was begun.
+            None => {
+                let newest = state.streams.iter().map(|stream| stream.newest).max().unwrap_or(0);
+                if newest == 0 {
+                    return false;
+                }
+                let (_, end) = self.rules.windowing.span(newest / length).unwrap_or_default();
+                end.saturating_add(self.rules.lateness)
+            }
+        };
+        let closed = |floor: u64| floor.saturating_sub(self.rules.lateness) / length;
+        let before = closed(state.floor);
+        state.floor = state.floor.max(watermark);
+        closed(state.floor) > before
+    }
+
+    /// The number of a batch's run, which may be new.
+    fn stream(&self, state: &mut State, batch: &Batch) -> usize {
+        if let Some(number) = state.runs.get(&(batch.probe.clone(), batch.run)) {
+            return *number;
+        }
+        let mut stream = Stream::new(batch.probe.clone(), "nats-batch");
+        if batch.started < self.began {
+            // It was sending before we listened: what it sent then is not ours.
+            stream.baseline = batch.before;
+        }
+        stream.latest = stream.baseline;
+        state.streams.push(stream);
+        state.runs.insert((batch.probe.clone(), batch.run), state.streams.len() - 1);
+        state.streams.len() - 1
+    }
+
+    /// The next piece of work; a message that holds none is dealt with on the way.
+    fn next(&self, state: &mut State) -> Option<(Piece, Position)> {
+        loop {
+            let Queued { kind, message } = self.pop(state)?;
+            match kind {
+                Kind::Single => return Some(self.singles(state, message)),
+                Kind::Batch => {
+                    if let Some(piece) = self.batch(state, message.payload) {
+                        return Some(piece);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the next message out that has not been taken before.
+    fn pop(&self, state: &mut State) -> Option<Queued> {
+        loop {
+            let queued = state.queue.pop_front()?;
+            state.bytes -= queued.message.payload.len() as u64 + OVERHEAD;
+            self.room.notify_waiters();
+            if let Some(reply) = &queued.message.reply {
+                // The bus is gone only when the engine is.
+                let _ = self.taken.send(reply.clone());
+            }
+            let again = queued.message.logged.is_some_and(|number| !state.logged.add(number, number + 1));
+            match queued.kind {
+                _ if !again => return Some(queued),
+                Kind::Single => state.streams[0].repeated += 1,
+                // Counted by the numbers of its packets.
+                Kind::Batch => return Some(queued),
+            }
+        }
+    }
+
+    fn singles(&self, state: &mut State, first: Incoming) -> (Piece, Position) {
+        let position = state.position(0);
+        let mut packets = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match single::decode(message.payload) {
+                Ok(packet) => packets.push(packet),
+                Err(_) => state.streams[0].refused += 1,
+            }
+            next = match state.queue.front() {
+                Some(Queued { kind: Kind::Single, .. }) if packets.len() < SINGLES => {
+                    self.pop(state).map(|queued| queued.message)
+                }
+                _ => None,
+            };
+        }
+        let stream = &mut state.streams[0];
+        if let Some(newest) = packets.iter().map(|packet| packet.time).max() {
+            stream.hear();
+            stream.newest = stream.newest.max(newest);
+            stream.watermark = stream.watermark.max(newest);
+            stream.taken += packets.len() as u64;
+        }
+        (Piece::Singles(packets), position)
+    }
+
+    fn batch(&self, state: &mut State, payload: Bytes) -> Option<(Piece, Position)> {
+        let Ok(batch) = Batch::read(payload) else {
+            state.streams[0].refused += 1;
+            return None;
+        };
+        let number = self.stream(state, &batch);
+        let position = state.position(number);
+        let stream = &mut state.streams[number];
+        let packets = u64::from(batch.packets);
+        stream.account(&batch.after);
+        let new = stream.seen.add(batch.first_packet, batch.first_packet + packets);
+        if new {
+            stream.ended |= batch.last;
+            stream.hear();
+            stream.watermark = stream.watermark.max(batch.latest);
+            if packets > 0 {
+                stream.newest = stream.newest.max(batch.latest);
+                stream.taken += packets;
+            }
+        } else {
+            stream.repeated += packets;
+        }
+        // Its own first packets see the watermark of what came before them in their stream, whatever was lost between.
+        let latest = position.latest.max(batch.watermark);
+        (new && packets > 0)
+            .then_some((Piece::Batch(number, Box::new(batch)), Position { latest, ..position }))
+    }
+}
+
+impl Stream {
+    /// Takes a probe's own accounts.
+    fn account(&mut self, accounts: &Accounts) {
+        // Batches may come again, or in another order after the connection was lost.
+        if accounts.sent >= self.latest.sent {
+            self.latest = *accounts;
+        }
+    }
+}
+
+impl State {
+    /// Where a stream stands, before the next message of it.
+    fn position(&self, number: usize) -> Position {
+        let others =
+            self.streams.iter().enumerate().filter(|(other, stream)| *other != number && stream.active);
+        let others = others.map(|(_, stream)| stream.watermark).min().unwrap_or(u64::MAX);
+        Position { latest: self.streams[number].watermark, others, floor: self.floor }
+    }
+}
+
+/// What a worker decodes.
+enum Piece {
+    Singles(Vec<Packet>),
+    Batch(usize, Box<Batch>),
+}
+
+impl Intake for Messages {
+    fn reader(self: Arc<Self>, _worker: usize) -> Box<dyn Reader> {
+        Box::new(MessageReader { messages: self, piece: None })
+    }
+
+    fn register(&self, activator: SyncActivator) {
+        self.wakers.add(activator);
+    }
+
+    fn stop(&self) {
+        (self.stop)();
+    }
+
+    fn wake(&self) {
+        self.wakers.wake();
+    }
+
+    fn reports(&self) -> Vec<InputReport> {
+        self.state().streams.iter().map(Stream::report).collect()
+    }
+}
+
+struct MessageReader {
+    messages: Arc<Messages>,
+    piece: Option<Piece>,
+}
+
+impl Reader for MessageReader {
+    fn take(&mut self) -> Result<(Taken, Position), String> {
+        let messages = &self.messages;
+        let mut state = messages.state();
+        let taken = messages.next(&mut state);
+        let closed = messages.close(&mut state);
+        let answer = match taken {
+            Some((piece, position)) => {
+                self.piece = Some(piece);
+                (Taken::Piece, position)
+            }
+            None => {
+                let ended = state.ended;
+                state.waiting = !ended;
+                let floor = state.floor;
+                let nowhere = Position { latest: floor, others: u64::MAX, floor };
+                (if ended { Taken::End } else { Taken::Wait }, nowhere)
+            }
+        };
+        drop(state);
+        if closed {
+            // Those that wait hold the window open.
+            messages.wakers.wake();
+        }
+        Ok(answer)
+    }
+
+    fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
+        let mut counts = Counts::default();
+        let mut place = |into: &mut Placer, packet: Packet| {
+            into.observe(packet.time);
+            counts.counted += 1;
+            counts.bytes_counted += u64::from(packet.length);
+            into.place(packet);
+        };
+        let input = match self.piece.take() {
+            None => return Ok(()),
+            Some(Piece::Singles(packets)) => {
+                packets.into_iter().for_each(|packet| place(into, packet));
+                0
+            }
+            Some(Piece::Batch(number, batch)) => {
+                batch.visit(|item| match item {
+                    Item::Packet(packet) => place(into, packet),
+                    Item::Raised(time) => into.observe(time),
+                });
+                number
+            }
+        };
+        (counts.read, counts.bytes_read) = (counts.counted, counts.bytes_counted);
+        into.finish(input, counts);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_seen_once() {
+        let mut seen = Seen::default();
+        assert!(seen.add(0, 10) && seen.add(20, 30) && seen.add(10, 15));
+        assert!(!seen.add(0, 10) && !seen.add(14, 16) && !seen.add(19, 21) && !seen.add(5, 25));
+        assert!(seen.add(15, 20));
+        assert_eq!(seen.ranges, BTreeMap::from([(0, 30)]));
+        assert!(seen.add(7, 7), "nothing is never twice");
+    }
+
+    #[test]
+    fn the_gaps_that_are_remembered_are_bounded() {
+        let mut seen = Seen::default();
+        assert!((0..2 * MOST_GAPS as u64).all(|number| seen.add(number * 2, number * 2 + 1)));
+        assert_eq!(seen.ranges.len(), MOST_GAPS);
+        assert!(!seen.add(1, 2), "an early gap stays lost");
+        assert!(seen.add(4 * MOST_GAPS as u64 - 3, 4 * MOST_GAPS as u64 - 2));
+    }
+}

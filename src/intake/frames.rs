@@ -1,0 +1,134 @@
+//! Chunks of frames, dealt from files or captured from an interface: filtered, decoded and put into windows.
+
+use super::{Intake, Placer, Position, Reader, Taken};
+use crate::capture::Chunk;
+use crate::capture::dealer::Dealer;
+use crate::capture::filter::Filter;
+use crate::capture::rings::Rings;
+use crate::decode::{self, Decoded};
+use crate::ledger::{Counts, InputReport};
+use std::sync::Arc;
+use timely::scheduling::SyncActivator;
+
+/// Gives workers chunks of frames.
+trait Deal: Send + Sync {
+    fn deal(&self, worker: usize, chunk: &mut Chunk) -> Result<Taken, String>;
+}
+
+impl Deal for Dealer {
+    fn deal(&self, _worker: usize, chunk: &mut Chunk) -> Result<Taken, String> {
+        Dealer::deal(self, chunk).map_err(|error| error.to_string())
+    }
+}
+
+impl Deal for Rings {
+    fn deal(&self, worker: usize, chunk: &mut Chunk) -> Result<Taken, String> {
+        Ok(Rings::deal(self, worker, chunk))
+    }
+}
+
+/// Capture files, with a filter in libpcap's language.
+pub struct Files {
+    /// Deals their frames.
+    pub dealer: Arc<Dealer>,
+    /// The filter.
+    pub filter: Option<String>,
+}
+
+impl Intake for Files {
+    fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
+        let filter = self.filter.as_deref().map(Filter::new);
+        Box::new(FrameReader { from: self.dealer.clone(), worker, chunk: Chunk::default(), filter })
+    }
+
+    fn register(&self, activator: SyncActivator) {
+        self.dealer.register(activator);
+    }
+
+    fn stop(&self) {
+        self.dealer.stop();
+    }
+
+    fn wake(&self) {
+        self.dealer.wake();
+    }
+
+    fn reports(&self) -> Vec<InputReport> {
+        self.dealer.reports()
+    }
+}
+
+/// An interface, with a ring a worker. What a filter takes out, the kernel keeps.
+impl Intake for Rings {
+    fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
+        Box::new(FrameReader { from: self, worker, chunk: Chunk::default(), filter: None })
+    }
+
+    fn register(&self, activator: SyncActivator) {
+        Rings::register(self, activator);
+    }
+
+    fn stop(&self) {
+        Rings::stop(self);
+    }
+
+    fn wake(&self) {
+        Rings::wake(self);
+    }
+
+    fn reports(&self) -> Vec<InputReport> {
+        Rings::reports(self)
+    }
+}
+
+struct FrameReader<D> {
+    from: Arc<D>,
+    worker: usize,
+    chunk: Chunk,
+    filter: Option<Filter>,
+}
+
+impl<D: Deal> Reader for FrameReader<D> {
+    fn take(&mut self) -> Result<(Taken, Position), String> {
+        let taken = self.from.deal(self.worker, &mut self.chunk)?;
+        Ok((taken, Position { latest: self.chunk.latest, others: self.chunk.others, floor: 0 }))
+    }
+
+    fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
+        let filter = &mut self.filter;
+        let mut counts = Counts::default();
+        let mut failed = None;
+        self.chunk.frames(|frame, bytes| {
+            counts.read += 1;
+            counts.bytes_read += u64::from(frame.length);
+            into.observe(frame.time);
+            if let Some(filter) = filter {
+                match filter.passes(frame.link, bytes, frame.length) {
+                    Ok(true) => {}
+                    Ok(false) => return counts.filtered += 1,
+                    Err(error) => {
+                        counts.filtered += 1;
+                        failed = Some(error);
+                        return;
+                    }
+                }
+            }
+            match decode::decode(frame.link, bytes, frame.time, frame.length) {
+                Decoded::Ip(packet) => {
+                    counts.counted += 1;
+                    counts.bytes_counted += u64::from(packet.length);
+                    into.place(packet);
+                }
+                Decoded::Malformed => counts.malformed += 1,
+                Decoded::NonIp => {
+                    if !frame.link.is_known() {
+                        into.unknown_links.insert(frame.link.0);
+                    }
+                    counts.non_ip += 1;
+                }
+            }
+        });
+        into.finish(self.chunk.input, counts);
+        failed.map_or(Ok(()), |error| Err(error.to_string()))
+    }
+}

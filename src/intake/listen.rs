@@ -1,0 +1,124 @@
+//! Subscribes an engine to the bus: the tasks between the connection and the queue of messages.
+//!
+//! Two connections over core NATS: batches are few and large, single packets many and small, and the room that the client
+//! keeps for each is a number of messages.
+
+use super::bus::{Kind, Messages, Rules};
+use crate::bus::subscribe::{Arrival, Subscription};
+use crate::bus::{Bus, BusError, Settings};
+use crate::capture::live::now;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Batches, and single packets, that the client may hold before the queue.
+const BATCHES: usize = 512;
+const SINGLES: usize = 64 << 10;
+/// How often the clock is looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A subscription that feeds a queue. Dropped, it ends.
+pub struct Listening {
+    /// The queue.
+    pub messages: Arc<Messages>,
+    /// Subjects and servers, for people.
+    pub to: String,
+    _runtime: Runtime,
+}
+
+impl Listening {
+    /// Connects and subscribes.
+    pub fn start(settings: &Settings, rules: Rules, program: &'static str) -> Result<Self, BusError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|error| BusError::Failed {
+            servers: settings.shown(),
+            action: "start the threads for it".into(),
+            why: error.to_string(),
+        })?;
+        let (messages, to) = runtime.block_on(subscribe(settings, rules, program))?;
+        Ok(Self { messages, to, _runtime: runtime })
+    }
+}
+
+async fn subscribe(
+    settings: &Settings,
+    rules: Rules,
+    program: &'static str,
+) -> Result<(Arc<Messages>, String), BusError> {
+    let began = now();
+    let (stop, stopped) = watch::channel(false);
+    let (taken, mut to_answer) = mpsc::unbounded_channel();
+    let bus = Bus::connect(settings, program, BATCHES).await?;
+    let mut subscriptions = Vec::new();
+    let mut singles = None;
+    let to;
+    if settings.jetstream.enabled {
+        subscriptions.push(Subscription::log(&bus, settings).await?);
+        to = format!("stream {} at {}", settings.jetstream.stream, bus.servers());
+    } else {
+        let group = Some(settings.queue_group.as_str());
+        let single_bus = Bus::connect(settings, program, SINGLES).await?;
+        subscriptions.push(Subscription::core(&bus, &settings.batches(), group).await?);
+        subscriptions.push(Subscription::core(&single_bus, &settings.single, group).await?);
+        singles = Some(single_bus);
+        to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
+    }
+    let stopping = stopped.clone();
+    let ends = Box::new(move || {
+        stop.send_replace(true);
+    });
+    let messages = Arc::new(Messages::new(rules, began, taken, ends));
+
+    let mut pumps = JoinSet::new();
+    for subscription in subscriptions {
+        pumps.spawn(pump(settings.single.clone(), subscription, messages.clone(), stopped.clone()));
+    }
+    let (ended, answering) = (messages.clone(), bus.clone());
+    tokio::spawn(async move {
+        let mut received_singles = 0;
+        while let Some(received) = pumps.join_next().await {
+            received_singles += received.unwrap_or(0);
+        }
+        if let Some(bus) = singles {
+            ended.lost_singles(bus.messages_in().saturating_sub(received_singles));
+        }
+        ended.end();
+    });
+    tokio::spawn(async move {
+        while let Some(reply) = to_answer.recv().await {
+            // Where the answer is lost with the connection, whoever asked asks again.
+            let _ = answering.client().publish(reply, Bytes::new()).await;
+        }
+    });
+    let ticking = messages.clone();
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*stopping.borrow() {
+            interval.tick().await;
+            ticking.tick();
+        }
+    });
+    Ok((messages, to))
+}
+
+/// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.
+async fn pump(
+    single: String,
+    mut subscription: Subscription,
+    messages: Arc<Messages>,
+    mut stopped: watch::Receiver<bool>,
+) -> u64 {
+    let mut singles = 0;
+    while let Some(arrival) = subscription.next(&mut stopped).await {
+        let is_single = *arrival.message().subject == *single;
+        singles += u64::from(is_single);
+        let kind = if is_single { Kind::Single } else { Kind::Batch };
+        let stopping = *stopped.borrow();
+        messages.put(kind, arrival, stopping).await;
+    }
+    singles
+}

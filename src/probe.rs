@@ -1,0 +1,301 @@
+//! The probe's front: frames from a link or a file become messages, and every frame lands in one account.
+//!
+//! What is put into the buffer counts as sent; what the buffer has no room for is dropped and counted, never waited for,
+//! where the link is live. A replay waits.
+
+use crate::bus::publish::{Buffer, Outgoing, Pacing};
+use crate::decode::{self, Decoded, LinkType};
+use crate::wire::batch::{BatchBuilder, FULL, Header};
+use crate::wire::single;
+use crate::wire::v1::Accounts;
+use bytes::{Bytes, BytesMut};
+use dataflows::packet::Packet;
+use prost::Message;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a packet waits for others to fill its batch.
+pub const FLUSH: Duration = Duration::from_millis(50);
+/// How often a link that is quiet says how far it has come.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Single packets handed to the publisher at once.
+const SINGLES: usize = 256;
+/// Bytes that a packet takes in a batch at most, and a batch beside its packets.
+const MOST_A_PACKET: usize = 72;
+const HEADER: usize = 2048;
+/// How long to wait for room before looking up.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How packets are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Encoding {
+    /// Thousands a message, in columns
+    Batch,
+    /// One a message, for engines in the field
+    Single,
+}
+
+/// Who the probe is, and how it sends.
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Which run of it.
+    pub run: u64,
+    /// When that began, nanoseconds since the Unix epoch.
+    pub started: u64,
+}
+
+/// Turns frames into messages.
+pub struct Probe {
+    identity: Identity,
+    encoding: Encoding,
+    pacing: Pacing,
+    buffer: Arc<Buffer>,
+    /// Packets in a full batch: as many as the server takes in one message.
+    full: usize,
+    builder: BatchBuilder,
+    singles: Vec<Bytes>,
+    scratch: BytesMut,
+    accounts: Accounts,
+    /// The accounts when the last batch ended, and the latest time then.
+    before: Accounts,
+    watermark: u64,
+    latest: u64,
+    sequence: u64,
+    read: u64,
+    bytes_read: u64,
+    bytes_sent: u64,
+    /// When the batch that is being filled was begun, and when anything was last sent.
+    begun: Instant,
+    said: Instant,
+}
+
+impl Probe {
+    /// A probe that has seen nothing. `max_payload` is what the server takes in one message, in bytes.
+    pub fn new(
+        identity: Identity,
+        encoding: Encoding,
+        pacing: Pacing,
+        buffer: Arc<Buffer>,
+        max_payload: usize,
+    ) -> Self {
+        let full = (max_payload.saturating_sub(HEADER) / MOST_A_PACKET).clamp(1, FULL);
+        Self {
+            identity,
+            encoding,
+            pacing,
+            buffer,
+            full,
+            builder: BatchBuilder::new(0),
+            singles: Vec::new(),
+            scratch: BytesMut::new(),
+            accounts: Accounts::default(),
+            before: Accounts::default(),
+            watermark: 0,
+            latest: 0,
+            sequence: 0,
+            read: 0,
+            bytes_read: 0,
+            bytes_sent: 0,
+            begun: Instant::now(),
+            said: Instant::now(),
+        }
+    }
+
+    /// Takes a frame that the filter has passed.
+    #[inline]
+    pub fn frame(&mut self, link: LinkType, time: u64, length: u32, bytes: &[u8]) {
+        self.read += 1;
+        self.bytes_read += u64::from(length);
+        self.latest = self.latest.max(time);
+        match decode::decode(link, bytes, time, length) {
+            Decoded::Ip(packet) => self.packet(&packet),
+            Decoded::Malformed => {
+                self.accounts.malformed += 1;
+                self.accounts.uncounted_bytes += u64::from(length);
+            }
+            Decoded::NonIp => {
+                self.accounts.non_ip += 1;
+                self.accounts.uncounted_bytes += u64::from(length);
+            }
+        }
+    }
+
+    /// Takes a frame that the filter has taken out.
+    pub fn filtered(&mut self, time: u64, length: u32) {
+        self.read += 1;
+        self.bytes_read += u64::from(length);
+        self.latest = self.latest.max(time);
+        self.accounts.filtered += 1;
+        self.accounts.uncounted_bytes += u64::from(length);
+    }
+
+    #[inline]
+    fn packet(&mut self, packet: &Packet) {
+        match self.encoding {
+            Encoding::Batch => {
+                if self.builder.is_empty() {
+                    self.begun = Instant::now();
+                }
+                self.builder.push(packet, self.latest);
+                if self.builder.len() >= self.full {
+                    self.flush();
+                }
+            }
+            Encoding::Single => {
+                if self.singles.is_empty() {
+                    self.begun = Instant::now();
+                }
+                single::encode(packet, &mut self.scratch);
+                self.singles.push(self.scratch.split().freeze());
+                self.bytes_sent += u64::from(packet.length);
+                if self.singles.len() >= SINGLES {
+                    self.flush();
+                }
+            }
+        }
+    }
+
+    /// Time of the first packet of the batch that is being filled.
+    pub fn first_time(&self) -> Option<u64> {
+        self.builder.first_time()
+    }
+
+    /// What never came here, and how often the connection was lost: goes with the next message.
+    pub fn note(&mut self, kernel_dropped: u64, interface_dropped: u64, reconnects: u64) {
+        self.accounts.kernel_dropped = kernel_dropped;
+        self.accounts.interface_dropped = interface_dropped;
+        self.accounts.reconnects = reconnects;
+    }
+
+    /// Sends what there is, if it has waited long enough, and says something on a quiet link: that nothing from before
+    /// `promise` (nanoseconds since the Unix epoch) comes any more.
+    pub fn tick(&mut self, promise: u64) {
+        if self.begun.elapsed() >= FLUSH {
+            self.flush();
+        }
+        if self.said.elapsed() >= HEARTBEAT && self.encoding == Encoding::Batch {
+            if !self.builder.is_empty() {
+                self.flush();
+            }
+            self.latest = self.latest.max(promise);
+            self.say(false);
+        }
+    }
+
+    /// Sends the packets collected so far.
+    pub fn flush(&mut self) {
+        match self.encoding {
+            Encoding::Batch => {
+                let packets = self.builder.len() as u64;
+                if packets > 0 && self.make_room(packets, packets * MOST_A_PACKET as u64) {
+                    self.accounts.sent += packets;
+                    self.bytes_sent += self.builder.bytes();
+                    self.say(false);
+                    self.sequence += 1;
+                } else if packets > 0 {
+                    self.builder.clear(self.latest);
+                    (self.before, self.watermark) = (self.accounts, self.latest);
+                }
+            }
+            Encoding::Single => {
+                let payloads = std::mem::take(&mut self.singles);
+                let packets = payloads.len() as u64;
+                let bytes = payloads.iter().map(|payload| payload.len() as u64 + 64).sum();
+                if packets > 0 && self.make_room(packets, bytes) {
+                    self.accounts.sent += packets;
+                    self.buffer.push(Outgoing::Singles(payloads));
+                }
+            }
+        }
+    }
+
+    /// Waits for room where that may be; else the packets that there is no room for are dropped.
+    fn make_room(&mut self, packets: u64, bytes: u64) -> bool {
+        match self.pacing {
+            Pacing::Waits => {
+                while !self.buffer.wait_for_room(bytes, LOOK) {}
+                true
+            }
+            Pacing::Goes if self.buffer.has_room(bytes) => true,
+            Pacing::Goes => {
+                self.accounts.dropped += packets;
+                false
+            }
+        }
+    }
+
+    /// Sends a batch of what was collected; without packets it is a heartbeat.
+    fn say(&mut self, last: bool) {
+        let packets = self.builder.len() as u64;
+        let header = Header {
+            probe: self.identity.name.clone(),
+            run: self.identity.run,
+            sequence: self.sequence,
+            first_packet: self.accounts.sent - packets,
+            watermark: self.watermark,
+            latest: self.latest,
+            before: Accounts { sent: self.accounts.sent - packets, ..self.before },
+            after: self.accounts,
+            last,
+            started: self.identity.started,
+        };
+        let payload = self.builder.finish(header).encode_to_vec().into();
+        self.buffer.push(Outgoing::Batch { sequence: self.sequence, packets, payload });
+        (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
+    }
+
+    /// Tells engines that the run begins, before its first packet.
+    pub fn begin(&mut self) {
+        if self.encoding == Encoding::Batch {
+            self.say(false);
+        }
+    }
+
+    /// Sends what is left, and that it was the last.
+    pub fn finish(&mut self) {
+        self.flush();
+        if self.encoding == Encoding::Batch {
+            self.say(true);
+        }
+    }
+
+    /// Frames taken that passed the filter.
+    pub fn passed(&self) -> u64 {
+        self.read - self.accounts.filtered
+    }
+
+    /// The run's books, for programs; `undelivered` packets went into the buffer and no further.
+    pub fn report(&self, messages: u64, undelivered: u64, elapsed: Duration) -> Value {
+        let Accounts {
+            filtered, non_ip, malformed, sent, dropped, kernel_dropped, interface_dropped, ..
+        } = self.accounts;
+        let (sent, dropped) = (sent.saturating_sub(undelivered), dropped + undelivered);
+        json!({
+            "id": self.identity.name,
+            "run": self.identity.run,
+            "packets": {
+                "read": self.read, "filtered": filtered, "non_ip": non_ip, "malformed": malformed,
+                "sent": sent, "dropped": dropped,
+                "kernel_dropped": kernel_dropped, "interface_dropped": interface_dropped,
+            },
+            "bytes": {"read": self.bytes_read, "sent": self.bytes_sent},
+            "messages": messages,
+            "reconnects": self.accounts.reconnects,
+            "elapsed_seconds": elapsed.as_secs_f64(),
+        })
+    }
+
+    /// The run's books in one line.
+    pub fn summary(&self, undelivered: u64) -> String {
+        let Accounts {
+            filtered, non_ip, malformed, sent, dropped, kernel_dropped, interface_dropped, ..
+        } = self.accounts;
+        let (sent, dropped) = (sent.saturating_sub(undelivered), dropped + undelivered);
+        format!(
+            "read {} = sent {sent} + filtered {filtered} + non_ip {non_ip} + malformed {malformed} + dropped {dropped}; kernel dropped {kernel_dropped}, interface dropped {interface_dropped}",
+            self.read
+        )
+    }
+}
