@@ -4,7 +4,7 @@
 //! keeps for each is a number of messages.
 
 use super::bus::{Kind, Messages, Rules};
-use crate::bus::subscribe::{Arrival, Subscription};
+use crate::bus::subscribe::Subscription;
 use crate::bus::{Bus, BusError, Settings};
 use crate::capture::live::now;
 use bytes::Bytes;
