@@ -1,5 +1,6 @@
 //! What the programs share: how a run ends, what signals do, and which configuration is read.
 
+use crate::bus::BusError;
 use crate::config::{self, Config, ConfigError, WriterConfig};
 use crate::sinks::csv::CsvWriter;
 use crate::sinks::{SinkError, Writer};
@@ -45,6 +46,11 @@ pub fn usage(error: impl Into<anyhow::Error>) -> Failed {
 /// Something that went wrong while it ran.
 pub fn running(error: impl Into<anyhow::Error>) -> Failed {
     Failed::Running(error.into())
+}
+
+/// The bus cannot be used.
+pub fn no_bus(error: BusError) -> Failed {
+    if error.is_usage() { usage(error) } else { running(error) }
 }
 
 /// Runs a program and tells how it ended.

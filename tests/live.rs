@@ -148,8 +148,8 @@ fn filter_count_and_pace_of_a_replay_hold_and_are_in_the_books() {
     let server = NatsServer::start();
     let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
     // A fifth of a second, in the capture's own time and eight times as fast.
-    for pace in ["--count 80 --pace original", "--count 640 --pace 8x"] {
-        let report = scratch.replay(&format!("--nats {} --id paced {pace} -r a.pcap", server.url()));
+    for pace in ["--id once --count 80 --pace original", "--id fast --count 640 --pace 8x"] {
+        let report = scratch.replay(&format!("--nats {} {pace} -r a.pcap", server.url()));
         let seconds = report["elapsed_seconds"].as_f64().unwrap();
         assert!((0.15..5.0).contains(&seconds), "{pace}: {report}");
     }

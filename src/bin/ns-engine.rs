@@ -13,7 +13,7 @@ use netspectra::intake::Intake;
 use netspectra::intake::bus::Rules;
 use netspectra::intake::listen::Listening;
 use netspectra::ledger::Ledger;
-use netspectra::program::{self, End, Failed, Stopping, running, usage};
+use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::report::Totals;
 use netspectra::say;
 use netspectra::sinks::text::window_name;
@@ -87,13 +87,13 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     config.nats.jetstream.enabled |= flags.jetstream;
     let workers = program::workers(flags.workers, config.workers);
     let folders = program::output_folders(flags.output.as_deref(), &config);
-    let totals = TotalsWriter { quiet: flags.quiet, ..TotalsWriter::default() };
-    let mut writers: Vec<Box<dyn Writer>> = program::csv_writers(&folders, workers).map_err(running)?;
-    writers.push(Box::new(totals.clone()));
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
 
     let input = Input::open(flags, &config.nats, config.windowing, lateness, workers)?;
     let intake = input.intake();
+    let totals = TotalsWriter { quiet: flags.quiet, ..TotalsWriter::default() };
+    let mut writers: Vec<Box<dyn Writer>> = program::csv_writers(&folders, workers).map_err(running)?;
+    writers.push(Box::new(totals.clone()));
     let stopped = intake.clone();
     stopping.begin(move || stopped.stop());
     let Config { windowing, tasks, .. } = config;
@@ -157,7 +157,7 @@ impl Input {
                 limit: nats.buffer,
                 single: nats.single.clone(),
             };
-            let listening = Listening::start(nats, rules, NAME).map_err(running)?;
+            let listening = Listening::start(nats, rules, NAME).map_err(no_bus)?;
             say!("{NAME}: subscribed to {}", listening.to);
             return Ok(Self::Bus(listening));
         };

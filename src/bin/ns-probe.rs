@@ -13,9 +13,9 @@ use netspectra::config::{self, Config};
 use netspectra::decode::LinkType;
 use netspectra::intake::Taken;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
-use netspectra::program::{self, End, Failed, Stopping, running, usage};
+use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::say;
-use netspectra::tail::tail;
+use netspectra::tail::{TailError, tail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -177,7 +177,11 @@ fn subscribe(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<
     });
     let runtime = runtime()?;
     let most = flags.count.unwrap_or(u64::MAX);
-    let printed = runtime.block_on(tail(settings, &subjects, most, stopped, NAME)).map_err(running)?;
+    let printed =
+        runtime.block_on(tail(settings, &subjects, most, stopped, NAME)).map_err(|error| match error {
+            TailError::Bus(error) => no_bus(error),
+            error => running(error),
+        })?;
     if printed.refused > 0 {
         say!("{NAME}: {} messages were no packets", printed.refused);
     }
@@ -229,7 +233,7 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     };
     let buffer = Arc::new(Buffer::new(settings.buffer));
     let runtime = runtime()?;
-    let bus = runtime.block_on(Bus::connect(settings, NAME, 4096)).map_err(running)?;
+    let bus = runtime.block_on(Bus::connect(settings, NAME, 4096)).map_err(no_bus)?;
     if !flags.quiet {
         say!("{NAME}: publishing to {subject} at {}", bus.servers());
     }

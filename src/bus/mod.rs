@@ -102,6 +102,13 @@ pub struct Settings {
     pub jetstream: JetStream,
 }
 
+impl BusError {
+    /// Whether it is a mistake in the configuration, found before anything was started.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::File { .. })
+    }
+}
+
 impl Settings {
     /// The subjects that batches come on.
     pub fn batches(&self) -> String {

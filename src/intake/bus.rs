@@ -18,6 +18,7 @@ use bytes::Bytes;
 use dataflows::packet::Packet;
 use dataflows::window::Windowing;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use timely::scheduling::SyncActivator;
@@ -69,23 +70,28 @@ struct Seen {
 }
 
 impl Seen {
-    /// Adds `start..end`; `false` and nothing added if any of it has been seen before.
-    fn add(&mut self, start: u64, end: u64) -> bool {
-        if start >= end {
-            return true;
+    /// Adds `start..end`; gives the parts of it that have not been seen before.
+    fn add(&mut self, start: u64, end: u64) -> Vec<Range<u64>> {
+        let mut fresh = Vec::new();
+        let mut merged = start..end;
+        let mut from = start;
+        // Those that overlap it or touch it, in ascending order.
+        let near = self.ranges.range(..=end).rev().map(|(start, end)| *start..*end);
+        let near: Vec<_> = near.take_while(|range| range.end >= start).collect();
+        for range in near.into_iter().rev() {
+            if from < range.start.min(end) {
+                fresh.push(from..range.start.min(end));
+            }
+            from = from.max(range.end);
+            merged = merged.start.min(range.start)..merged.end.max(range.end);
+            self.ranges.remove(&range.start);
         }
-        let before = self.ranges.range(..end).next_back().map(|(start, end)| (*start, *end));
-        if before.is_some_and(|(_, before_end)| before_end > start) {
-            return false;
+        if from < end {
+            fresh.push(from..end);
         }
-        let mut merged = (start, end);
-        if let Some((before_start, _)) = before.filter(|(_, before_end)| *before_end == start) {
-            merged.0 = before_start;
+        if merged.start < merged.end {
+            self.ranges.insert(merged.start, merged.end);
         }
-        if let Some(after_end) = self.ranges.remove(&end) {
-            merged.1 = after_end;
-        }
-        self.ranges.insert(merged.0, merged.1);
         while self.ranges.len() > MOST_GAPS {
             // The first gap is filled for good: what comes from it now has come twice, as far as anyone can tell.
             let Some((first, _)) = self.ranges.pop_first() else { break };
@@ -93,7 +99,7 @@ impl Seen {
                 self.ranges.insert(first, next_end);
             }
         }
-        true
+        fresh
     }
 }
 
@@ -186,8 +192,11 @@ struct State {
     runs: HashMap<(String, u64), usize>,
     /// Messages of the durable log that have been taken.
     logged: Seen,
-    /// Windows have been closed as by this watermark.
+    /// Windows have been closed as by this watermark, the last of them at that moment.
     floor: u64,
+    advanced: Instant,
+    /// Since then, packets of closed windows have come.
+    late: bool,
     /// A worker has found nothing and waits to be woken.
     waiting: bool,
     /// Nothing is put in any more.
@@ -224,6 +233,8 @@ impl Messages {
             runs: HashMap::new(),
             logged: Seen::default(),
             floor: 0,
+            advanced: Instant::now(),
+            late: false,
             waiting: false,
             ended: false,
         };
@@ -318,26 +329,42 @@ impl Messages {
         }
     }
 
-    /// Moves the floor to the least watermark; whether a window was closed by that.
+    /// Moves the floor to the least watermark of those that windows wait for; whether a window was closed by that.
     fn close(&self, state: &mut State) -> bool {
         let Windowing::Every(length) = self.rules.windowing else { return false };
-        let active = state.streams.iter().filter(|stream| stream.active);
-        let watermark = match active.map(|stream| stream.watermark).min() {
-            Some(watermark) => watermark,
-            // Nobody is left to wait for: close what was begun.
-            None => {
-                let newest = state.streams.iter().map(|stream| stream.newest).max().unwrap_or(0);
-                if newest == 0 {
-                    return false;
-                }
-                let (_, end) = self.rules.windowing.span(newest / length).unwrap_or_default();
-                end.saturating_add(self.rules.lateness)
-            }
+        let end_of = |window: u64| {
+            let (_, end) = self.rules.windowing.span(window).unwrap_or_default();
+            end.saturating_add(self.rules.lateness)
         };
-        let closed = |floor: u64| floor.saturating_sub(self.rules.lateness) / length;
-        let before = closed(state.floor);
-        state.floor = state.floor.max(watermark);
-        closed(state.floor) > before
+        let before = self.first_open(state, length);
+        let least = state.awaited().map(|(_, stream)| stream.watermark).min();
+        let newest = state.streams.iter().map(|stream| stream.newest).max().unwrap_or(0);
+        state.floor = match least {
+            Some(watermark) => state.floor.max(watermark),
+            None if newest == 0 => return false,
+            // Nobody is left to wait for: close what was begun.
+            None => state.floor.max(end_of(newest / length)),
+        };
+        if least.is_none() && state.late && state.advanced.elapsed() >= self.rules.silent_after {
+            // Late packets are held in a window that nobody goes on to fill.
+            state.floor = state.floor.max(end_of(before));
+        }
+        let closed = self.first_open(state, length) > before;
+        if closed {
+            (state.late, state.advanced) = (false, Instant::now());
+        }
+        closed
+    }
+
+    fn first_open(&self, state: &State, length: u64) -> u64 {
+        state.floor.saturating_sub(self.rules.lateness) / length
+    }
+
+    /// Notices that packets from this time on were taken.
+    fn notice_late(&self, state: &mut State, earliest: u64) {
+        if let Windowing::Every(length) = self.rules.windowing {
+            state.late |= earliest / length < self.first_open(state, length);
+        }
     }
 
     /// The number of a batch's run, which may be new.
@@ -381,7 +408,8 @@ impl Messages {
                 // The bus is gone only when the engine is.
                 let _ = self.taken.send(reply.clone());
             }
-            let again = queued.message.logged.is_some_and(|number| !state.logged.add(number, number + 1));
+            let again =
+                queued.message.logged.is_some_and(|number| state.logged.add(number, number + 1).is_empty());
             match queued.kind {
                 _ if !again => return Some(queued),
                 Kind::Single => state.streams[0].repeated += 1,
@@ -413,6 +441,8 @@ impl Messages {
             stream.newest = stream.newest.max(newest);
             stream.watermark = stream.watermark.max(newest);
             stream.taken += packets.len() as u64;
+            let earliest = packets.iter().map(|packet| packet.time).min().unwrap_or(newest);
+            self.notice_late(state, earliest);
         }
         (Piece::Singles(packets), position)
     }
@@ -427,22 +457,23 @@ impl Messages {
         let stream = &mut state.streams[number];
         let packets = u64::from(batch.packets);
         stream.account(&batch.after);
-        let new = stream.seen.add(batch.first_packet, batch.first_packet + packets);
-        if new {
+        let fresh = stream.seen.add(batch.first_packet, batch.first_packet + packets);
+        let new: u64 = fresh.iter().map(|range| range.end - range.start).sum();
+        stream.repeated += packets - new;
+        stream.taken += new;
+        if new > 0 || packets == 0 {
             stream.ended |= batch.last;
             stream.hear();
             stream.watermark = stream.watermark.max(batch.latest);
-            if packets > 0 {
-                stream.newest = stream.newest.max(batch.latest);
-                stream.taken += packets;
-            }
-        } else {
-            stream.repeated += packets;
+        }
+        if new > 0 {
+            stream.newest = stream.newest.max(batch.latest);
+            self.notice_late(state, batch.earliest());
         }
         // Its own first packets see the watermark of what came before them in their stream, whatever was lost between.
         let latest = position.latest.max(batch.watermark);
-        (new && packets > 0)
-            .then_some((Piece::Batch(number, Box::new(batch)), Position { latest, ..position }))
+        let position = Position { latest, ..position };
+        (new > 0).then(|| (Piece::Batch { number, batch: Box::new(batch), fresh }, position))
     }
 }
 
@@ -457,10 +488,17 @@ impl Stream {
 }
 
 impl State {
+    /// The streams that windows wait for, with their numbers. One that has joined, or come back, behind what is closed
+    /// is not waited for until it has caught up.
+    fn awaited(&self) -> impl Iterator<Item = (usize, &Stream)> {
+        let floor = self.floor;
+        let streams = self.streams.iter().enumerate();
+        streams.filter(move |(_, stream)| stream.active && stream.watermark >= floor)
+    }
+
     /// Where a stream stands, before the next message of it.
     fn position(&self, number: usize) -> Position {
-        let others =
-            self.streams.iter().enumerate().filter(|(other, stream)| *other != number && stream.active);
+        let others = self.awaited().filter(|(other, _)| *other != number);
         let others = others.map(|(_, stream)| stream.watermark).min().unwrap_or(u64::MAX);
         Position { latest: self.streams[number].watermark, others, floor: self.floor }
     }
@@ -469,7 +507,12 @@ impl State {
 /// What a worker decodes.
 enum Piece {
     Singles(Vec<Packet>),
-    Batch(usize, Box<Batch>),
+    /// Of a stream's batch, the packets of these numbers.
+    Batch {
+        number: usize,
+        batch: Box<Batch>,
+        fresh: Vec<Range<u64>>,
+    },
 }
 
 impl Intake for Messages {
@@ -540,9 +583,23 @@ impl Reader for MessageReader {
                 packets.into_iter().for_each(|packet| place(into, packet));
                 0
             }
-            Some(Piece::Batch(number, batch)) => {
+            Some(Piece::Batch { number, batch, fresh }) if fresh[..] == [batch.numbers()] => {
                 batch.visit(|item| match item {
                     Item::Packet(packet) => place(into, packet),
+                    Item::Raised(time) => into.observe(time),
+                });
+                number
+            }
+            // Some of it has come before, in a batch that began or ended elsewhere.
+            Some(Piece::Batch { number, batch, fresh }) => {
+                let mut at = batch.first_packet;
+                batch.visit(|item| match item {
+                    Item::Packet(packet) => {
+                        if fresh.iter().any(|range| range.contains(&at)) {
+                            place(into, packet);
+                        }
+                        at += 1;
+                    }
                     Item::Raised(time) => into.observe(time),
                 });
                 number
@@ -557,23 +614,44 @@ impl Reader for MessageReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn every_number_is_seen_once() {
         let mut seen = Seen::default();
-        assert!(seen.add(0, 10) && seen.add(20, 30) && seen.add(10, 15));
-        assert!(!seen.add(0, 10) && !seen.add(14, 16) && !seen.add(19, 21) && !seen.add(5, 25));
-        assert!(seen.add(15, 20));
-        assert_eq!(seen.ranges, BTreeMap::from([(0, 30)]));
-        assert!(seen.add(7, 7), "nothing is never twice");
+        assert_eq!(seen.add(0, 10), vec![0..10]);
+        assert_eq!(seen.add(20, 30), vec![20..30]);
+        assert_eq!(seen.add(10, 15), vec![10..15]);
+        assert_eq!(seen.add(0, 10), vec![]);
+        assert_eq!(seen.add(14, 16), vec![15..16]);
+        assert_eq!(seen.add(25, 35), vec![30..35]);
+        assert_eq!(seen.add(5, 40), vec![16..20, 35..40]);
+        assert_eq!(seen.add(7, 7), vec![]);
+        assert_eq!(seen.ranges, BTreeMap::from([(0, 40)]));
     }
 
     #[test]
     fn the_gaps_that_are_remembered_are_bounded() {
         let mut seen = Seen::default();
-        assert!((0..2 * MOST_GAPS as u64).all(|number| seen.add(number * 2, number * 2 + 1)));
+        assert!((0..2 * MOST_GAPS as u64).all(|number| !seen.add(number * 2, number * 2 + 1).is_empty()));
         assert_eq!(seen.ranges.len(), MOST_GAPS);
-        assert!(!seen.add(1, 2), "an early gap stays lost");
-        assert!(seen.add(4 * MOST_GAPS as u64 - 3, 4 * MOST_GAPS as u64 - 2));
+        assert_eq!(seen.add(1, 2), [], "an early gap stays lost");
+        let last = 4 * MOST_GAPS as u64 - 3;
+        assert_eq!(seen.add(last, last + 1), vec![last..last + 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_fresh_is_what_a_set_of_numbers_did_not_hold(
+            ranges in proptest::collection::vec((0u64..60, 0u64..20), 0..40),
+        ) {
+            let (mut seen, mut naive) = (Seen::default(), BTreeSet::new());
+            for (start, length) in ranges {
+                let fresh: Vec<u64> = seen.add(start, start + length).into_iter().flatten().collect();
+                let expected: Vec<u64> = (start..start + length).filter(|number| naive.insert(*number)).collect();
+                prop_assert_eq!(fresh, expected);
+            }
+        }
     }
 }

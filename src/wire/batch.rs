@@ -163,6 +163,16 @@ impl Batch {
         Ok(batch)
     }
 
+    /// The numbers of its packets in the run.
+    pub fn numbers(&self) -> std::ops::Range<u64> {
+        self.first_packet..self.first_packet + u64::from(self.packets)
+    }
+
+    /// Time of its earliest packet, nanoseconds since the Unix epoch.
+    pub fn earliest(&self) -> u64 {
+        self.base_time
+    }
+
     /// Visits the packets in the order in which the probe read them.
     #[inline]
     pub fn visit(&self, visit: impl FnMut(Item)) {
