@@ -185,7 +185,7 @@ def engine(folder, server, *more, config=ROOT / "config.yaml", namespace=None):
 
 
 def probe(folder, server, *more, namespace=None):
-    command = [BINARIES / "ns-probe", "-c", ROOT / "config.yaml", "--nats", server.url, "-q", "--json", *more]
+    command = [BINARIES / "ns-probe", "-c", ROOT / "config.yaml", "--nats", server.url, "--json", *more]
     return Program("ns-probe", command, folder, namespace)
 
 

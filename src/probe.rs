@@ -10,7 +10,6 @@ use crate::wire::single;
 use crate::wire::v1::Accounts;
 use bytes::{Bytes, BytesMut};
 use dataflows::packet::Packet;
-use prost::Message;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +18,8 @@ use std::time::{Duration, Instant};
 pub const FLUSH: Duration = Duration::from_millis(50);
 /// How often a link that is quiet says how far it has come.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Bytes that may stay allocated between messages.
+const KEPT_MEMORY: usize = 16 << 20;
 /// Single packets handed to the publisher at once.
 const SINGLES: usize = 256;
 /// Bytes that a packet takes in a batch at most, and a batch beside its packets.
@@ -80,6 +81,8 @@ impl Probe {
         buffer: Arc<Buffer>,
         max_payload: usize,
     ) -> Self {
+        // The C library then keeps the memory of messages instead of giving it back after each.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_MEMORY)));
         let full = (max_payload.saturating_sub(HEADER) / MOST_A_PACKET).clamp(1, FULL);
         Self {
             identity,
@@ -240,8 +243,9 @@ impl Probe {
             after: self.accounts,
             last,
             started: self.identity.started,
+            ..Header::default()
         };
-        let payload = self.builder.finish(header).encode_to_vec().into();
+        let payload = self.builder.finish(header);
         self.buffer.push(Outgoing::Batch { sequence: self.sequence, packets, payload });
         (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
     }

@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the kernel may keep a block of frames that is not full.
-const BLOCK_TIMEOUT: Duration = Duration::from_millis(20);
+const BLOCK_TIMEOUT: Duration = Duration::from_millis(50);
 /// How long one call waits for frames.
-const WAIT: Duration = Duration::from_millis(50);
+const WAIT: Duration = Duration::from_millis(100);
 /// On a quiet link, every frame older than this has been handed out: the block timeout, with room for a busy machine.
-const SETTLED: Duration = Duration::from_millis(200);
+const SETTLED: Duration = Duration::from_millis(250);
 /// Frames handed out by one call at most, so that whoever calls looks up now and then.
 const AT_ONCE: usize = 16 << 10;
 /// Passes nothing: no frame is that long.

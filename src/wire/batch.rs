@@ -9,6 +9,7 @@ use super::v1::Accounts;
 use bytes::Bytes;
 use dataflows::packet::{Address, Packet, Transport};
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 /// More packets or bytes than any run has: what is above is no count of ours.
 const MOST: u64 = 1 << 53;
@@ -74,20 +75,36 @@ pub struct Batch {
     raised_to: Bytes,
 }
 
-/// What a batch says beside its packets. Field by field as in [`Batch`].
-#[derive(Clone, Debug, Default)]
+/// What a batch says beside its packets: the fields of [`Batch`] before its columns.
+#[derive(Clone, PartialEq, Message)]
 #[allow(missing_docs)]
 pub struct Header {
+    #[prost(string, tag = "1")]
     pub probe: String,
+    #[prost(fixed64, tag = "2")]
     pub run: u64,
+    #[prost(uint64, tag = "3")]
     pub sequence: u64,
+    /// Set by [`BatchBuilder::finish`].
+    #[prost(uint32, tag = "4")]
+    pub packets: u32,
+    #[prost(uint64, tag = "5")]
     pub first_packet: u64,
+    #[prost(fixed64, tag = "6")]
     pub watermark: u64,
+    #[prost(fixed64, tag = "7")]
     pub latest: u64,
+    #[prost(message, required, tag = "8")]
     pub before: Accounts,
+    #[prost(message, required, tag = "9")]
     pub after: Accounts,
+    #[prost(bool, tag = "10")]
     pub last: bool,
+    #[prost(fixed64, tag = "11")]
     pub started: u64,
+    /// Set by [`BatchBuilder::finish`].
+    #[prost(fixed64, tag = "16")]
+    pub base_time: u64,
 }
 
 /// A batch's event: a packet, or the latest time where packets alone do not show it.
@@ -312,10 +329,17 @@ impl BatchBuilder {
         self.bytes
     }
 
-    /// Throws away what was collected.
+    /// Throws away what was collected and begins the next batch behind frames up to `latest`.
     pub fn clear(&mut self, latest: u64) {
-        let fresh = Self::new(latest);
-        *self = fresh;
+        self.times.clear();
+        self.lengths.clear();
+        for column in [&mut self.transport, &mut self.ipv4, &mut self.wide] {
+            column.clear();
+        }
+        for column in [&mut self.ipv6, &mut self.raised_at, &mut self.raised_to] {
+            column.clear();
+        }
+        (self.known, self.bytes) = (latest, 0);
     }
 
     /// Time of the first packet.
@@ -323,56 +347,56 @@ impl BatchBuilder {
         self.times.first().copied()
     }
 
-    /// Moves the columns into a message and begins the next behind it.
-    pub fn finish(&mut self, header: Header) -> Batch {
-        let take = |column: &mut Vec<u8>| {
-            let room = column.capacity();
-            Bytes::from(std::mem::replace(column, Vec::with_capacity(room)))
-        };
+    /// Makes a message of the columns and begins the next behind it.
+    pub fn finish(&mut self, mut header: Header) -> Bytes {
         let base_time = self.times.iter().copied().min().unwrap_or(0);
         let span = self.times.iter().copied().max().unwrap_or(0) - base_time;
-        let (time_offset, time) = if span <= u32::MAX.into() {
-            (
-                self.times.iter().flat_map(|time| ((time - base_time) as u32).to_le_bytes()).collect(),
-                Bytes::new(),
-            )
+        let short_times = span <= u32::MAX.into();
+        let short_lengths = self.lengths.iter().all(|length| *length <= u16::MAX.into());
+        let packets = self.times.len();
+        (header.packets, header.base_time) = (packets as u32, base_time);
+
+        let columns = [
+            (19, &mut self.transport),
+            (21, &mut self.ipv4),
+            (22, &mut self.wide),
+            (23, &mut self.ipv6),
+            (24, &mut self.raised_at),
+            (25, &mut self.raised_to),
+        ];
+        let time_bytes = packets * if short_times { 4 } else { 8 };
+        let length_bytes = packets * if short_lengths { 2 } else { 4 };
+        let column_bytes: usize = columns.iter().map(|(_, column)| column.len()).sum();
+        // A key of two bytes and a length of at most ten before each column.
+        let most = header.encoded_len() + column_bytes + time_bytes + length_bytes + 12 * (columns.len() + 2);
+        let mut message = Vec::with_capacity(most);
+        header.encode(&mut message).expect("a buffer with room for the message");
+        begin_column(17 + u32::from(!short_times), time_bytes, &mut message);
+        if short_times {
+            message.extend(self.times.iter().flat_map(|time| ((time - base_time) as u32).to_le_bytes()));
         } else {
-            (Bytes::new(), self.times.iter().flat_map(|time| time.to_le_bytes()).collect())
-        };
-        let length = if self.lengths.iter().all(|length| *length <= u16::MAX.into()) {
-            self.lengths.iter().flat_map(|length| (*length as u16).to_le_bytes()).collect()
+            message.extend(self.times.iter().flat_map(|time| time.to_le_bytes()));
+        }
+        begin_column(20, length_bytes, &mut message);
+        if short_lengths {
+            message.extend(self.lengths.iter().flat_map(|length| (*length as u16).to_le_bytes()));
         } else {
-            self.lengths.iter().flat_map(|length| length.to_le_bytes()).collect()
-        };
-        let Header { probe, run, sequence, first_packet, watermark, latest, before, after, last, started } =
-            header;
-        let batch = Batch {
-            probe,
-            run,
-            sequence,
-            packets: self.times.len() as u32,
-            first_packet,
-            watermark,
-            latest,
-            before,
-            after,
-            last,
-            started,
-            base_time,
-            time_offset,
-            time,
-            transport: take(&mut self.transport),
-            length,
-            ipv4: take(&mut self.ipv4),
-            wide: take(&mut self.wide),
-            ipv6: take(&mut self.ipv6),
-            raised_at: take(&mut self.raised_at),
-            raised_to: take(&mut self.raised_to),
-        };
-        self.times.clear();
-        self.lengths.clear();
-        (self.known, self.bytes) = (latest, 0);
-        batch
+            message.extend(self.lengths.iter().flat_map(|length| length.to_le_bytes()));
+        }
+        for (tag, column) in columns {
+            begin_column(tag, column.len(), &mut message);
+            message.append(column);
+        }
+        self.clear(header.latest);
+        message.into()
+    }
+}
+
+/// Begins a field of so many bytes; without any there is no field.
+fn begin_column(tag: u32, bytes: usize, message: &mut Vec<u8>) {
+    if bytes > 0 {
+        encode_key(tag, WireType::LengthDelimited, message);
+        encode_varint(bytes as u64, message);
     }
 }
 
@@ -401,7 +425,7 @@ mod tests {
     }
 
     /// Packets, each with the time of a frame before it that is not sent.
-    fn built(frames: &[(u64, Packet)], watermark: u64) -> (Batch, Vec<Item>) {
+    fn built(frames: &[(u64, Packet)], watermark: u64) -> (Bytes, Vec<Item>) {
         let mut builder = BatchBuilder::new(watermark);
         let (mut latest, mut known, mut items) = (watermark, watermark, Vec::new());
         for (other, packet) in frames {
@@ -434,7 +458,7 @@ mod tests {
             watermark in 0u64..1_000_000,
         ) {
             let (batch, items) = built(&frames, watermark);
-            let read = Batch::read(batch.encode_to_vec().into()).expect("our own batch");
+            let read = Batch::read(batch).expect("our own batch");
             let mut seen = Vec::new();
             read.visit(|item| seen.push(item));
             prop_assert_eq!(seen, items);
@@ -445,11 +469,11 @@ mod tests {
             frames in proptest::collection::vec((Just(0), packet()), 0..50),
         ) {
             let (batch, _) = built(&frames, 5);
-            let bytes = batch.encode_to_vec();
-            let generated = PacketBatch::decode(&bytes[..]).expect("the same message");
+            let generated = PacketBatch::decode(&batch[..]).expect("the same message");
             let transports: Vec<u64> = frames.iter().map(|(_, packet)| packet.transport.0).collect();
             prop_assert_eq!(&generated.transport, &transports);
-            prop_assert_eq!(generated.encode_to_vec(), bytes);
+            let again = Batch::read(generated.encode_to_vec().into()).expect("the same batch");
+            prop_assert_eq!(again, Batch::read(batch).expect("our own batch"));
         }
 
         #[test]
@@ -465,7 +489,7 @@ mod tests {
             at in any::<prop::sample::Index>(),
             byte in any::<u8>(),
         ) {
-            let mut bytes = built(&frames, 5).0.encode_to_vec();
+            let mut bytes = built(&frames, 5).0.to_vec();
             *at.get_mut(&mut bytes) = byte;
             if let Ok(batch) = Batch::read(bytes.into()) {
                 batch.visit(|_| {});
@@ -478,7 +502,7 @@ mod tests {
         let packet =
             Packet { source: Address::v4(1), destination: Address::v4(2), length: 1514, ..Packet::default() };
         let (batch, _) = built(&vec![(0, packet); FULL], 0);
-        assert!(batch.encoded_len() < FULL * 23, "{}", batch.encoded_len());
+        assert!(batch.len() < FULL * 23, "{}", batch.len());
     }
 
     #[test]
@@ -487,6 +511,7 @@ mod tests {
             &[(0, Packet { source: Address::v4(1), destination: Address::v4(2), ..Packet::default() })],
             0,
         );
+        let batch = Batch::read(batch).expect("our own batch");
         for spoil in [
             |batch: &mut Batch| batch.packets = 2,
             |batch: &mut Batch| batch.transport = Bytes::new(),
