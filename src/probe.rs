@@ -25,7 +25,7 @@ const SINGLES: usize = 256;
 /// Bytes that a packet takes in a batch at most, and a batch beside its packets.
 const MOST_A_PACKET: usize = 72;
 const HEADER: usize = 2048;
-/// How long to wait for room before looking up.
+/// How long to wait for room, or for frames, before looking up.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How packets are sent.
@@ -172,6 +172,15 @@ impl Probe {
         self.accounts.reconnects = reconnects;
     }
 
+    /// How long until there is something to do, if no frame comes.
+    pub fn patience(&self) -> Duration {
+        if self.builder.is_empty() && self.singles.is_empty() {
+            LOOK
+        } else {
+            FLUSH.saturating_sub(self.begun.elapsed())
+        }
+    }
+
     /// Sends what there is, if it has waited long enough, and says something on a quiet link: that nothing from before
     /// `promise` (nanoseconds since the Unix epoch) comes any more.
     pub fn tick(&mut self, promise: u64) {
@@ -246,7 +255,7 @@ impl Probe {
             ..Header::default()
         };
         let payload = self.builder.finish(header);
-        self.buffer.push(Outgoing::Batch { sequence: self.sequence, packets, payload });
+        self.buffer.push(Outgoing::Batch { sequence: self.sequence, packets, last, payload });
         (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
     }
 

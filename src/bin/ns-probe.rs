@@ -380,7 +380,7 @@ impl Front<'_> {
             if self.is_over(probe) && !std::mem::replace(&mut shut, true) {
                 live.shut().map_err(running)?;
             }
-            let found = live.next(|time, length, bytes| {
+            let found = live.next(probe.patience(), |time, length, bytes| {
                 if probe.passed() < most {
                     if let Some(savefile) = savefile {
                         savefile.frame(time, length, bytes);

@@ -21,6 +21,8 @@ const WINDOW: usize = 32;
 const KEPT: usize = 256;
 /// One in so many single packets asks for an answer.
 const ASK_EVERY: u64 = 256;
+/// One in so many batches does, where the probe cannot wait: every answer wakes a thread.
+const ASK_EVERY_BATCH: u64 = 8;
 /// How long to wait for the first answer of an engine before going on without answers.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How long to wait for an engine that has answered before, and at the end for the bus.
@@ -38,6 +40,8 @@ pub enum Outgoing {
         sequence: u64,
         /// Packets in it.
         packets: u64,
+        /// Whether it is the last of the run.
+        last: bool,
         /// The message.
         payload: Bytes,
     },
@@ -251,13 +255,18 @@ impl Publisher {
         unanswered: &mut Unanswered,
     ) -> Result<(), BusError> {
         match message {
-            Outgoing::Batch { sequence, packets, payload } => {
+            Outgoing::Batch { sequence, packets, last, payload } => {
                 let to = self.subject(sequence);
                 // A heartbeat has the number of the next batch and need not be kept.
-                let published = if packets > 0 {
+                if packets > 0 || last {
                     unanswered.keep(sequence, Some(payload.clone()));
-                    let reply = format!("{inbox}.{sequence}");
-                    self.bus.client().publish_with_reply(to, reply, payload).await
+                }
+                let asks = match self.pacing {
+                    Pacing::Waits => packets > 0,
+                    Pacing::Goes => packets > 0 && sequence % ASK_EVERY_BATCH == ASK_EVERY_BATCH - 1,
+                };
+                let published = if asks || last {
+                    self.bus.client().publish_with_reply(to, format!("{inbox}.{sequence}"), payload).await
                 } else {
                     self.bus.client().publish(to, payload).await
                 };
@@ -339,7 +348,7 @@ impl Publisher {
     fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
         let identity = &self.identity;
         let messages: Vec<Logging> = match message {
-            Outgoing::Batch { sequence, packets, payload } => {
+            Outgoing::Batch { sequence, packets, payload, .. } => {
                 // A heartbeat is no repeat of the batch that has its number.
                 let id = (packets > 0).then(|| format!("{identity}-{sequence}"));
                 vec![Logging { subject: self.subject(sequence), payload, id }]
@@ -455,14 +464,23 @@ impl Unanswered {
             // Nobody listens. An engine that did will be back; else nobody misses anything.
             if self.engine {
                 self.gone.get_or_insert_with(Instant::now);
-            } else if let Some(number) = number {
-                self.messages.remove(&number);
+            } else {
+                self.answered(number);
             }
             return;
         }
         (self.engine, self.unpaced, self.gone, self.since) = (true, false, None, Instant::now());
-        if let Some(number) = number {
-            self.messages.remove(&number);
+        self.answered(number);
+    }
+
+    /// Forgets a message; where not each of them asks, those before it too.
+    fn answered(&mut self, number: Option<u64>) {
+        match (number, self.pacing) {
+            (None, _) => {}
+            (Some(number), Pacing::Waits) => drop(self.messages.remove(&number)),
+            (Some(number), Pacing::Goes) => {
+                self.messages = self.messages.split_off(&number.saturating_add(1))
+            }
         }
     }
 

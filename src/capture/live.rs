@@ -11,10 +11,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the kernel may keep a block of frames that is not full.
 const BLOCK_TIMEOUT: Duration = Duration::from_millis(50);
-/// How long one call waits for frames.
-const WAIT: Duration = Duration::from_millis(100);
 /// On a quiet link, every frame older than this has been handed out: the block timeout, with room for a busy machine.
 const SETTLED: Duration = Duration::from_millis(250);
+/// Bytes a second that a ring has to take while nobody looks: about what the smallest frames fill at 10 Gbit/s, and more
+/// than full ones do.
+const FASTEST: u64 = 2 << 30;
 /// Frames handed out by one call at most, so that whoever calls looks up now and then.
 const AT_ONCE: usize = 16 << 10;
 /// Passes nothing: no frame is that long.
@@ -81,6 +82,9 @@ pub struct Live {
     options: Options,
     link: LinkType,
     drops: Drops,
+    /// A pause after frames, so that one look finds several blocks: to be woken for each costs more than the frames in it.
+    pause: Duration,
+    found: usize,
     /// libpcap's counters as they were last seen; they have 32 bits.
     seen: (u32, u32),
 }
@@ -124,8 +128,16 @@ impl Live {
             .and_then(Capture::setnonblock)
             .map_err(failed)?;
         let link = LinkType(capture.get_datalink().0 as u32);
-        let mut live =
-            Self { capture, options: options.clone(), link, drops: Drops::default(), seen: (0, 0) };
+        let mut live = Self {
+            capture,
+            options: options.clone(),
+            link,
+            drops: Drops::default(),
+            pause: Duration::from_nanos(options.ring.saturating_mul(1_000_000_000) / FASTEST)
+                .min(BLOCK_TIMEOUT),
+            found: 0,
+            seen: (0, 0),
+        };
         live.filter(NOTHING)?;
         Ok(live)
     }
@@ -134,7 +146,7 @@ impl Live {
     pub fn start(&mut self) -> Result<(), LiveError> {
         let until = SystemTime::now() + 2 * BLOCK_TIMEOUT;
         while SystemTime::now() < until {
-            self.next(|_, _, _| {})?;
+            self.next(BLOCK_TIMEOUT, |_, _, _| {})?;
         }
         self.read_counters();
         self.drops = Drops::default();
@@ -165,15 +177,21 @@ impl Live {
         self.capture.as_fd()
     }
 
-    /// Hands out frames (time in nanoseconds since the Unix epoch, length on the wire, captured bytes), waiting a few
-    /// dozen milliseconds for the first. Gives how many there were.
-    pub fn next(&mut self, mut visit: impl FnMut(u64, u32, &[u8])) -> Result<usize, LiveError> {
-        let ended = |why: String| LiveError::Ended { interface: self.options.interface.clone(), why };
+    /// Hands out frames (time in nanoseconds since the Unix epoch, length on the wire, captured bytes), waiting so long
+    /// for the first, less than a second. Gives how many there were.
+    pub fn next(
+        &mut self,
+        wait: Duration,
+        mut visit: impl FnMut(u64, u32, &[u8]),
+    ) -> Result<usize, LiveError> {
+        if (1..AT_ONCE).contains(&self.found) {
+            std::thread::sleep(self.pause);
+        }
         let mut sockets = [PollFd::new(&self.capture, PollFlags::IN)];
-        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(WAIT.subsec_nanos()) };
+        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
         match poll(&mut sockets, Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(ended(error.to_string())),
+            Err(error) => return Err(self.ended(error.to_string())),
         }
         let handed = self.capture.dispatch(Some(AT_ONCE), |packet| {
             let stamp = packet.header.ts;
@@ -181,7 +199,12 @@ impl Live {
             let time = seconds.saturating_mul(1_000_000_000).saturating_add(stamp.tv_usec as u64);
             visit(time, packet.header.len, packet.data);
         });
-        handed.map_err(|error| ended(plain(&error)))
+        self.found = handed.map_err(|error| self.ended(plain(&error)))?;
+        Ok(self.found)
+    }
+
+    fn ended(&self, why: String) -> LiveError {
+        LiveError::Ended { interface: self.options.interface.clone(), why }
     }
 
     /// What has been lost so far.

@@ -19,6 +19,8 @@ use timely::scheduling::SyncActivator;
 const CHUNK: usize = 256 << 10;
 /// Chunks that a ring's thread may be ahead.
 const AHEAD: usize = 16;
+/// How long to wait for frames.
+const WAIT: Duration = Duration::from_millis(100);
 /// How often a quiet ring tells how far it has come, and its counters are read.
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -212,7 +214,7 @@ impl RingThread {
             }
             let (block, sender, recycled) = (&mut self.block, &self.sender, &self.recycled);
             let (report, wakers) = (&self.report, &self.wakers);
-            let found = self.capture.next(|time, length, bytes| {
+            let found = self.capture.next(WAIT, |time, length, bytes| {
                 let header = [
                     (time / 1_000_000_000) as u32,
                     (time % 1_000_000_000) as u32,
