@@ -21,6 +21,7 @@ use netspectra::sinks::{SinkError, Sinks, Writer};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 const NAME: &str = "ns-engine";
 
@@ -154,6 +155,8 @@ impl Input {
                 windowing,
                 lateness,
                 silent_after: nats.silent_after,
+                // A log may pause while there is more in it.
+                pause: Duration::from_secs(if nats.jetstream.enabled { 10 } else { 2 }),
                 limit: nats.buffer,
                 single: nats.single.clone(),
             };

@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 
 /// Messages on the way that nobody has taken yet, where the probe can wait.
 const WINDOW: usize = 32;
+/// Single packets on their way into the durable log.
+const SINGLES_LOGGING: usize = 4096;
 /// Messages kept to be sent again, where it cannot.
 const KEPT: usize = 256;
 /// One in so many single packets asks for an answer.
@@ -311,12 +313,13 @@ impl Publisher {
         stream(&self.bus, settings).await?;
         let context = jetstream::new(self.bus.client().clone());
         let mut sending: VecDeque<(Logging, PublishAckFuture)> = VecDeque::new();
+        let mut most = 2 * WINDOW;
         let mut ended = false;
         loop {
             if ended && sending.is_empty() {
                 break;
             }
-            if !ended && sending.len() < 2 * WINDOW {
+            if !ended && sending.len() < most {
                 let next = if sending.is_empty() {
                     self.buffer.next().await
                 } else {
@@ -332,6 +335,9 @@ impl Publisher {
                 match next {
                     None => ended = true,
                     Some(message) => {
+                        if let Outgoing::Singles(_) = message {
+                            most = SINGLES_LOGGING;
+                        }
                         for message in self.log_messages(message) {
                             let answer = self.send_log(&context, &message).await?;
                             sending.push_back((message, answer));

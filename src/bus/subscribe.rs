@@ -11,7 +11,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Messages that JetStream may have handed out and not seen taken.
-const MOST_UNTAKEN: i64 = 4096;
+const MOST_UNTAKEN: i64 = 16384;
+/// Messages, and their bytes, asked for at once.
+const AT_ONCE: usize = 2048;
+const AT_ONCE_BYTES: usize = 16 << 20;
+/// After how long messages are asked for anew, whatever became of the last request.
+const RENEWED: Duration = Duration::from_secs(4);
 /// How often an idle log is asked whether there is more.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -85,7 +90,10 @@ impl Subscription {
             .map_err(|error| bus.failed(format!("make the consumer {name}"), &error))?;
         let messages = consumer
             .stream()
-            .max_messages_per_batch(64)
+            .max_messages_per_batch(AT_ONCE)
+            .max_bytes_per_batch(AT_ONCE_BYTES)
+            .expires(RENEWED)
+            .heartbeat(RENEWED / 4)
             .messages()
             .await
             .map_err(|error| bus.failed("read the stream", &error))?;

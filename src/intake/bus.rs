@@ -31,8 +31,6 @@ const SINGLES: usize = 512;
 const OVERHEAD: u64 = 160;
 /// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
 const MOST_GAPS: usize = 4096;
-/// How long single packets may pause before the clock moves their watermark.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// How an engine takes messages.
 #[derive(Clone, Debug)]
@@ -43,6 +41,8 @@ pub struct Rules {
     pub lateness: u64,
     /// How long a probe may say nothing before windows close without it.
     pub silent_after: Duration,
+    /// How long single packets may pause before the clock moves their watermark.
+    pub pause: Duration,
     /// Bytes of messages that may wait for the workers.
     pub limit: u64,
     /// Name of the input of single packets, and of what is no message at all.
@@ -317,7 +317,7 @@ impl Messages {
                 let quiet = now.duration_since(stream.heard);
                 if quiet >= self.rules.silent_after {
                     stream.active = false;
-                } else if stream.format == "nats-single" && quiet >= PAUSE {
+                } else if stream.format == "nats-single" && quiet >= self.rules.pause {
                     let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
                     stream.watermark = stream.newest.saturating_add(passed);
                 }

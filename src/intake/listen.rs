@@ -14,7 +14,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-/// Batches, and single packets, that the client may hold before the queue.
+/// Batches, and single packets, that the client may hold before the queue. What the log hands out is bounded by what is
+/// asked for.
 const BATCHES: usize = 512;
 const SINGLES: usize = 64 << 10;
 /// How often the clock is looked at.
@@ -51,7 +52,8 @@ async fn subscribe(
     let began = now();
     let (stop, stopped) = watch::channel(false);
     let (taken, mut to_answer) = mpsc::unbounded_channel();
-    let bus = Bus::connect(settings, program, BATCHES).await?;
+    let room = if settings.jetstream.enabled { SINGLES } else { BATCHES };
+    let bus = Bus::connect(settings, program, room).await?;
     let mut subscriptions = Vec::new();
     let mut singles = None;
     let to;
