@@ -1,8 +1,9 @@
-//! One bench a stage of the hot path, in packets or rows a second on one core: read, decode, group, exchange and
-//! merge, sort, format. The whole run against other programs is in `compare.py`.
+//! One bench a stage of the hot path, in packets or rows a second on one core: read, decode, encode and decode
+//! messages, group, exchange and merge, sort, format. The whole run against other programs is in `compare.py`.
 
 #![allow(missing_docs)]
 
+use bytes::Bytes;
 use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::Block;
 use dataflows::exact::Exact;
@@ -19,6 +20,8 @@ use netspectra::generate::{FrameSize, Options, write};
 use netspectra::sinks::Writer;
 use netspectra::sinks::csv::CsvWriter;
 use netspectra::sinks::text::Text;
+use netspectra::wire::batch::{Batch, BatchBuilder, FULL, Header, Item};
+use netspectra::wire::v1::Accounts;
 use std::sync::{Arc, LazyLock};
 use timely::dataflow::InputHandle;
 use timely::dataflow::operators::{Input, Probe};
@@ -71,6 +74,22 @@ fn keyed() -> Vec<[u64; 6]> {
         Key::Wide(_) => None,
     };
     DECODED.iter().filter_map(group).collect()
+}
+
+/// Its packets as a probe's messages.
+static MESSAGES: LazyLock<Vec<Bytes>> = LazyLock::new(messages);
+
+fn messages() -> Vec<Bytes> {
+    let (mut builder, mut sent) = (BatchBuilder::new(0), 0);
+    let batch = |packets: &[Packet]| {
+        packets.iter().for_each(|packet| builder.push(packet, packet.time));
+        let before = Accounts { sent, ..Accounts::default() };
+        sent += packets.len() as u64;
+        let after = Accounts { sent, ..Accounts::default() };
+        let (probe, latest) = ("bench".into(), u64::MAX);
+        builder.finish(Header { probe, first_packet: before.sent, latest, before, after, ..Header::default() })
+    };
+    DECODED.chunks(FULL).map(batch).collect()
 }
 
 fn task_rows() -> TaskRows {
