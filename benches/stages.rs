@@ -87,7 +87,14 @@ fn messages() -> Vec<Bytes> {
         sent += packets.len() as u64;
         let after = Accounts { sent, ..Accounts::default() };
         let (probe, latest) = ("bench".into(), u64::MAX);
-        builder.finish(Header { probe, first_packet: before.sent, latest, before, after, ..Header::default() })
+        builder.finish(Header {
+            probe,
+            first_packet: before.sent,
+            latest,
+            before,
+            after,
+            ..Header::default()
+        })
     };
     DECODED.chunks(FULL).map(batch).collect()
 }
@@ -125,6 +132,26 @@ fn decode_general(bencher: Bencher) {
         frames(|link, bytes, _, _| {
             black_box(link::find_ip(link, bytes).map(|found| general::read(&found)));
         });
+    });
+}
+
+#[divan::bench]
+fn encode_messages(bencher: Bencher) {
+    LazyLock::force(&DECODED);
+    bencher.counter(ItemsCount::new(PACKETS)).bench(messages);
+}
+
+#[divan::bench]
+fn decode_messages(bencher: Bencher) {
+    LazyLock::force(&MESSAGES);
+    bencher.counter(ItemsCount::new(PACKETS)).bench(|| {
+        for message in MESSAGES.iter() {
+            Batch::read(message.clone()).expect("a batch").visit(|item| {
+                if let Item::Packet(packet) = item {
+                    black_box(packet);
+                }
+            });
+        }
     });
 }
 

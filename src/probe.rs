@@ -4,6 +4,7 @@
 //! where the link is live. A replay waits.
 
 use crate::bus::publish::{Buffer, Outgoing, Pacing};
+use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
 use crate::wire::batch::{BatchBuilder, FULL, Header};
 use crate::wire::single;
@@ -12,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use dataflows::packet::Packet;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// How long a packet waits for others to fill its batch.
@@ -27,6 +29,8 @@ const MOST_A_PACKET: usize = 72;
 const HEADER: usize = 2048;
 /// How long to wait for room, or for frames, before looking up.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a replay that is told to stop waits for the bus to take what was read.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// How packets are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,6 +57,7 @@ pub struct Probe {
     encoding: Encoding,
     pacing: Pacing,
     buffer: Arc<Buffer>,
+    stop: Arc<AtomicBool>,
     /// Packets in a full batch: as many as the server takes in one message.
     full: usize,
     builder: BatchBuilder,
@@ -73,12 +78,14 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe that has seen nothing. `max_payload` is what the server takes in one message, in bytes.
+    /// A probe that has seen nothing. `max_payload` is what the server takes in one message, in bytes; once `stop`
+    /// is set, it waits for room no longer.
     pub fn new(
         identity: Identity,
         encoding: Encoding,
         pacing: Pacing,
         buffer: Arc<Buffer>,
+        stop: Arc<AtomicBool>,
         max_payload: usize,
     ) -> Self {
         // The C library then keeps the memory of messages instead of giving it back after each.
@@ -89,6 +96,7 @@ impl Probe {
             encoding,
             pacing,
             buffer,
+            stop,
             full,
             builder: BatchBuilder::new(0),
             singles: Vec::new(),
@@ -181,13 +189,20 @@ impl Probe {
         }
     }
 
+    /// How often the connection was lost: goes with the next message.
+    pub fn note_reconnects(&mut self, reconnects: u64) {
+        self.accounts.reconnects = reconnects;
+    }
+
     /// Sends what there is, if it has waited long enough, and says something on a quiet link: that nothing from before
     /// `promise` (nanoseconds since the Unix epoch) comes any more.
     pub fn tick(&mut self, promise: u64) {
         if self.begun.elapsed() >= FLUSH {
             self.flush();
         }
-        if self.said.elapsed() >= HEARTBEAT && self.encoding == Encoding::Batch {
+        // While the bus takes nothing, heartbeats would only pile up.
+        let says = self.encoding == Encoding::Batch && self.buffer.is_empty();
+        if says && self.said.elapsed() >= HEARTBEAT {
             if !self.builder.is_empty() {
                 self.flush();
             }
@@ -227,7 +242,13 @@ impl Probe {
     fn make_room(&mut self, packets: u64, bytes: u64) -> bool {
         match self.pacing {
             Pacing::Waits => {
-                while !self.buffer.wait_for_room(bytes, LOOK) {}
+                let began = Instant::now();
+                while !self.buffer.wait_for_room(bytes, LOOK) {
+                    if self.stop.load(SeqCst) && began.elapsed() >= LAST_WAIT {
+                        self.accounts.dropped += packets;
+                        return false;
+                    }
+                }
                 true
             }
             Pacing::Goes if self.buffer.has_room(bytes) => true,
@@ -255,7 +276,8 @@ impl Probe {
             ..Header::default()
         };
         let payload = self.builder.finish(header);
-        self.buffer.push(Outgoing::Batch { sequence: self.sequence, packets, last, payload });
+        let (sequence, first_packet) = (self.sequence, self.accounts.sent - packets);
+        self.buffer.push(Outgoing::Batch { sequence, first_packet, packets, last, payload });
         (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
     }
 
@@ -279,13 +301,11 @@ impl Probe {
         self.read - self.accounts.filtered
     }
 
-    /// The run's books, for programs; `undelivered` packets went into the buffer and no further.
-    pub fn report(&self, messages: u64, undelivered: u64, elapsed: Duration) -> Value {
-        let Accounts {
-            filtered, non_ip, malformed, sent, dropped, kernel_dropped, interface_dropped, ..
-        } = self.accounts;
-        let (sent, dropped) = (sent.saturating_sub(undelivered), dropped + undelivered);
-        json!({
+    /// The run's books, for programs; `undelivered` packets were read and went no further than this process.
+    pub fn report(&self, messages: u64, undelivered: u64, kept: Option<&Kept>, elapsed: Duration) -> Value {
+        let Accounts { filtered, non_ip, malformed, kernel_dropped, interface_dropped, .. } = self.accounts;
+        let (sent, dropped) = self.sent_and_dropped(undelivered);
+        let mut report = json!({
             "id": self.identity.name,
             "run": self.identity.run,
             "packets": {
@@ -297,15 +317,23 @@ impl Probe {
             "messages": messages,
             "reconnects": self.accounts.reconnects,
             "elapsed_seconds": elapsed.as_secs_f64(),
-        })
+        });
+        if let Some(Kept { frames, dropped, .. }) = kept {
+            report["savefile"] = json!({"frames": frames, "dropped": dropped});
+        }
+        report
+    }
+
+    fn sent_and_dropped(&self, undelivered: u64) -> (u64, u64) {
+        let Accounts { sent, dropped, .. } = self.accounts;
+        let undelivered = undelivered.min(sent);
+        (sent - undelivered, dropped + undelivered)
     }
 
     /// The run's books in one line.
     pub fn summary(&self, undelivered: u64) -> String {
-        let Accounts {
-            filtered, non_ip, malformed, sent, dropped, kernel_dropped, interface_dropped, ..
-        } = self.accounts;
-        let (sent, dropped) = (sent.saturating_sub(undelivered), dropped + undelivered);
+        let Accounts { filtered, non_ip, malformed, kernel_dropped, interface_dropped, .. } = self.accounts;
+        let (sent, dropped) = self.sent_and_dropped(undelivered);
         format!(
             "read {} = sent {sent} + filtered {filtered} + non_ip {non_ip} + malformed {malformed} + dropped {dropped}; kernel dropped {kernel_dropped}, interface dropped {interface_dropped}",
             self.read

@@ -40,7 +40,7 @@ pub async fn tail(
     settings: &Settings,
     subjects: &[String],
     most: u64,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     program: &'static str,
 ) -> Result<Printed, TailError> {
     let bus = Bus::connect(settings, program, WAITING).await?;
@@ -74,7 +74,7 @@ pub async fn tail(
         };
         let payload = arrival.message().payload.clone();
         let mut written = Ok(());
-        // A message is one kind or the other: a batch always names its probe first, a packet never holds text there.
+        // A message is one kind or the other: field 2 is a number in a batch and a message in a packet.
         if let Ok(batch) = Batch::read(payload.clone()) {
             batch.visit(|item| {
                 if let (Item::Packet(packet), true, true) = (item, printed.packets < most, written.is_ok()) {
@@ -92,9 +92,6 @@ pub async fn tail(
             // Whoever reads may have read enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(printed),
             written => written.map_err(TailError::Output)?,
-        }
-        if *stop.borrow_and_update() && printed.packets >= most {
-            break;
         }
     }
     match out.flush() {

@@ -97,6 +97,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     writers.push(Box::new(totals.clone()));
     let stopped = intake.clone();
     stopping.begin(move || stopped.stop());
+    say!("{NAME}: {}", input.describe(flags, workers));
     let Config { windowing, tasks, .. } = config;
     let spill = folders.first().cloned().unwrap_or_else(std::env::temp_dir);
     if flags.verbose {
@@ -161,7 +162,6 @@ impl Input {
                 single: nats.single.clone(),
             };
             let listening = Listening::start(nats, rules, NAME).map_err(no_bus)?;
-            say!("{NAME}: subscribed to {}", listening.to);
             return Ok(Self::Bus(listening));
         };
         let options = Options {
@@ -172,8 +172,16 @@ impl Input {
             promiscuous: !flags.no_promiscuous,
         };
         let rings = Rings::open(&options, workers).map_err(usage)?;
-        say!("{NAME}: capturing on {interface} with {workers} rings");
         Ok(Self::Interface(Arc::new(rings)))
+    }
+
+    fn describe(&self, flags: &Flags, workers: usize) -> String {
+        match self {
+            Self::Interface(_) => {
+                format!("capturing on {} with {workers} rings", flags.iface.as_deref().unwrap_or_default())
+            }
+            Self::Bus(listening) => format!("subscribed to {}", listening.to),
+        }
     }
 
     fn intake(&self) -> Arc<dyn Intake> {

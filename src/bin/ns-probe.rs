@@ -2,13 +2,13 @@
 
 use anyhow::anyhow;
 use clap::{ArgGroup, Parser, ValueEnum};
-use netspectra::bus::publish::{Buffer, Pacing, Publisher, Sent};
+use netspectra::bus::publish::{Buffer, Pacing, Publisher};
 use netspectra::bus::{Bus, BusError, Settings};
 use netspectra::capture::Chunk;
 use netspectra::capture::dealer::Dealer;
 use netspectra::capture::filter::Filter;
 use netspectra::capture::live::{self, Live, Options};
-use netspectra::capture::savefile::{Rotation, Savefile};
+use netspectra::capture::savefile::{Kept, Rotation, Savefile};
 use netspectra::config::{self, Config};
 use netspectra::decode::LinkType;
 use netspectra::intake::Taken;
@@ -16,7 +16,9 @@ use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::say;
 use netspectra::tail::{TailError, tail};
-use std::io::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +33,11 @@ const NAME: &str = "ns-probe";
 const COUNTERS: Duration = Duration::from_millis(250);
 /// Longest sleep of a paced replay before it looks whether it is to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// How long the bus may be away, or take, to deliver what is left at the end.
+const LAST_AWAY: Duration = Duration::from_secs(8);
+const LAST_SENDING: Duration = Duration::from_secs(40);
+/// Bytes that tell one capture from another.
+const FINGERPRINT: u64 = 64 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -55,9 +62,11 @@ fn pace(text: &str) -> Result<Pace, String> {
         _ => text
             .strip_suffix('x')
             .and_then(|factor| factor.parse::<f64>().ok())
-            .filter(|factor| factor.is_finite() && *factor > 0.0)
+            .filter(|factor| (1e-6..=1e9).contains(factor))
             .map(Pace::Times)
-            .ok_or_else(|| "write original, max or a factor such as 2x or 0.5x".into()),
+            .ok_or_else(|| {
+                "write original, max or a factor such as 2x or 0.5x (0.000001x to 1000000000x)".into()
+            }),
     }
 }
 
@@ -146,6 +155,13 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         }
         return Ok(End::Done);
     }
+    let given = [flags.iface.is_some(), flags.read.is_some(), flags.write.is_some(), flags.user.is_some()];
+    if flags.mode == Mode::Sub && given.contains(&true) {
+        return Err(usage(anyhow!("--mode sub takes no --iface, --read, --write or --user")));
+    }
+    if flags.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 128) {
+        return Err(usage(anyhow!("--id: a name of 1 to 128 bytes")));
+    }
     let stopping = Stopping::on_signals().map_err(running)?;
     let mut settings = Config::load_bus(program::config_file(flags.config.as_deref())).map_err(usage)?;
     if let Some(url) = &flags.nats {
@@ -210,20 +226,17 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         Source::Interface(_) => (Pacing::Goes, None),
         Source::File(dealer) => (Pacing::Waits, Some(dealer.clone())),
     };
-    let stopped = stop.clone();
-    stopping.begin(move || {
-        stopped.store(true, SeqCst);
-        if let Some(dealer) = &dealer {
-            dealer.stop();
-        }
-    });
-
     let started = live::now();
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let identity = Identity {
         name: flags.id.clone().unwrap_or_else(|| format!("{host}:{name}")),
         // A replay under a name is the same run each time: its batches are those of the time before.
-        run: if flags.read.is_some() && flags.id.is_some() { 0 } else { started },
+        run: match (&flags.read, &flags.id) {
+            (Some(file), Some(_)) => {
+                fingerprint(file, flags.filter.as_deref()).map_err(usage)?.unwrap_or(started)
+            }
+            _ => started,
+        },
         started,
     };
     let subject = match (&flags.subject, flags.encoding) {
@@ -234,6 +247,13 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     let buffer = Arc::new(Buffer::new(settings.buffer));
     let runtime = runtime()?;
     let bus = runtime.block_on(Bus::connect(settings, NAME, 4096)).map_err(no_bus)?;
+    let stopped = stop.clone();
+    stopping.begin(move || {
+        stopped.store(true, SeqCst);
+        if let Some(dealer) = &dealer {
+            dealer.stop();
+        }
+    });
     if !flags.quiet {
         say!("{NAME}: publishing to {subject} at {}", bus.servers());
     }
@@ -246,9 +266,10 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         message_identity,
         pacing,
     );
+    let delivery = publisher.delivery();
     let log = settings.jetstream.enabled.then(|| settings.clone());
     let abandoned = buffer.clone();
-    let sending = runtime.spawn(async move {
+    let mut sending = runtime.spawn(async move {
         let sent = match log {
             Some(settings) => publisher.run_log(&settings).await,
             None => publisher.run_core().await,
@@ -257,7 +278,7 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         sent
     });
     let max_payload = bus.client().server_info().max_payload;
-    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), max_payload);
+    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), stop.clone(), max_payload);
     probe.begin();
 
     let front = Front { flags, bus: &bus, stop: &stop, buffer: &buffer };
@@ -265,40 +286,66 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         Source::Interface(live) => front.capture(*live, &mut probe, &mut savefile),
         Source::File(dealer) => front.replay(&dealer, &mut probe, &mut savefile),
     };
+    probe.note_reconnects(bus.reconnects());
     probe.finish();
     buffer.close();
-    let sent = runtime.block_on(sending).map_err(running)?;
-    if let Some(savefile) = savefile {
-        let kept = savefile.close().map_err(running)?;
-        if kept.dropped > 0 {
-            let why = kept.error.map(|error| format!(": {error}")).unwrap_or_default();
-            say!("{NAME}: warning: {} frames are not in the savefile{why}", kept.dropped);
+    let sent = runtime.block_on(async {
+        tokio::select! {
+            sent = &mut sending => sent.map_err(running),
+            () = patience(&bus) => Ok(Err(bus.failed("deliver what is left", &gave_up()))),
         }
-    }
-    report(flags, &probe, &sent, buffer.left(), began)?;
-    read?;
-    sent.map_err(running)?;
-    Ok(End::Done)
-}
-
-fn report(
-    flags: &Flags,
-    probe: &Probe,
-    sent: &Result<Sent, BusError>,
-    left: u64,
-    began: Instant,
-) -> Result<(), Failed> {
-    let (messages, undelivered) = match sent {
-        Ok(sent) => (sent.messages, sent.undelivered + left),
-        Err(_) => (0, left),
+    })?;
+    let undelivered = match &sent {
+        Ok(()) => 0,
+        // Nothing has been let through.
+        Err(BusError::Denied { .. }) => u64::MAX,
+        Err(_) => delivery.stuck.load(SeqCst) + buffer.left(),
     };
+    let kept = savefile.map(Savefile::close).transpose().map_err(running)?;
+    let messages = delivery.messages.load(SeqCst);
     if flags.json {
-        println(&probe.report(messages, undelivered, began.elapsed()).to_string())?;
+        println(&probe.report(messages, undelivered, kept.as_ref(), began.elapsed()).to_string())?;
     }
     if !flags.quiet {
         say!("{NAME}: {}", probe.summary(undelivered));
     }
-    Ok(())
+    read?;
+    sent.map_err(running)?;
+    match kept {
+        Some(Kept { dropped, error, .. }) if dropped > 0 => {
+            let why = error.unwrap_or_else(|| "the disk did not keep up".into());
+            Err(running(anyhow!("{dropped} frames were published but not kept: {why}")))
+        }
+        _ => Ok(End::Done),
+    }
+}
+
+/// Waits as long as it makes sense to wait for the bus at the end.
+async fn patience(bus: &Bus) {
+    let began = Instant::now();
+    let mut here = began;
+    while began.elapsed() < LAST_SENDING && here.elapsed() < LAST_AWAY {
+        if !bus.is_away() {
+            here = Instant::now();
+        }
+        tokio::time::sleep(NAP).await;
+    }
+}
+
+fn gave_up() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "waited in vain")
+}
+
+/// A number for a replay that has a name: the same file and filter are the same run each time. `None` for what can be read
+/// only once.
+fn fingerprint(file: &Path, filter: Option<&str>) -> std::io::Result<Option<u64>> {
+    let metadata = std::fs::metadata(file);
+    let Some(metadata) = metadata.ok().filter(std::fs::Metadata::is_file) else { return Ok(None) };
+    let mut head = Vec::new();
+    std::fs::File::open(file)?.take(FINGERPRINT).read_to_end(&mut head)?;
+    let mut hasher = DefaultHasher::new();
+    (metadata.len(), head, filter).hash(&mut hasher);
+    Ok(Some(hasher.finish()))
 }
 
 /// Opens what is to be captured or replayed; gives its name too.
@@ -331,6 +378,13 @@ fn open(flags: &Flags) -> Result<(Source, String), Failed> {
 
 fn savefile(flags: &Flags, source: &Source) -> Result<Option<Savefile>, Failed> {
     let Some(path) = &flags.write else { return Ok(None) };
+    let same = |other: &PathBuf| {
+        let (own, other) = (std::fs::metadata(path).ok()?, std::fs::metadata(other).ok()?);
+        Some((own.dev(), own.ino()) == (other.dev(), other.ino()))
+    };
+    if flags.read.as_ref().and_then(same) == Some(true) || path == Path::new("-") {
+        return Err(usage(anyhow!("--write: {} cannot be written to, name another file", path.display())));
+    }
     let (link, snaplen) = match source {
         Source::Interface(live) => (live.link(), flags.snaplen),
         Source::File(dealer) => (dealer.first_links().next().unwrap_or(LinkType::ETHERNET), 262_144),
@@ -348,6 +402,16 @@ fn become_user(name: &str) -> anyhow::Result<()> {
     initgroups(&name, user.gid).map_err(context)?;
     setgid(user.gid).map_err(context)?;
     setuid(user.uid).map_err(context)
+}
+
+/// Tells once that frames are not kept.
+fn warn_of_savefile(savefile: &Option<Savefile>, told: &mut bool) {
+    if let Some(savefile) = savefile.as_ref().filter(|savefile| savefile.dropped() > 0)
+        && !std::mem::replace(told, true)
+    {
+        let why = savefile.error().map_or("the disk does not keep up".into(), |error| error.to_string());
+        say!("{NAME}: warning: frames are not kept: {why}");
+    }
 }
 
 /// What reads frames and feeds the probe.
@@ -374,36 +438,46 @@ impl Front<'_> {
     ) -> Result<(), Failed> {
         let (link, most) = (live.link(), self.flags.count.unwrap_or(u64::MAX));
         let mut counted = Instant::now();
-        let mut shut = false;
-        loop {
+        let mut lossy = false;
+        // What has arrived when we are told to stop is still read.
+        let mut until = u64::MAX;
+        let mut beyond = false;
+        let ended = loop {
             let clock = live::now();
-            if self.is_over(probe) && !std::mem::replace(&mut shut, true) {
-                live.shut().map_err(running)?;
+            if until == u64::MAX && self.is_over(probe) {
+                until = clock;
             }
             let found = live.next(probe.patience(), |time, length, bytes| {
-                if probe.passed() < most {
-                    if let Some(savefile) = savefile {
-                        savefile.frame(time, length, bytes);
-                    }
-                    probe.frame(link, time, length, bytes);
+                if time > until || probe.passed() >= most {
+                    beyond = true;
+                    return;
                 }
+                if let Some(savefile) = savefile {
+                    savefile.frame(time, length, bytes);
+                }
+                probe.frame(link, time, length, bytes);
             });
-            let found = found.map_err(running)?;
-            if found == 0 && shut || counted.elapsed() >= COUNTERS {
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => break Err(running(error)),
+            };
+            if until < u64::MAX && (found == 0 || beyond) {
+                break Ok(());
+            }
+            if counted.elapsed() >= COUNTERS {
                 counted = Instant::now();
                 let drops = live.drops();
                 probe.note(drops.kernel, drops.interface, self.bus.reconnects());
+                warn_of_savefile(savefile, &mut lossy);
             }
-            if found == 0 {
-                if shut {
-                    return Ok(());
-                }
-                if let Some(savefile) = savefile {
-                    savefile.flush();
-                }
+            if let (0, Some(savefile)) = (found, &mut *savefile) {
+                savefile.flush();
             }
             probe.tick(if found == 0 { live::settled(clock) } else { 0 });
-        }
+        };
+        let drops = live.drops();
+        probe.note(drops.kernel, drops.interface, self.bus.reconnects());
+        ended
     }
 
     /// Replays a file, or as much of it as is wanted.
@@ -417,6 +491,7 @@ impl Front<'_> {
         let mut chunk = Chunk::default();
         let mut clock: Option<(Instant, u64)> = None;
         let mut failed = None;
+        let mut lossy = false;
         while !self.is_over(probe) && failed.is_none() {
             match dealer.deal(&mut chunk).map_err(running)? {
                 Taken::End => break,
@@ -428,6 +503,7 @@ impl Front<'_> {
                 Taken::Piece => {}
             }
             probe.note(0, 0, self.bus.reconnects());
+            warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
             chunk.frames(|frame, bytes| {
                 over = over || self.is_over(probe) || failed.is_some();
@@ -486,7 +562,10 @@ impl Front<'_> {
             thread::sleep(left.min(NAP));
             if heartbeat.elapsed() >= HEARTBEAT {
                 heartbeat = Instant::now();
-                probe.tick(0);
+                // The next frame is that late, and the file's time goes on at this pace until then.
+                let passed = began.elapsed().mul_f64(factor.min(1e6)).as_nanos();
+                let passed = first.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
+                probe.tick(passed.min(time));
             }
         }
     }

@@ -178,10 +178,13 @@ pub struct Bus {
     client: Client,
     link: Arc<Link>,
     servers: String,
+    program: &'static str,
+    capacity: usize,
 }
 
 impl Bus {
-    /// Connects; waits for a server as long as the settings say. `program` names us to the server and in the log.
+    /// Connects; waits for a server as long as the settings say. `program` names us to the server and in the log;
+    /// `capacity` is the number of messages that the client may hold for each subscription.
     pub async fn connect(
         settings: &Settings,
         program: &'static str,
@@ -193,7 +196,7 @@ impl Bus {
         loop {
             let options = options(settings, program, capacity, &link).await?;
             let error = match options.connect(settings.servers.clone()).await {
-                Ok(client) => return Ok(Self { client, link, servers }),
+                Ok(client) => return Ok(Self { client, link, servers, program, capacity }),
                 Err(error) => error,
             };
             let waiting = matches!(
@@ -216,6 +219,16 @@ impl Bus {
     /// The client itself.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Messages that the client may hold for each subscription.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tells whoever reads the log.
+    pub fn complain(&self, what: &str) {
+        say!("{}: NATS at {}: {what}", self.program, self.servers);
     }
 
     /// The servers, without secrets.
@@ -274,8 +287,7 @@ impl Bus {
 
 /// A certificate that is not right does not get better by waiting.
 fn is_certificate(error: &ConnectError) -> bool {
-    let text = chain(error).to_lowercase();
-    text.contains("certificate") || text.contains("tls") || text.contains("handshake")
+    error.kind() == ConnectErrorKind::Tls || chain(error).to_lowercase().contains("certificate")
 }
 
 /// An error and all its causes in one line.
@@ -316,10 +328,12 @@ async fn options(
     options = match &settings.credentials {
         Credentials::None => {
             let in_address = settings.servers.iter().find_map(|server| {
-                Some((server.username()?.to_owned(), server.password().unwrap_or_default().to_owned()))
+                Some((server.username()?.to_owned(), server.password().map(str::to_owned)))
             });
             match in_address {
-                Some((user, password)) => options.user_and_password(user, password),
+                Some((user, Some(password))) => options.user_and_password(user, password),
+                // As every client of NATS reads it: a lone word before the host is a token.
+                Some((token, None)) => options.token(token),
                 None => options,
             }
         }

@@ -11,6 +11,7 @@ use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -40,6 +41,8 @@ pub enum Outgoing {
     Batch {
         /// Number in the run.
         sequence: u64,
+        /// Number of its first packet in the run.
+        first_packet: u64,
         /// Packets in it.
         packets: u64,
         /// Whether it is the last of the run.
@@ -72,13 +75,15 @@ struct Waiting {
     messages: VecDeque<Outgoing>,
     bytes: u64,
     closed: bool,
-    abandoned: bool,
+    /// Packets of messages that came when nobody sent them any more.
+    refused: u64,
 }
 
 /// Messages that wait to be sent: a bounded number of bytes.
 pub struct Buffer {
     waiting: Mutex<Waiting>,
     limit: u64,
+    abandoned: AtomicBool,
     room: Condvar,
     filled: Notify,
 }
@@ -86,7 +91,8 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer of so many bytes.
     pub fn new(limit: u64) -> Self {
-        Self { waiting: Mutex::default(), limit, room: Condvar::new(), filled: Notify::new() }
+        let abandoned = AtomicBool::new(false);
+        Self { waiting: Mutex::default(), limit, abandoned, room: Condvar::new(), filled: Notify::new() }
     }
 
     /// Whether a message of about so many bytes would be taken now.
@@ -97,21 +103,25 @@ impl Buffer {
 
     /// Whether nobody sends what is put in any more.
     pub fn is_abandoned(&self) -> bool {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).abandoned
+        self.abandoned.load(SeqCst)
     }
 
-    /// Nobody sends what is put in any more: it is not kept.
+    /// Nobody sends what is put in any more: it is counted and not kept.
     pub fn abandon(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.abandoned = true;
+        self.abandoned.store(true, SeqCst);
         self.room.notify_all();
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).messages.is_empty()
     }
 
     /// Waits for room for about so many bytes; `false` if there was none in that time.
     pub fn wait_for_room(&self, bytes: u64, most: Duration) -> bool {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let full = |waiting: &mut Waiting| {
-            !waiting.abandoned && !waiting.messages.is_empty() && waiting.bytes + bytes > self.limit
+            !self.is_abandoned() && !waiting.messages.is_empty() && waiting.bytes + bytes > self.limit
         };
         let waited = self.room.wait_timeout_while(waiting, most, full);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
@@ -120,7 +130,9 @@ impl Buffer {
     /// Adds a message, whatever room there is.
     pub fn push(&self, message: Outgoing) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiting.abandoned {
+        if self.is_abandoned() {
+            waiting.refused += message.packets();
+        } else {
             waiting.bytes += message.size();
             waiting.messages.push_back(message);
         }
@@ -155,10 +167,10 @@ impl Buffer {
         }
     }
 
-    /// Packets that wait.
+    /// Packets that wait, and those that came when nobody sent them any more.
     pub fn left(&self) -> u64 {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.messages.iter().map(Outgoing::packets).sum()
+        waiting.messages.iter().map(Outgoing::packets).sum::<u64>() + waiting.refused
     }
 }
 
@@ -171,13 +183,13 @@ pub enum Pacing {
     Goes,
 }
 
-/// What was sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
-    /// Messages, each once however often it was sent again.
-    pub messages: u64,
-    /// Packets that could not be delivered before the end.
-    pub undelivered: u64,
+/// How far the sender has come.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// Messages sent, each once however often it was sent again.
+    pub messages: AtomicU64,
+    /// Packets taken from the buffer that are not known to have left.
+    pub stuck: AtomicU64,
 }
 
 /// Sends what comes through a buffer until it is closed.
@@ -189,7 +201,9 @@ pub struct Publisher {
     /// Tells the messages of this run from those of others, in the durable log.
     identity: String,
     pacing: Pacing,
-    sent: Sent,
+    delivery: Arc<Delivery>,
+    /// Packets handed to the client while it was away: they leave when it is back.
+    held: u64,
 }
 
 impl Publisher {
@@ -203,7 +217,12 @@ impl Publisher {
         pacing: Pacing,
     ) -> Self {
         let (bus, subject) = (bus.clone(), subject.to_owned());
-        Self { bus, buffer, subject, partitions, identity, pacing, sent: Sent::default() }
+        Self { bus, buffer, subject, partitions, identity, pacing, delivery: Arc::default(), held: 0 }
+    }
+
+    /// How far it has come, to be looked at while it sends and after.
+    pub fn delivery(&self) -> Arc<Delivery> {
+        self.delivery.clone()
     }
 
     fn subject(&self, sequence: u64) -> String {
@@ -215,7 +234,7 @@ impl Publisher {
     }
 
     /// Sends over core NATS.
-    pub async fn run_core(mut self) -> Result<Sent, BusError> {
+    pub async fn run_core(mut self) -> Result<(), BusError> {
         let inbox = self.bus.client().new_inbox();
         let answers = self.bus.client().subscribe(format!("{inbox}.*")).await;
         let answers = answers.map_err(|error| self.failed(&error))?;
@@ -229,10 +248,22 @@ impl Publisher {
             }
             tokio::select! {
                 biased;
-                () = self.bus.came_back() => unanswered.again = true,
+                () = self.bus.came_back() => {
+                    unanswered.again = true;
+                    self.delivery.stuck.fetch_sub(std::mem::take(&mut self.held), SeqCst);
+                }
                 () = unanswered.hear() => {}
                 message = self.buffer.next(), if room => match message {
-                    Some(message) => self.send_core(message, &inbox, &mut unanswered).await?,
+                    Some(message) => {
+                        let packets = message.packets();
+                        self.delivery.stuck.fetch_add(packets, SeqCst);
+                        self.send_core(message, &inbox, &mut unanswered).await?;
+                        if self.bus.is_away() {
+                            self.held += packets;
+                        } else {
+                            self.delivery.stuck.fetch_sub(packets, SeqCst);
+                        }
+                    }
                     None => ended = true,
                 },
                 () = tokio::time::sleep(AGAIN) => unanswered.grow_tired(),
@@ -257,7 +288,7 @@ impl Publisher {
         unanswered: &mut Unanswered,
     ) -> Result<(), BusError> {
         match message {
-            Outgoing::Batch { sequence, packets, last, payload } => {
+            Outgoing::Batch { sequence, packets, last, payload, .. } => {
                 let to = self.subject(sequence);
                 // A heartbeat has the number of the next batch and need not be kept.
                 if packets > 0 || last {
@@ -265,7 +296,7 @@ impl Publisher {
                 }
                 let asks = match self.pacing {
                     Pacing::Waits => packets > 0,
-                    Pacing::Goes => packets > 0 && sequence % ASK_EVERY_BATCH == ASK_EVERY_BATCH - 1,
+                    Pacing::Goes => packets > 0 && unanswered.may_ask(),
                 };
                 let published = if asks || last {
                     self.bus.client().publish_with_reply(to, format!("{inbox}.{sequence}"), payload).await
@@ -273,12 +304,11 @@ impl Publisher {
                     self.bus.client().publish(to, payload).await
                 };
                 published.map_err(|error| self.failed(&error))?;
-                self.sent.messages += 1;
+                self.delivery.messages.fetch_add(1, SeqCst);
             }
             Outgoing::Singles(payloads) => {
                 for payload in payloads {
-                    self.sent.messages += 1;
-                    let number = self.sent.messages;
+                    let number = self.delivery.messages.fetch_add(1, SeqCst) + 1;
                     let client = self.bus.client();
                     let published = if self.pacing == Pacing::Waits && number.is_multiple_of(ASK_EVERY) {
                         unanswered.keep(number, None);
@@ -296,20 +326,22 @@ impl Publisher {
     }
 
     /// Waits until the server has all of it.
-    async fn finish(mut self) -> Result<Sent, BusError> {
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.bus.round_trip().await {
+    async fn finish(self) -> Result<(), BusError> {
+        loop {
+            let error = match self.bus.round_trip().await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
             self.bus.denied()?;
-            if Instant::now() >= deadline {
-                self.sent.undelivered += self.buffer.left();
+            if !self.bus.is_away() {
                 return Err(error);
             }
+            tokio::time::sleep(AGAIN).await;
         }
-        Ok(self.sent)
     }
 
     /// Sends over JetStream: every message is acknowledged once it is in the stream.
-    pub async fn run_log(mut self, settings: &Settings) -> Result<Sent, BusError> {
+    pub async fn run_log(mut self, settings: &Settings) -> Result<(), BusError> {
         stream(&self.bus, settings).await?;
         let context = jetstream::new(self.bus.client().clone());
         let mut sending: VecDeque<(Logging, PublishAckFuture)> = VecDeque::new();
@@ -338,6 +370,7 @@ impl Publisher {
                         if let Outgoing::Singles(_) = message {
                             most = SINGLES_LOGGING;
                         }
+                        self.delivery.stuck.fetch_add(message.packets(), SeqCst);
                         for message in self.log_messages(message) {
                             let answer = self.send_log(&context, &message).await?;
                             sending.push_back((message, answer));
@@ -354,21 +387,21 @@ impl Publisher {
     fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
         let identity = &self.identity;
         let messages: Vec<Logging> = match message {
-            Outgoing::Batch { sequence, packets, payload, .. } => {
+            Outgoing::Batch { sequence, first_packet, packets, payload, .. } => {
                 // A heartbeat is no repeat of the batch that has its number.
-                let id = (packets > 0).then(|| format!("{identity}-{sequence}"));
-                vec![Logging { subject: self.subject(sequence), payload, id }]
+                let id = (packets > 0).then(|| format!("{identity}-{first_packet}+{packets}"));
+                vec![Logging { subject: self.subject(sequence), payload, id, packets }]
             }
             Outgoing::Singles(payloads) => {
-                let first = self.sent.messages;
+                let first = self.delivery.messages.load(SeqCst);
                 let one = |(at, payload)| {
-                    let id = Some(format!("{identity}-{}", first + at));
-                    Logging { subject: self.subject.clone(), payload, id }
+                    let id = Some(format!("{identity}-single-{}", first + at));
+                    Logging { subject: self.subject.clone(), payload, id, packets: 1 }
                 };
                 (0..).zip(payloads).map(one).collect()
             }
         };
-        self.sent.messages += messages.len() as u64;
+        self.delivery.messages.fetch_add(messages.len() as u64, SeqCst);
         messages
     }
 
@@ -402,6 +435,7 @@ impl Publisher {
             tokio::time::sleep(Duration::from_millis(200)).await;
             answered = self.send_log(context, &message).await?.await;
         }
+        self.delivery.stuck.fetch_sub(message.packets, SeqCst);
         Ok(())
     }
 }
@@ -411,6 +445,7 @@ struct Logging {
     subject: String,
     payload: Bytes,
     id: Option<String>,
+    packets: u64,
 }
 
 /// Messages that nobody has said to have taken.
@@ -428,12 +463,26 @@ struct Unanswered {
     again: bool,
     /// Since when nobody listens any more, though an engine did.
     gone: Option<Instant>,
+    /// Batches since one has asked, and when that was.
+    unasked: u64,
+    asked: Instant,
 }
 
 impl Unanswered {
     fn new(answers: Subscriber, pacing: Pacing) -> Self {
         let (messages, since) = (BTreeMap::new(), Instant::now());
-        Self { answers, pacing, messages, engine: false, since, unpaced: false, again: false, gone: None }
+        Self {
+            answers,
+            pacing,
+            messages,
+            engine: false,
+            since,
+            unpaced: false,
+            again: false,
+            gone: None,
+            unasked: 0,
+            asked: since,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -455,6 +504,16 @@ impl Unanswered {
         while self.messages.len() > KEPT {
             self.messages.pop_first();
         }
+    }
+
+    /// Whether the next batch is to ask, of a probe that cannot wait.
+    fn may_ask(&mut self) -> bool {
+        self.unasked += 1;
+        let asks = self.unasked >= ASK_EVERY_BATCH || self.asked.elapsed() >= AGAIN;
+        if asks {
+            (self.unasked, self.asked) = (0, Instant::now());
+        }
+        asks
     }
 
     /// The batches, in order.
@@ -492,7 +551,7 @@ impl Unanswered {
 
     /// A second without anything to do but to wait.
     fn grow_tired(&mut self) {
-        if self.messages.is_empty() {
+        if self.messages.is_empty() || self.pacing == Pacing::Goes {
             return;
         }
         let waited = self.since.elapsed();

@@ -53,13 +53,15 @@ impl Arrival {
 pub struct Subscription {
     bus: Bus,
     source: Source,
-    /// The server has sent us all that it had when we were told to stop.
-    flushed: bool,
+    /// Once the server has sent us all that it had when we were told to stop: how much of that may be left.
+    left: Option<usize>,
+    /// Number of the log's last message when we were told to stop.
+    until: Option<u64>,
 }
 
 enum Source {
     Core(async_nats::Subscriber),
-    Log { consumer: Box<PullConsumer>, messages: Box<pull::Stream> },
+    Log { stream: Box<jetstream::stream::Stream>, consumer: Box<PullConsumer>, messages: Box<pull::Stream> },
 }
 
 impl Subscription {
@@ -71,7 +73,7 @@ impl Subscription {
         };
         let subscriber = subscriber.map_err(|error| bus.failed(format!("subscribe to {subject}"), &error))?;
         bus.round_trip().await?;
-        Ok(Self { bus: bus.clone(), source: Source::Core(subscriber), flushed: false })
+        Ok(Self { bus: bus.clone(), source: Source::Core(subscriber), left: None, until: None })
     }
 
     /// Reads the durable log from where the queue group has come.
@@ -98,15 +100,16 @@ impl Subscription {
             .await
             .map_err(|error| bus.failed("read the stream", &error))?;
         bus.denied()?;
-        let source = Source::Log { consumer: Box::new(consumer), messages: Box::new(messages) };
-        Ok(Self { bus: bus.clone(), source, flushed: false })
+        let (stream, consumer) = (Box::new(stream), Box::new(consumer));
+        let source = Source::Log { stream, consumer, messages: Box::new(messages) };
+        Ok(Self { bus: bus.clone(), source, left: None, until: None })
     }
 
     /// The next message. `None` when `stop` has come and all that was there before it has been handed out.
     pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Arrival> {
         match &mut self.source {
             Source::Core(subscriber) => {
-                if !self.flushed {
+                if self.left.is_none() {
                     tokio::select! {
                         biased;
                         () = told(stop) => {}
@@ -117,21 +120,44 @@ impl Subscription {
                     if !self.bus.is_away() {
                         let _ = self.bus.round_trip().await;
                     }
-                    self.flushed = true;
+                    self.left = Some(self.bus.capacity());
                 }
-                subscriber.next().now_or_never().flatten().map(passing)
+                self.left = self.left?.checked_sub(1);
+                self.left?;
+                // The runtime would say that there is nothing, to give others a turn.
+                tokio::task::unconstrained(subscriber.next()).now_or_never().flatten().map(passing)
             }
-            Source::Log { consumer, messages } => loop {
+            Source::Log { stream, consumer, messages } => loop {
                 let stopping = *stop.borrow_and_update();
+                if stopping && self.until.is_none() {
+                    // Where the server is away, it hands out nothing more either.
+                    self.until = Some(stream.info().await.map_or(0, |info| info.state.last_sequence));
+                }
                 tokio::select! {
                     biased;
-                    message = messages.next() => match message {
-                        Some(Ok(message)) => return Some(logged(message)),
-                        // The connection is away, or the server has restarted: the stream of messages goes on.
-                        Some(Err(_)) => tokio::time::sleep(LOOK).await,
-                        None => return None,
-                    },
                     () = told(stop), if !stopping => {}
+                    message = messages.next() => match message {
+                        Some(Ok(message)) => {
+                            let arrival = logged(message);
+                            let number = arrival.message().logged;
+                            // What was published after we were told to stop stays in the log.
+                            if self.until.is_some_and(|until| number.is_some_and(|number| number > until)) {
+                                return None;
+                            }
+                            return Some(arrival);
+                        }
+                        // The connection is away, or the server has restarted: the stream of messages goes on.
+                        Some(Err(error)) => {
+                            if !self.bus.is_away() {
+                                self.bus.complain(&format!("reading the stream: {error}"));
+                            }
+                            tokio::time::sleep(LOOK).await;
+                        }
+                        None => {
+                            self.bus.complain("the stream of messages has ended; was the consumer deleted?");
+                            return None;
+                        }
+                    },
                     () = tokio::time::sleep(LOOK), if stopping => {
                         match consumer.info().await {
                             Ok(info) if info.num_pending > 0 => {}

@@ -154,11 +154,6 @@ impl Live {
         self.filter(&filter)
     }
 
-    /// Lets no more frames in; those in the ring are still handed out.
-    pub fn shut(&mut self) -> Result<(), LiveError> {
-        self.filter(NOTHING)
-    }
-
     fn filter(&mut self, filter: &str) -> Result<(), LiveError> {
         self.capture.filter(filter, true).map_err(|error| LiveError::Filter {
             filter: filter.to_owned(),

@@ -61,12 +61,10 @@ impl Rings {
         }
         let link = captures.first().map_or(LinkType::ETHERNET, Live::link);
         if rings > 1 {
-            for capture in &captures {
-                fanout::join(capture.socket(), std::process::id() as u16).map_err(|error| {
-                    let why = format!("cannot divide it among {rings} rings: {error}");
-                    LiveError::Open { interface: options.interface.clone(), why }
-                })?;
-            }
+            divide(&captures).map_err(|error| {
+                let why = format!("cannot divide it among {rings} rings: {error}");
+                LiveError::Open { interface: options.interface.clone(), why }
+            })?;
         }
         let (wakers, stop, failed) = (Wakers::default(), Arc::new(AtomicBool::new(false)), Arc::default());
         let mut started = Vec::new();
@@ -171,6 +169,13 @@ impl Rings {
     }
 }
 
+/// Makes one group of all captures.
+fn divide(captures: &[Live]) -> std::io::Result<()> {
+    let Some((first, others)) = captures.split_first() else { return Ok(()) };
+    let group = fanout::found(first.socket())?;
+    others.iter().try_for_each(|capture| fanout::join(capture.socket(), group))
+}
+
 /// The header of a pcap file with nanoseconds, little-endian.
 fn file_header(link: LinkType, snaplen: u32) -> Vec<u8> {
     let words = [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, snaplen, link.0];
@@ -195,6 +200,8 @@ impl RingThread {
         if let Err(error) = self.capture_all() {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
             failed.get_or_insert(error.to_string());
+            // The frames of its flows would be missing: all rings end with it.
+            self.stop.store(true, SeqCst);
         }
         self.hand_over(true);
         self.count_drops();
@@ -206,15 +213,21 @@ impl RingThread {
     /// Until it is stopped; then what is left in the ring.
     fn capture_all(&mut self) -> Result<(), LiveError> {
         let mut told = Instant::now();
-        let mut shut = false;
+        // What has arrived when we are told to stop is still handed out.
+        let mut until = u64::MAX;
+        let mut beyond = false;
         loop {
             let clock = now();
-            if self.stop.load(SeqCst) && !std::mem::replace(&mut shut, true) {
-                self.capture.shut()?;
+            if until == u64::MAX && self.stop.load(SeqCst) {
+                until = clock;
             }
             let (block, sender, recycled) = (&mut self.block, &self.sender, &self.recycled);
             let (report, wakers) = (&self.report, &self.wakers);
             let found = self.capture.next(WAIT, |time, length, bytes| {
+                if time > until {
+                    beyond = true;
+                    return;
+                }
                 let header = [
                     (time / 1_000_000_000) as u32,
                     (time % 1_000_000_000) as u32,
@@ -229,10 +242,10 @@ impl RingThread {
                     send(block, sender, recycled, report, wakers, true);
                 }
             })?;
+            if until < u64::MAX && (found == 0 || beyond) {
+                return Ok(());
+            }
             if found == 0 {
-                if shut {
-                    return Ok(());
-                }
                 self.block.latest = self.block.latest.max(settled(clock));
             }
             let quiet = told.elapsed() >= QUIET;

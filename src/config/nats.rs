@@ -133,16 +133,15 @@ fn value(text: &Text, default: &str) -> (String, Location) {
 
 /// Reads the addresses of servers, separated by commas.
 pub fn servers(text: &str) -> Result<Vec<ServerAddr>, String> {
-    let one = |address: &str| {
-        // The address may hold a password.
-        let shown = address.rsplit_once('@').map_or(address, |(_, server)| server);
-        address.parse::<ServerAddr>().map_err(|error| {
-            format!(
-                "`{shown}` is no address of a server ({error}); write nats://host:4222 or tls://host:4222"
-            )
+    let one = |(number, address): (usize, &str)| {
+        address.trim().parse::<ServerAddr>().map_err(|error| {
+            // An address may hold a password, and a password a comma.
+            let shown =
+                if text.contains('@') { format!("address {}", number + 1) } else { format!("`{address}`") };
+            format!("{shown} is no address of a server ({error}); write nats://host:4222 or tls://host:4222")
         })
     };
-    text.split(',').map(str::trim).map(one).collect()
+    text.split(',').enumerate().map(one).collect()
 }
 
 /// The one kind of credentials that is given; a secret comes as a value (from the environment) or in a file.

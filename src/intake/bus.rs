@@ -29,6 +29,8 @@ use tokio::sync::mpsc::UnboundedSender;
 const SINGLES: usize = 512;
 /// Bytes that a queued message takes beside its payload, roughly.
 const OVERHEAD: u64 = 160;
+/// Runs of probes that an engine keeps books of.
+const MOST_RUNS: usize = 1 << 16;
 /// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
 const MOST_GAPS: usize = 4096;
 
@@ -61,6 +63,7 @@ pub enum Kind {
 struct Queued {
     kind: Kind,
     message: Incoming,
+    arrived: Instant,
 }
 
 /// Ranges of numbers that have been seen: ascending, apart from each other.
@@ -103,15 +106,16 @@ impl Seen {
     }
 }
 
-/// A run of a probe, or the stream of single packets.
-struct Stream {
+/// A run of a probe, or all single packets.
+struct Run {
     name: String,
     format: &'static str,
     /// Time up to which everything has come that is not late.
     watermark: u64,
     /// Latest time of a packet.
     newest: u64,
-    heard: Instant,
+    /// When the message came that last moved the watermark.
+    moved: Instant,
     /// Whether windows wait for it.
     active: bool,
     ended: bool,
@@ -119,6 +123,8 @@ struct Stream {
     /// Packets taken, and those that came twice.
     taken: u64,
     repeated: u64,
+    /// Packets that another engine of the group has taken.
+    elsewhere: u64,
     /// Accounts when this engine first heard of it, and the latest.
     baseline: Accounts,
     latest: Accounts,
@@ -128,19 +134,20 @@ struct Stream {
     refused: u64,
 }
 
-impl Stream {
+impl Run {
     fn new(name: String, format: &'static str) -> Self {
         Self {
             name,
             format,
             watermark: 0,
             newest: 0,
-            heard: Instant::now(),
+            moved: Instant::now(),
             active: false,
             ended: false,
             seen: Seen::default(),
             taken: 0,
             repeated: 0,
+            elsewhere: 0,
             baseline: Accounts::default(),
             latest: Accounts::default(),
             lost: 0,
@@ -148,9 +155,12 @@ impl Stream {
         }
     }
 
-    fn hear(&mut self) {
-        self.heard = Instant::now();
-        self.active = !self.ended;
+    /// Takes the watermark of a message that came at this moment.
+    fn hear(&mut self, watermark: u64, arrived: Instant) {
+        if watermark > self.watermark {
+            (self.watermark, self.moved, self.active) = (watermark, arrived, true);
+        }
+        self.active &= !self.ended;
     }
 
     fn report(&self) -> InputReport {
@@ -170,7 +180,7 @@ impl Stream {
             interface: since(|accounts| accounts.interface_dropped),
             kernel: since(|accounts| accounts.kernel_dropped),
             probe: since(|accounts| accounts.dropped),
-            bus: since(|accounts| accounts.sent).saturating_sub(self.taken) + self.lost,
+            bus: since(|accounts| accounts.sent).saturating_sub(self.taken + self.elsewhere) + self.lost,
         };
         InputReport {
             name: self.name.clone(),
@@ -188,12 +198,15 @@ struct State {
     queue: VecDeque<Queued>,
     bytes: u64,
     /// The stream of single packets comes first.
-    streams: Vec<Stream>,
-    runs: HashMap<(String, u64), usize>,
+    streams: Vec<Run>,
+    /// Runs by their number, which several probes may have.
+    runs: HashMap<u64, Vec<usize>>,
     /// Messages of the durable log that have been taken.
     logged: Seen,
     /// Windows have been closed as by this watermark, the last of them at that moment.
     floor: u64,
+    /// The first window that workers have been told is open, and when that was.
+    open: u64,
     advanced: Instant,
     /// Since then, packets of closed windows have come.
     late: bool,
@@ -229,10 +242,11 @@ impl Messages {
         let state = State {
             queue: VecDeque::new(),
             bytes: 0,
-            streams: vec![Stream::new(rules.single.clone(), "nats-single")],
+            streams: vec![Run::new(rules.single.clone(), "nats-single")],
             runs: HashMap::new(),
             logged: Seen::default(),
             floor: 0,
+            open: 0,
             advanced: Instant::now(),
             late: false,
             waiting: false,
@@ -274,7 +288,7 @@ impl Messages {
             return None;
         }
         state.bytes += size;
-        state.queue.push_back(Queued { kind, message });
+        state.queue.push_back(Queued { kind, message, arrived: Instant::now() });
         if std::mem::take(&mut state.waiting) {
             drop(state);
             self.wakers.wake();
@@ -287,10 +301,10 @@ impl Messages {
         match kind {
             Kind::Single => state.streams[0].lost += 1,
             Kind::Batch => match Batch::read(message.payload) {
-                Ok(batch) => {
-                    let number = self.stream(state, &batch);
-                    state.streams[number].account(&batch.after);
-                }
+                Ok(batch) => match self.stream(state, &batch) {
+                    Some(number) => state.streams[number].account(&batch),
+                    None => state.streams[0].refused += 1,
+                },
                 Err(_) => state.streams[0].refused += 1,
             },
         }
@@ -311,16 +325,15 @@ impl Messages {
     pub fn tick(&self) {
         let mut state = self.state();
         let now = Instant::now();
-        // What waits in the queue was heard, though nobody has looked at it yet.
-        if state.queue.is_empty() {
-            for stream in state.streams.iter_mut().filter(|stream| stream.active) {
-                let quiet = now.duration_since(stream.heard);
-                if quiet >= self.rules.silent_after {
-                    stream.active = false;
-                } else if stream.format == "nats-single" && quiet >= self.rules.pause {
-                    let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
-                    stream.watermark = stream.newest.saturating_add(passed);
-                }
+        // What waits in the queue has come, though nobody has looked at it yet.
+        let now = state.queue.front().map_or(now, |queued| queued.arrived);
+        for stream in state.streams.iter_mut().filter(|stream| stream.active) {
+            let quiet = now.saturating_duration_since(stream.moved);
+            if quiet >= self.rules.silent_after {
+                stream.active = false;
+            } else if stream.format == "nats-single" && quiet >= self.rules.pause {
+                let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
+                stream.watermark = stream.newest.saturating_add(passed);
             }
         }
         if self.close(&mut state) {
@@ -336,22 +349,22 @@ impl Messages {
             let (_, end) = self.rules.windowing.span(window).unwrap_or_default();
             end.saturating_add(self.rules.lateness)
         };
-        let before = self.first_open(state, length);
         let least = state.awaited().map(|(_, stream)| stream.watermark).min();
         let newest = state.streams.iter().map(|stream| stream.newest).max().unwrap_or(0);
-        state.floor = match least {
-            Some(watermark) => state.floor.max(watermark),
+        match least {
+            Some(watermark) => state.floor = state.floor.max(watermark),
             None if newest == 0 => return false,
             // Nobody is left to wait for: close what was begun.
-            None => state.floor.max(end_of(newest / length)),
-        };
+            None => state.floor = state.floor.max(end_of(newest / length)),
+        }
         if least.is_none() && state.late && state.advanced.elapsed() >= self.rules.silent_after {
             // Late packets are held in a window that nobody goes on to fill.
-            state.floor = state.floor.max(end_of(before));
+            state.floor = state.floor.max(end_of(state.open));
         }
-        let closed = self.first_open(state, length) > before;
+        let open = self.first_open(state, length);
+        let closed = open > state.open;
         if closed {
-            (state.late, state.advanced) = (false, Instant::now());
+            (state.open, state.late, state.advanced) = (open, false, Instant::now());
         }
         closed
     }
@@ -367,30 +380,34 @@ impl Messages {
         }
     }
 
-    /// The number of a batch's run, which may be new.
-    fn stream(&self, state: &mut State, batch: &Batch) -> usize {
-        if let Some(number) = state.runs.get(&(batch.probe.clone(), batch.run)) {
-            return *number;
+    /// The number of a batch's run, which may be new; `None` where there are too many to be true.
+    fn stream(&self, state: &mut State, batch: &Batch) -> Option<usize> {
+        let runs = state.runs.entry(batch.run).or_default();
+        if let Some(number) = runs.iter().find(|number| state.streams[**number].name == batch.probe) {
+            return Some(*number);
         }
-        let mut stream = Stream::new(batch.probe.clone(), "nats-batch");
+        if state.streams.len() >= MOST_RUNS {
+            return None;
+        }
+        let mut stream = Run::new(batch.probe.clone(), "nats-batch");
         if batch.started < self.began {
             // It was sending before we listened: what it sent then is not ours.
             stream.baseline = batch.before;
         }
         stream.latest = stream.baseline;
+        runs.push(state.streams.len());
         state.streams.push(stream);
-        state.runs.insert((batch.probe.clone(), batch.run), state.streams.len() - 1);
-        state.streams.len() - 1
+        Some(state.streams.len() - 1)
     }
 
     /// The next piece of work; a message that holds none is dealt with on the way.
     fn next(&self, state: &mut State) -> Option<(Piece, Position)> {
         loop {
-            let Queued { kind, message } = self.pop(state)?;
+            let Queued { kind, message, arrived } = self.pop(state)?;
             match kind {
-                Kind::Single => return Some(self.singles(state, message)),
+                Kind::Single => return Some(self.singles(state, message, arrived)),
                 Kind::Batch => {
-                    if let Some(piece) = self.batch(state, message.payload) {
+                    if let Some(piece) = self.batch(state, message.payload, arrived) {
                         return Some(piece);
                     }
                 }
@@ -419,8 +436,8 @@ impl Messages {
         }
     }
 
-    fn singles(&self, state: &mut State, first: Incoming) -> (Piece, Position) {
-        let position = state.position(0);
+    fn singles(&self, state: &mut State, first: Incoming, mut arrived: Instant) -> (Piece, Position) {
+        let position = state.position(0, 0);
         let mut packets = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
@@ -430,16 +447,18 @@ impl Messages {
             }
             next = match state.queue.front() {
                 Some(Queued { kind: Kind::Single, .. }) if packets.len() < SINGLES => {
-                    self.pop(state).map(|queued| queued.message)
+                    self.pop(state).map(|queued| {
+                        arrived = queued.arrived;
+                        queued.message
+                    })
                 }
                 _ => None,
             };
         }
         let stream = &mut state.streams[0];
         if let Some(newest) = packets.iter().map(|packet| packet.time).max() {
-            stream.hear();
             stream.newest = stream.newest.max(newest);
-            stream.watermark = stream.watermark.max(newest);
+            stream.hear(newest, arrived);
             stream.taken += packets.len() as u64;
             let earliest = packets.iter().map(|packet| packet.time).min().unwrap_or(newest);
             self.notice_late(state, earliest);
@@ -447,60 +466,80 @@ impl Messages {
         (Piece::Singles(packets), position)
     }
 
-    fn batch(&self, state: &mut State, payload: Bytes) -> Option<(Piece, Position)> {
+    fn batch(&self, state: &mut State, payload: Bytes, arrived: Instant) -> Option<(Piece, Position)> {
         let Ok(batch) = Batch::read(payload) else {
             state.streams[0].refused += 1;
             return None;
         };
-        let number = self.stream(state, &batch);
-        let position = state.position(number);
+        let Some(number) = self.stream(state, &batch) else {
+            state.streams[0].refused += 1;
+            return None;
+        };
         let stream = &mut state.streams[number];
         let packets = u64::from(batch.packets);
-        stream.account(&batch.after);
+        stream.account(&batch);
         let fresh = stream.seen.add(batch.first_packet, batch.first_packet + packets);
         let new: u64 = fresh.iter().map(|range| range.end - range.start).sum();
         stream.repeated += packets - new;
         stream.taken += new;
+        // Its own first packets see the watermark of what came before them in their run, whatever was lost between.
+        let position = state.position(number, if new > 0 { batch.watermark } else { 0 });
+        let stream = &mut state.streams[number];
         if new > 0 || packets == 0 {
-            stream.ended |= batch.last;
-            stream.hear();
-            stream.watermark = stream.watermark.max(batch.latest);
+            stream.ended = batch.last;
+            stream.hear(batch.latest, arrived);
         }
         if new > 0 {
             stream.newest = stream.newest.max(batch.latest);
             self.notice_late(state, batch.earliest());
         }
-        // Its own first packets see the watermark of what came before them in their stream, whatever was lost between.
-        let latest = position.latest.max(batch.watermark);
-        let position = Position { latest, ..position };
         (new > 0).then(|| (Piece::Batch { number, batch: Box::new(batch), fresh }, position))
     }
 }
 
-impl Stream {
-    /// Takes a probe's own accounts.
-    fn account(&mut self, accounts: &Accounts) {
-        // Batches may come again, or in another order after the connection was lost.
-        if accounts.sent >= self.latest.sent {
-            self.latest = *accounts;
+impl Run {
+    /// Takes a probe's own accounts. They only grow, though batches may come again and in another order.
+    fn account(&mut self, batch: &Batch) {
+        self.latest = each(&self.latest, &batch.after, u64::max);
+        if batch.packets > 0 {
+            // An earlier batch than the first that was heard.
+            self.baseline = each(&self.baseline, &batch.before, u64::min);
         }
+    }
+}
+
+/// Puts two accounts together, count by count.
+fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts {
+    Accounts {
+        filtered: of(left.filtered, right.filtered),
+        non_ip: of(left.non_ip, right.non_ip),
+        malformed: of(left.malformed, right.malformed),
+        uncounted_bytes: of(left.uncounted_bytes, right.uncounted_bytes),
+        sent: of(left.sent, right.sent),
+        dropped: of(left.dropped, right.dropped),
+        kernel_dropped: of(left.kernel_dropped, right.kernel_dropped),
+        interface_dropped: of(left.interface_dropped, right.interface_dropped),
+        reconnects: of(left.reconnects, right.reconnects),
     }
 }
 
 impl State {
     /// The streams that windows wait for, with their numbers. One that has joined, or come back, behind what is closed
     /// is not waited for until it has caught up.
-    fn awaited(&self) -> impl Iterator<Item = (usize, &Stream)> {
+    fn awaited(&self) -> impl Iterator<Item = (usize, &Run)> {
         let floor = self.floor;
         let streams = self.streams.iter().enumerate();
         streams.filter(move |(_, stream)| stream.active && stream.watermark >= floor)
     }
 
-    /// Where a stream stands, before the next message of it.
-    fn position(&self, number: usize) -> Position {
+    /// Where a stream stands before the next message of it, which has seen at least `before`. What is closed by that stays
+    /// closed.
+    fn position(&mut self, number: usize, before: u64) -> Position {
         let others = self.awaited().filter(|(other, _)| *other != number);
         let others = others.map(|(_, stream)| stream.watermark).min().unwrap_or(u64::MAX);
-        Position { latest: self.streams[number].watermark, others, floor: self.floor }
+        let latest = self.streams[number].watermark.max(before);
+        self.floor = self.floor.max(latest.min(others));
+        Position { latest, others, floor: self.floor }
     }
 }
 
@@ -533,7 +572,7 @@ impl Intake for Messages {
     }
 
     fn reports(&self) -> Vec<InputReport> {
-        self.state().streams.iter().map(Stream::report).collect()
+        self.state().streams.iter().map(Run::report).collect()
     }
 }
 

@@ -68,7 +68,6 @@ async fn subscribe(
         singles = Some(single_bus);
         to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     }
-    let stopping = stopped.clone();
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
@@ -99,7 +98,7 @@ async fn subscribe(
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !*stopping.borrow() {
+        loop {
             interval.tick().await;
             ticking.tick();
         }

@@ -1,9 +1,8 @@
 //! What feeds the workers: each kind of input gives them pieces of work and decodes them into windows.
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
-//! from NATS. Both hand out
-//! their pieces in one order under a lock, with the watermark that holds before the piece, and both put what they
-//! decode into windows by the same [`Placer`]: so which window closes when, and which packet is late, is one rule.
+//! from NATS. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
 pub mod bus;
 pub mod frames;
@@ -110,6 +109,8 @@ pub struct Placer {
     current: std::ops::Range<u64>,
     place: usize,
     closed: Epoch,
+    /// The highest floor met so far: what is closed stays closed.
+    floor: u64,
     late_packets: u64,
 }
 
@@ -129,6 +130,7 @@ impl Placer {
             current: 0..0,
             place: 0,
             closed: 0,
+            floor: 0,
             late_packets: 0,
         }
     }
@@ -136,7 +138,8 @@ impl Placer {
     /// Goes to where a piece begins; gives the first window that is open there.
     pub fn seek(&mut self, position: Position) -> Epoch {
         let Position { latest, others, floor } = position;
-        self.watermark = Watermark::new(self.windowing, self.lateness, latest, others).not_before(floor);
+        self.floor = self.floor.max(floor);
+        self.watermark = Watermark::new(self.windowing, self.lateness, latest, others).not_before(self.floor);
         self.closed = self.watermark.first_open();
         self.current = 0..0;
         self.closed

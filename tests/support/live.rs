@@ -104,22 +104,40 @@ impl Live {
 
     /// Tells it to stop, asserts that it ends well, and gives the ledger of this folder once it balances.
     pub fn stop_engine(self, folder: &Path) -> Value {
-        let run = self.stop();
+        self.signal("TERM");
+        self.ledger(folder)
+    }
+
+    /// Tells it to stop before it goes on, where it was frozen.
+    pub fn stop_frozen(&self) {
+        self.signal("INT");
+        self.signal("CONT");
+    }
+
+    /// Waits for the end of an engine that was told to stop, asserts that it ends well, and gives the ledger of this
+    /// folder once it balances.
+    pub fn ledger(mut self, folder: &Path) -> Value {
+        let run = self.wait();
         assert_eq!(run.code, Some(0), "{run:?}");
         assert!(!run.stderr.contains("internal error") && !run.stderr.contains("panicked"), "{run:?}");
         assert_balanced(folder)
     }
 
     /// Waits for the end of a probe that was started with `--json`, and gives its report.
-    pub fn report(mut self) -> Value {
+    pub fn report(self) -> Value {
+        self.report_and_run(0).0
+    }
+
+    /// The report of one that ends with this exit status, and all that it has said.
+    pub fn report_and_run(mut self, code: i32) -> (Value, Run) {
         let run = self.wait();
-        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.code, Some(code), "{run:?}");
         let report: Value =
             serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
         let packets = &report["packets"];
         let parts = ["filtered", "non_ip", "malformed", "sent", "dropped"].map(|part| number(&packets[part]));
         assert_eq!(number(&packets["read"]), parts.iter().sum::<u64>(), "{report}");
-        report
+        (report, run)
     }
 
     /// Writes a capture without end to its standard input, a minute of event time after the other.
@@ -293,12 +311,16 @@ fn varint(mut number: u64) -> Vec<u8> {
 }
 
 /// A protobuf field of bytes.
-fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
-    [&[tag << 3 | 2][..], &varint(bytes.len() as u64), bytes].concat()
+fn field(tag: u64, bytes: &[u8]) -> Vec<u8> {
+    [&varint(tag << 3 | 2), &varint(bytes.len() as u64), bytes].concat()
 }
 
-fn number_field(tag: u8, number: u64) -> Vec<u8> {
-    [vec![tag << 3], varint(number)].concat()
+fn number_field(tag: u64, number: u64) -> Vec<u8> {
+    [varint(tag << 3), varint(number)].concat()
+}
+
+fn fixed_field(tag: u64, number: u64) -> Vec<u8> {
+    [&varint(tag << 3 | 1), &number.to_le_bytes()[..]].concat()
 }
 
 /// A packet as a `PacketInfo` message.
@@ -316,6 +338,89 @@ pub fn packet_info(packet: &Packet) -> Vec<u8> {
         number_field(5, packet.protocol.into()),
     ];
     [field(1, &time), field(2, &flow.concat()), number_field(3, packet.length.into())].concat()
+}
+
+/// What a probe says became of its frames; what it has sent follows from the numbers of its packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accounts {
+    pub filtered: u64,
+    pub uncounted_bytes: u64,
+    pub dropped: u64,
+    pub kernel_dropped: u64,
+}
+
+impl Accounts {
+    fn encode(&self, sent: u64) -> Vec<u8> {
+        let Self { filtered, uncounted_bytes, dropped, kernel_dropped } = *self;
+        let counts = [(1, filtered), (4, uncounted_bytes), (5, sent), (6, dropped), (7, kernel_dropped)];
+        counts.iter().flat_map(|(tag, count)| number_field(*tag, *count)).collect()
+    }
+}
+
+/// A `PacketBatch` of IPv4; without packets it is a heartbeat.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub probe: &'static str,
+    pub run: u64,
+    /// When the run began.
+    pub started: u64,
+    pub sequence: u64,
+    /// Number of its first packet.
+    pub first: u64,
+    pub packets: Vec<Packet>,
+    /// Latest time of all frames through this batch.
+    pub latest: u64,
+    pub accounts: Accounts,
+    pub last: bool,
+}
+
+impl Batch {
+    /// A batch of a probe's first run, of packets in time order.
+    pub fn new(probe: &'static str, started: u64, sequence: u64, first: u64, packets: &[Packet]) -> Self {
+        let latest = packets.last().map_or(0, |packet| packet.time);
+        let (accounts, packets) = (Accounts::default(), packets.to_vec());
+        Self { probe, run: 1, started, sequence, first, packets, latest, accounts, last: false }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let column = |of: &dyn Fn(&Packet) -> Vec<u8>| self.packets.iter().flat_map(of).collect::<Vec<u8>>();
+        let transport = |packet: &Packet| {
+            let (source, destination) = packet.ports;
+            let vlan = u64::from(packet.vlan.unwrap_or(0));
+            let ports = u64::from(source) << 48 | u64::from(destination) << 32;
+            let number =
+                ports | u64::from(packet.protocol) << 24 | u64::from(packet.flags) << 16 | vlan << 4 | 4;
+            number.to_le_bytes().to_vec()
+        };
+        let addresses = |packet: &Packet| {
+            let number = |address| match address {
+                IpAddr::V4(v4) => v4.to_bits().to_le_bytes(),
+                IpAddr::V6(v6) => panic!("{v6} in a batch of IPv4"),
+            };
+            [packet.source, packet.destination].map(number).concat()
+        };
+        let earliest = self.packets.first().map_or(self.latest, |packet| packet.time);
+        let count = self.packets.len() as u64;
+        [
+            field(1, self.probe.as_bytes()),
+            fixed_field(2, self.run),
+            number_field(3, self.sequence),
+            number_field(4, count),
+            number_field(5, self.first),
+            fixed_field(6, earliest),
+            fixed_field(7, self.latest),
+            field(8, &self.accounts.encode(self.first)),
+            field(9, &self.accounts.encode(self.first + count)),
+            number_field(10, self.last.into()),
+            fixed_field(11, self.started),
+            fixed_field(16, earliest),
+            field(18, &column(&|packet| packet.time.to_le_bytes().to_vec())),
+            field(19, &column(&transport)),
+            field(20, &column(&|packet| packet.length.to_le_bytes().to_vec())),
+            field(21, &column(&addresses)),
+        ]
+        .concat()
+    }
 }
 
 // The server.
@@ -338,6 +443,12 @@ impl Place {
     pub fn with_net_raw_only(&self) -> Self {
         let only = [tool_name("setpriv"), "--bounding-set=-all,+net_raw".into()];
         Self { before: self.before.iter().cloned().chain(only).collect() }
+    }
+
+    /// The same place, where the program is the first process that it knows of. Needs root.
+    pub fn with_own_processes(&self) -> Self {
+        let own = ["--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned);
+        Self { before: self.before.iter().cloned().chain([tool_name("unshare")]).chain(own).collect() }
     }
 }
 
@@ -489,6 +600,10 @@ impl Client {
         self.send(&[head.as_bytes(), payload, b"\r\n"].concat());
     }
 
+    pub fn publish_batch(&mut self, batch: &Batch) {
+        self.publish(&format!("gons.packets.batch.{}", batch.sequence % 16), &batch.encode());
+    }
+
     pub fn subscribe(&mut self, subject: &str) {
         self.send(format!("SUB {subject} 1\r\n").as_bytes());
         self.flush();
@@ -629,7 +744,24 @@ impl Namespaces {
 
     /// Sends a capture's frames into the left end.
     pub fn send(&self, scratch: &Scratch, file: &str, packets_per_second: u32) {
-        let args = format!("-q -i left --pps {packets_per_second} {file}");
+        self.send_at(scratch, file, &format!("--pps {packets_per_second}"));
+    }
+
+    /// Sends them as fast as the link takes them.
+    pub fn send_at_once(&self, scratch: &Scratch, file: &str) {
+        self.send_at(scratch, file, "--topspeed");
+    }
+
+    /// Frames that have come to the right end: the kernel may drop some on their way there.
+    pub fn arrived(&self) -> u64 {
+        let args = ["-json", "-statistics", "link", "show", "right"];
+        let output = self.right.command(&tool_name("ip")).args(args).output().unwrap();
+        let links: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        number(&links[0]["stats64"]["rx"]["packets"])
+    }
+
+    fn send_at(&self, scratch: &Scratch, file: &str, speed: &str) {
+        let args = format!("-q -i left {speed} {file}");
         let run = Live::start(scratch.command_in(&self.left, &tool_name("tcpreplay"), &args)).wait();
         assert_eq!(run.code, Some(0), "{run:?}");
     }

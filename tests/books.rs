@@ -1,0 +1,429 @@
+//! The books of the live programs where they are hardest to keep: programs that are frozen, servers that are gone,
+//! messages that overtake each other, runs that are repeated, probes that stand still.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant, SystemTime};
+use support::live::*;
+use support::*;
+
+const SINGLE: &str = "gons.packets.raw";
+const DAY: u64 = 86_400 * SECOND;
+const MINUTE: u64 = 60 * SECOND;
+
+/// The shipped tasks, with lines of the section `nats`. Streams are small, whatever disk is free.
+fn live_config(nats: &str) -> String {
+    format!("nats:\n  jetstream: {{max_bytes: 256MiB}}\n{nats}{}", config(SHIPPED))
+}
+
+/// One whose windows close soon, and wait a second for a probe that is silent.
+fn quick_config() -> String {
+    let quick = "window: 1s\n  allowed_lateness: 500ms";
+    live_config("  silent_after: 1s\n").replace("window: 60s", quick)
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
+}
+
+/// So many packets, a millisecond apart.
+fn in_a_row(count: u64) -> Vec<Packet> {
+    (0..count).map(|number| packet(number, "10.0.0.1", "10.0.0.2")).collect()
+}
+
+fn packets(ledger: &Value, part: &str) -> u64 {
+    number(&ledger["packets"][part])
+}
+
+/// Asserts that so many packets were counted, and none was lost.
+fn assert_counted(ledger: &Value, count: u64) {
+    assert_eq!([packets(ledger, "counted"), packets(ledger, "lost")], [count, 0], "{ledger}");
+}
+
+// Frozen.
+
+#[test]
+fn frames_in_the_rings_of_frozen_programs_are_counted_when_they_are_told_to_stop() {
+    for (ring, has_room) in [("64MiB", true), ("1MiB", false)] {
+        let (scratch, namespaces) = (Scratch::new(), Namespaces::new());
+        scratch.generate("-o sent.pcap --packets 20000 --flows 2000 --ipv6 0.2").assert(0, "");
+        let server = NatsServer::start_in(&namespaces.right, "");
+        let on_link = format!("--iface right -f 'ip or ip6' --ring-size {ring}");
+        let engines = [1, 2].map(|workers| {
+            let args = format!("{on_link} -o out-{workers} -w {workers}");
+            scratch.start_engine_in(&namespaces.right, &args)
+        });
+        let args = format!("{on_link} --json --nats {}", server.url());
+        let mut probe = Live::start(scratch.command_in(&namespaces.right, PROBE, &args));
+        probe.wait_until_says("publishing to");
+
+        let before = namespaces.arrived();
+        let programs = [&engines[0], &engines[1], &probe];
+        programs.iter().for_each(|program| program.signal("STOP"));
+        namespaces.send_at_once(&scratch, "sent.pcap");
+        let frames = namespaces.arrived() - before;
+        assert!(frames > 10_000, "only {frames} frames came over the link");
+        programs.iter().for_each(|program| program.stop_frozen());
+
+        let report = probe.report();
+        let [read, dropped] = ["read", "kernel_dropped"].map(|part| packets(&report, part));
+        assert_eq!(read + dropped, frames, "{ring}: {report}");
+        assert_eq!(dropped == 0, has_room, "{ring}: {report}");
+        for (workers, engine) in (1..).zip(engines) {
+            let ledger = engine.ledger(&scratch.path(&format!("out-{workers}")));
+            let [counted, lost] = ["counted", "lost"].map(|part| packets(&ledger, part));
+            assert_eq!(counted + lost, frames, "{ring}, {workers} workers: {ledger}");
+            assert_eq!(lost == 0, has_room, "{ring}, {workers} workers: {ledger}");
+        }
+    }
+}
+
+#[test]
+fn single_messages_that_wait_for_a_frozen_engine_are_counted_when_it_is_told_to_stop() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    engine.signal("STOP");
+    let mut client = server.connect();
+    in_a_row(5_000).iter().for_each(|packet| client.publish(SINGLE, &packet_info(packet)));
+    client.flush();
+    engine.stop_frozen();
+    assert_counted(&engine.ledger(&scratch.path("out")), 5_000);
+}
+
+#[test]
+fn batches_of_several_probes_that_wait_for_a_frozen_engine_are_counted_when_it_is_told_to_stop() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    engine.signal("STOP");
+    let (mut client, started) = (server.connect(), now());
+    for (sequence, packets) in (0..).zip(in_a_row(5_000).chunks(50)) {
+        for probe in ["north", "east", "south", "west"] {
+            client.publish_batch(&Batch::new(probe, started, sequence, sequence * 50, packets));
+        }
+    }
+    client.flush();
+    engine.stop_frozen();
+    let ledger = engine.ledger(&scratch.path("out"));
+    assert_counted(&ledger, 20_000);
+    for probe in ["north", "east", "south", "west"] {
+        assert_eq!(input(&ledger, probe)["counted"], 5_000, "{ledger}");
+    }
+}
+
+#[test]
+fn an_engine_told_to_stop_as_soon_as_it_listens_leaves_a_ledger() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    for round in 0..10 {
+        let engine = scratch.start_engine(&format!("--nats {} -o out-{round} -w 2", server.url()));
+        engine.signal("INT");
+        assert_counted(&engine.ledger(&scratch.path(&format!("out-{round}"))), 0);
+    }
+}
+
+// The server is gone.
+
+#[test]
+fn a_probe_whose_server_is_gone_ends_soon_and_reports_what_it_could_not_send() {
+    let (scratch, namespaces) = (Scratch::new(), Namespaces::new());
+    scratch.write("config.yaml", live_config("  buffer: 1MiB\n"));
+    scratch.generate("-o sent.pcap --packets 2000 --flows 200").assert(0, "");
+    scratch.generate("-o long.pcap --packets 20000 --flows 1000 --duration 160s").assert(0, "");
+    let mut on_link = NatsServer::start_in(&namespaces.right, JETSTREAM);
+    let mut elsewhere = NatsServer::start();
+    let live = format!("--json --nats {} -i right -f ip", on_link.url());
+    let replay = format!("--json --nats {}", elsewhere.url());
+
+    let mut watching = ["max", "paced"].map(|subject| {
+        let mut client = elsewhere.connect();
+        client.subscribe(&format!("{subject}.>"));
+        client
+    });
+    let mut probes = [
+        Live::start(scratch.command_in(&namespaces.right, PROBE, &live)),
+        Live::start(scratch.command_in(&namespaces.right, PROBE, &format!("{live} --jetstream"))),
+        scratch.start_probe(&format!("{replay} --subject max -r -")),
+        scratch.start_probe(&format!("{replay} --subject paced --pace 20x -r long.pcap")),
+    ];
+    probes.iter_mut().for_each(|probe| probe.wait_until_says("publishing to"));
+    probes[2].flood();
+    watching.iter_mut().for_each(|client| (0..3).for_each(|_| drop(client.next())));
+    namespaces.send_at_once(&scratch, "sent.pcap");
+    on_link.kill();
+    elsewhere.kill();
+    namespaces.send_at_once(&scratch, "sent.pcap");
+
+    let told = Instant::now();
+    probes.iter().for_each(|probe| probe.signal("INT"));
+    let kinds = ["live", "live over JetStream", "replay", "replay at a pace"];
+    for (kind, probe) in kinds.into_iter().zip(probes) {
+        let (report, _) = probe.report_and_run(1);
+        assert_ne!(packets(&report, "read"), 0, "{kind}: {report}");
+        let took = told.elapsed();
+        assert!(took < Duration::from_secs(20), "{kind}: {took:?} until it ended: {report}");
+    }
+}
+
+// Messages in any order.
+
+#[test]
+fn a_last_word_that_overtakes_its_packet_stops_no_engine() {
+    let server = NatsServer::start();
+    let sent = [packet(0, "10.0.0.1", "10.0.0.2"), packet(100_000, "10.0.0.3", "10.0.0.4")];
+    // The last word may know of the packet that it has overtaken, or not.
+    for (workers, known) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+        let scratch = Scratch::new();
+        let engine = scratch.start_engine(&format!("--nats {} -o out -w {workers}", server.url()));
+        let (mut client, started) = (server.connect(), now());
+        let last = Batch::new("x", started, known, known, &[]);
+        client.publish_batch(&Batch { latest: START + DAY, last: true, ..last });
+        client.publish_batch(&Batch::new("x", started, 0, 0, &sent[..1]));
+        client.publish_batch(&Batch::new("y", started, 0, 0, &sent[1..]));
+        client.flush();
+        engine.stop_engine(&scratch.path("out"));
+        assert_holds(&scratch.path("out"), &sent, MINUTE, SHIPPED);
+    }
+}
+
+#[test]
+fn what_is_missing_between_the_batches_heard_is_lost_and_what_came_before_them_is_not() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let started = now() - MINUTE;
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    let (mut client, packets) = (server.connect(), in_a_row(1_300));
+    for first in [1_000, 900, 1_200] {
+        let packets = &packets[first as usize..][..100];
+        client.publish_batch(&Batch::new("tap", started, first / 100, first, packets));
+    }
+    client.flush();
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    let tap = input(&ledger, "tap");
+    assert_eq!(["counted", "lost"].map(|part| number(&tap[part])), [300, 100], "{ledger}");
+}
+
+#[test]
+fn accounts_that_arrive_after_newer_ones_take_nothing_back() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
+    let (mut client, started) = (server.connect(), now());
+    client.publish_batch(&Batch::new("tap", started, 0, 0, &in_a_row(10)));
+    let heartbeat = |filtered: u64, dropped, kernel_dropped| Batch {
+        latest: START + SECOND,
+        accounts: Accounts { filtered, uncounted_bytes: filtered * 60, dropped, kernel_dropped },
+        ..Batch::new("tap", started, 1, 10, &[])
+    };
+    client.publish_batch(&heartbeat(50, 4, 7));
+    client.publish_batch(&heartbeat(20, 1, 3));
+    client.flush();
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    let tap = input(&ledger, "tap");
+    assert_eq!(["counted", "filtered", "lost"].map(|part| number(&tap[part])), [10, 50, 11], "{ledger}");
+    assert_eq!(ledger["bytes"]["read"], 10 * 100 + 50 * 60, "{ledger}");
+}
+
+// Names.
+
+#[test]
+fn a_replay_published_in_both_encodings_under_one_name_is_counted_in_each() {
+    let (scratch, server) = (Scratch::new(), NatsServer::with(JETSTREAM));
+    let sent = mixed(31, 5_000, MINUTE);
+    scratch.write("config.yaml", live_config(""));
+    scratch.write("a.pcap", pcap(&sent));
+    let engine = scratch.start_engine(&format!("--nats {} --jetstream -o out -w 2", server.url()));
+    for encoding in ["batch", "single"] {
+        let args = format!("--nats {} --jetstream --id same --encoding {encoding} -r a.pcap", server.url());
+        scratch.replay(&args);
+    }
+    server.wait_until_delivered();
+    engine.stop_engine(&scratch.path("out"));
+    assert_holds(&scratch.path("out"), &[&sent[..], &sent].concat(), MINUTE, SHIPPED);
+}
+
+#[test]
+fn replays_of_two_captures_under_one_name_are_both_counted() {
+    // As long as the other, at the same times.
+    let captures = [mixed(32, 5_000, MINUTE), mixed(33, 5_000, MINUTE)];
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        let (scratch, server) = (Scratch::new(), NatsServer::with(options));
+        scratch.write("config.yaml", live_config(""));
+        let engine = scratch.start_engine(&format!("--nats {} {flags} -o out -w 2", server.url()));
+        for (name, packets) in ["a.pcap", "b.pcap"].into_iter().zip(&captures) {
+            scratch.write(name, pcap(packets));
+            scratch.replay(&format!("--nats {} {flags} --id same -r {name}", server.url()));
+        }
+        if options == JETSTREAM {
+            server.wait_until_delivered();
+        }
+        engine.stop_engine(&scratch.path("out"));
+        assert_holds(&scratch.path("out"), &captures.concat(), MINUTE, SHIPPED);
+    }
+}
+
+#[test]
+fn a_replay_that_is_repeated_to_its_end_gives_the_snapshots_of_the_capture() {
+    let scratch = Scratch::new();
+    scratch.write("config.yaml", live_config(""));
+    scratch.write("a.pcap", pcap(&mixed(34, 20_000, 5 * MINUTE)));
+    scratch.analyze("-q -o offline --window 60s a.pcap").assert(0, "");
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        let server = NatsServer::with(options);
+        let (to, out) = (format!("--nats {} {flags}", server.url()), format!("out{flags}"));
+        let engine = scratch.start_engine(&format!("{to} -o {out} -w 2"));
+        // Whole batches, so that those of both replays are the same as far as the first one comes.
+        for count in ["--count 8192", ""] {
+            scratch.replay(&format!("{to} --id res -r a.pcap {count}"));
+        }
+        if options == JETSTREAM {
+            server.wait_until_delivered();
+        }
+        assert_counted(&engine.stop_engine(&scratch.path(&out)), 20_000);
+        assert_same(&snapshots(&scratch.path("offline")), &snapshots(&scratch.path(&out)), &out);
+    }
+}
+
+// Standing still.
+
+/// An engine with short windows, a probe that has sent these packets and goes on without sending any, and what
+/// takes batches off the bus beside the engine.
+fn beside_a_probe_that_stands_still(
+    scratch: &Scratch,
+    server: &NatsServer,
+    packets: &[Packet],
+) -> (Live, Live) {
+    scratch.write("config.yaml", quick_config());
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    let mut client = server.connect();
+    client.subscribe("gons.packets.batch.>");
+    let mut probe = scratch.start_probe(&format!("--nats {} --id still -r -", server.url()));
+    probe.stdin().write_all(&pcap(packets)).unwrap();
+    // That it begins, and its packets.
+    (0..2).for_each(|_| drop(client.next()));
+    (engine, probe)
+}
+
+#[test]
+fn a_probe_that_stands_still_keeps_no_window_of_others_open() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let (engine, mut still) = beside_a_probe_that_stands_still(&scratch, &server, &in_a_row(1));
+    let minute: Vec<_> = (0..60).map(|second| packet(second * 1000, "10.0.0.3", "10.0.0.4")).collect();
+    scratch.write("a.pcap", pcap(&minute));
+    scratch.replay(&format!("--nats {} -r a.pcap", server.url()));
+    let late = scratch.path("out").join(window_name(START + 50 * SECOND));
+    wait_for("window that does not wait", || late.exists().then_some(()));
+    assert!(!still.is_over(), "{:?}", still.wait());
+    assert_eq!(still.finish().code, Some(0));
+    engine.stop_engine(&scratch.path("out"));
+    assert_holds(&scratch.path("out"), &[in_a_row(1), minute].concat(), SECOND, SHIPPED);
+}
+
+#[test]
+fn a_probe_that_stands_still_a_day_ahead_keeps_no_packets_of_others_back() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let tomorrow = [packet(86_400_000, "10.0.0.1", "10.0.0.2")];
+    let (engine, mut still) = beside_a_probe_that_stands_still(&scratch, &server, &tomorrow);
+    let mut today = scratch.start_probe(&format!("--nats {} --id today -r -", server.url()));
+    let packets = [0, 1_800].map(|milliseconds| packet(milliseconds, "10.0.0.3", "10.0.0.4"));
+    today.stdin().write_all(&pcap(&packets)).unwrap();
+    let (sent, first) = (Instant::now(), scratch.path("out").join(window_name(START)));
+    wait_for("window of today", || first.exists().then_some(()));
+    assert!(sent.elapsed() < Duration::from_secs(8), "{:?} until it was written", sent.elapsed());
+    assert!(!still.is_over() && !today.is_over());
+    for probe in [still, today] {
+        assert_eq!(probe.finish().code, Some(0));
+    }
+    engine.stop_engine(&scratch.path("out"));
+    assert_holds(&scratch.path("out"), &[&packets[..], &tomorrow].concat(), SECOND, SHIPPED);
+}
+
+// The link.
+
+#[test]
+fn engines_of_one_link_that_have_the_same_process_number_each_count_every_frame() {
+    let (scratch, namespaces) = (Scratch::new(), Namespaces::new());
+    scratch.generate("-o sent.pcap --packets 12000 --flows 2000 --ipv6 0.2").assert(0, "");
+    let place = namespaces.right.with_own_processes();
+    let engines = ["one", "other"].map(|out| {
+        let engine = scratch.start_engine_in(&place, &format!("--iface right -f 'ip or ip6' -o {out} -w 2"));
+        (out, engine)
+    });
+    let before = namespaces.arrived();
+    namespaces.send(&scratch, "sent.pcap", 10_000);
+    let frames = namespaces.arrived() - before;
+    for (out, engine) in engines {
+        // The engine is the child of who gave it its namespace, and who heeds no signal.
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", engine.id())).unwrap();
+        scratch.start("sh", &format!("-c 'kill -TERM {children}'")).finish().assert(0, "");
+        assert_counted(&engine.ledger(&scratch.path(out)), frames);
+    }
+}
+
+// Flags.
+
+#[test]
+fn flags_that_cannot_be_meant_are_refused() {
+    let scratch = Scratch::new();
+    let capture = pcap(&in_a_row(10));
+    scratch.write("a.pcap", &capture);
+    symlink("a.pcap", scratch.path("b.pcap")).unwrap();
+    scratch.write("config.yaml", live_config("  connect_timeout: 1s\n"));
+    let tiny = format!("--pace 0.{}1x -r a.pcap", "0".repeat(45));
+    for (args, says) in [
+        ("--id '' -r a.pcap", "--id"),
+        (&tiny, "--pace"),
+        ("--mode sub --iface lo", "--iface"),
+        ("-r a.pcap -w a.pcap", "a.pcap"),
+        ("-r a.pcap -w ./a.pcap", "a.pcap"),
+        ("-r a.pcap -w b.pcap", "b.pcap"),
+    ] {
+        scratch.start(PROBE, args).finish().assert(2, says);
+        assert!(fs::read(scratch.path("a.pcap")).unwrap() == capture, "{args} has changed its own input");
+    }
+}
+
+#[test]
+fn a_password_with_a_comma_is_not_printed() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&in_a_row(10)));
+    scratch.write("config.yaml", live_config("  connect_timeout: 1s\n"));
+    for (program, args) in [(ENGINE, "-o out"), (PROBE, "-r a.pcap"), (PROBE, "--mode sub")] {
+        let run = scratch.start(program, &format!("--nats 'nats://user:hunter,2@h:4222' {args}")).finish();
+        assert!(matches!(run.code, Some(1 | 2)), "{run:?}");
+        assert!(!run.stderr.is_empty() && !format!("{run:?}").contains("hunter"), "{run:?}");
+    }
+}
+
+#[test]
+fn a_token_in_the_url_opens_a_server_and_is_not_printed() {
+    let (scratch, token) = (Scratch::new(), "correct-horse");
+    scratch.write("a.pcap", pcap(&in_a_row(100)));
+    let server = NatsServer::with(&format!("authorization: {{token: {token}}}"));
+    let to = format!("--nats nats://{token}@{}", server.address());
+    let engine = scratch.start_engine(&format!("{to} -o out -v"));
+    let run = scratch.start_probe(&format!("{to} -r a.pcap")).wait();
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let said = format!("{}{run:?}", engine.said());
+    assert!(!said.contains(token), "a secret was printed: {said}");
+    assert_counted(&engine.stop_engine(&scratch.path("out")), 100);
+}
+
+// The disk.
+
+#[test]
+fn a_disk_that_is_full_keeps_no_frames_and_no_packet_from_being_published() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    scratch.write("a.pcap", pcap(&in_a_row(1_000)));
+    let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
+    let probe = scratch.start_probe(&format!("--nats {} --json -r a.pcap -w /dev/full", server.url()));
+    let (report, run) = probe.report_and_run(1);
+    assert!(run.stderr.contains("/dev/full"), "{run:?}");
+    assert_eq!(report["packets"]["sent"], 1_000, "{report}");
+    let savefile = &report["savefile"];
+    assert_eq!(["frames", "dropped"].map(|part| number(&savefile[part])), [0, 1_000], "{report}");
+    assert_counted(&engine.stop_engine(&scratch.path("out")), 1_000);
+}
