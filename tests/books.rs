@@ -5,6 +5,7 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
@@ -122,7 +123,8 @@ fn an_engine_told_to_stop_as_soon_as_it_listens_leaves_a_ledger() {
     let (scratch, server) = (Scratch::new(), NatsServer::start());
     for round in 0..10 {
         let engine = scratch.start_engine(&format!("--nats {} -o out-{round} -w 2", server.url()));
-        engine.signal("INT");
+        // At once: a shell that sends it takes longer than the engine to begin.
+        kill_process(Pid::from_raw(engine.id() as i32).unwrap(), Signal::INT).unwrap();
         assert_counted(&engine.ledger(&scratch.path(&format!("out-{round}"))), 0);
     }
 }
@@ -151,8 +153,8 @@ fn a_probe_whose_server_is_gone_ends_soon_and_reports_what_it_could_not_send() {
         scratch.start_probe(&format!("{replay} --subject max -r -")),
         scratch.start_probe(&format!("{replay} --subject paced --pace 20x -r long.pcap")),
     ];
-    probes.iter_mut().for_each(|probe| probe.wait_until_says("publishing to"));
     probes[2].flood();
+    probes.iter_mut().for_each(|probe| probe.wait_until_says("publishing to"));
     watching.iter_mut().for_each(|client| (0..3).for_each(|_| drop(client.next())));
     namespaces.send_at_once(&scratch, "sent.pcap");
     on_link.kill();
@@ -162,7 +164,8 @@ fn a_probe_whose_server_is_gone_ends_soon_and_reports_what_it_could_not_send() {
     let told = Instant::now();
     probes.iter().for_each(|probe| probe.signal("INT"));
     let kinds = ["live", "live over JetStream", "replay", "replay at a pace"];
-    for (kind, probe) in kinds.into_iter().zip(probes) {
+    for (kind, mut probe) in kinds.into_iter().zip(probes) {
+        wait_for(&format!("end of the probe ({kind})"), || probe.is_over().then_some(()));
         let (report, _) = probe.report_and_run(1);
         assert_ne!(packets(&report, "read"), 0, "{kind}: {report}");
         let took = told.elapsed();
@@ -289,8 +292,7 @@ fn a_replay_that_is_repeated_to_its_end_gives_the_snapshots_of_the_capture() {
 
 // Standing still.
 
-/// An engine with short windows, a probe that has sent these packets and goes on without sending any, and what
-/// takes batches off the bus beside the engine.
+/// An engine with short windows, and a probe that has sent these packets, sends no more and does not end.
 fn beside_a_probe_that_stands_still(
     scratch: &Scratch,
     server: &NatsServer,

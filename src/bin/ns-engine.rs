@@ -116,6 +116,9 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     if let Some(why) = progress.failure.get() {
         return Err(running(anyhow!("{why}")));
     }
+    if let Input::Bus(listening) = &input {
+        listening.settle();
+    }
     let totals = std::mem::take(&mut *totals.totals.lock().unwrap_or_else(PoisonError::into_inner));
     let ledger = Ledger::new(&progress.counts(), &intake.reports(), totals.windows(), true);
     ledger.balance(totals.packets()).map_err(running)?;

@@ -12,7 +12,7 @@ use crate::bus::subscribe::{Arrival, Incoming};
 use crate::ledger::{Counts, InputReport, Losses};
 use crate::wire::batch::{Batch, Item};
 use crate::wire::single;
-use crate::wire::v1::Accounts;
+use crate::wire::v1::{Accounts, TakenRange};
 use async_nats::Subject;
 use bytes::Bytes;
 use dataflows::packet::Packet;
@@ -109,6 +109,7 @@ impl Seen {
 /// A run of a probe, or all single packets.
 struct Run {
     name: String,
+    run: u64,
     format: &'static str,
     /// Time up to which everything has come that is not late.
     watermark: u64,
@@ -135,9 +136,10 @@ struct Run {
 }
 
 impl Run {
-    fn new(name: String, format: &'static str) -> Self {
+    fn new(name: String, run: u64, format: &'static str) -> Self {
         Self {
             name,
+            run,
             format,
             watermark: 0,
             newest: 0,
@@ -203,6 +205,10 @@ struct State {
     runs: HashMap<u64, Vec<usize>>,
     /// Messages of the durable log that have been taken.
     logged: Seen,
+    /// Packets taken that the other engines of the group have not been told of, by run.
+    untold: BTreeMap<usize, Seen>,
+    /// What other engines have taken of runs that are not known here yet.
+    foreign: Vec<TakenRange>,
     /// Windows have been closed as by this watermark, the last of them at that moment.
     floor: u64,
     /// The first window that workers have been told is open, and when that was.
@@ -242,9 +248,11 @@ impl Messages {
         let state = State {
             queue: VecDeque::new(),
             bytes: 0,
-            streams: vec![Run::new(rules.single.clone(), "nats-single")],
+            streams: vec![Run::new(rules.single.clone(), 0, "nats-single")],
             runs: HashMap::new(),
             logged: Seen::default(),
+            untold: BTreeMap::new(),
+            foreign: Vec::new(),
             floor: 0,
             open: 0,
             advanced: Instant::now(),
@@ -389,15 +397,56 @@ impl Messages {
         if state.streams.len() >= MOST_RUNS {
             return None;
         }
-        let mut stream = Run::new(batch.probe.clone(), "nats-batch");
+        let mut stream = Run::new(batch.probe.clone(), batch.run, "nats-batch");
         if batch.started < self.began {
             // It was sending before we listened: what it sent then is not ours.
             stream.baseline = batch.before;
         }
         stream.latest = stream.baseline;
-        runs.push(state.streams.len());
+        let number = state.streams.len();
+        runs.push(number);
         state.streams.push(stream);
-        Some(state.streams.len() - 1)
+        for range in std::mem::take(&mut state.foreign) {
+            Self::take_elsewhere(state, range);
+        }
+        Some(number)
+    }
+
+    /// What was taken here since this was last asked, for the other engines of the group.
+    pub fn tell(&self) -> Vec<TakenRange> {
+        let mut state = self.state();
+        let untold = std::mem::take(&mut state.untold);
+        let ranges = untold.into_iter().flat_map(|(number, seen)| {
+            let Run { name, run, .. } = &state.streams[number];
+            let range = |(first, end)| TakenRange { probe: name.clone(), run: *run, first, end };
+            seen.ranges.into_iter().map(range).collect::<Vec<_>>()
+        });
+        ranges.collect()
+    }
+
+    /// Another engine of the group has taken these.
+    pub fn told(&self, ranges: Vec<TakenRange>) {
+        let mut state = self.state();
+        ranges.into_iter().for_each(|range| Self::take_elsewhere(&mut state, range));
+    }
+
+    fn take_elsewhere(state: &mut State, range: TakenRange) {
+        let known = state.runs.get(&range.run).into_iter().flatten();
+        let known = known.copied().find(|number| state.streams[*number].name == range.probe);
+        let Some(number) = known else {
+            if state.foreign.len() < MOST_GAPS {
+                state.foreign.push(range);
+            }
+            return;
+        };
+        let stream = &mut state.streams[number];
+        let fresh = stream.seen.add(range.first.max(stream.baseline.sent), range.end);
+        stream.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+    }
+
+    /// Packets that are missing so far.
+    pub fn missing(&self) -> u64 {
+        self.state().streams.iter().map(|stream| stream.report().losses.unwrap_or_default().bus).sum()
     }
 
     /// The next piece of work; a message that holds none is dealt with on the way.
@@ -482,6 +531,9 @@ impl Messages {
         let new: u64 = fresh.iter().map(|range| range.end - range.start).sum();
         stream.repeated += packets - new;
         stream.taken += new;
+        for range in &fresh {
+            state.untold.entry(number).or_default().add(range.start, range.end);
+        }
         // Its own first packets see the watermark of what came before them in their run, whatever was lost between.
         let position = state.position(number, if new > 0 { batch.watermark } else { 0 });
         let stream = &mut state.streams[number];

@@ -7,9 +7,12 @@ use super::bus::{Kind, Messages, Rules};
 use crate::bus::subscribe::Subscription;
 use crate::bus::{Bus, BusError, Settings};
 use crate::capture::live::now;
+use crate::wire::v1::Taken;
 use bytes::Bytes;
+use prost::Message;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -18,7 +21,11 @@ use tokio::task::JoinSet;
 /// asked for.
 const BATCHES: usize = 512;
 const SINGLES: usize = 64 << 10;
-/// How often the clock is looked at.
+/// Ranges of packets in one message to other engines.
+const RANGES: usize = 4096;
+/// How long to wait at the end for what other engines have taken.
+const SETTLING: Duration = Duration::from_secs(3);
+/// How often the clock is looked at, and other engines are told what was taken.
 const TICK: Duration = Duration::from_millis(200);
 
 /// A subscription that feeds a queue. Dropped, it ends.
@@ -27,7 +34,54 @@ pub struct Listening {
     pub messages: Arc<Messages>,
     /// Subjects and servers, for people.
     pub to: String,
-    _runtime: Runtime,
+    runtime: Runtime,
+    /// Other engines share the messages.
+    shared: Option<Arc<Shared>>,
+}
+
+/// What engines of one group tell each other.
+struct Shared {
+    bus: Bus,
+    subject: String,
+    /// Tells this engine from the others.
+    engine: u64,
+    /// Whether another has said anything.
+    heard: AtomicBool,
+}
+
+impl Shared {
+    /// Says what was taken here, and hears what was taken elsewhere.
+    async fn run(self: Arc<Self>, mut others: Subscription, messages: Arc<Messages>) {
+        // Listens for as long as the engine lives.
+        let (_stop, mut never) = watch::channel(false);
+        let mut interval = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                _ = interval.tick() => self.tell(&messages).await,
+                arrival = others.next(&mut never) => {
+                    let Some(arrival) = arrival else { return };
+                    match Taken::decode(arrival.message().payload.clone()) {
+                        Ok(taken) if taken.engine != self.engine => {
+                            self.heard.store(true, SeqCst);
+                            messages.told(taken.ranges);
+                        }
+                        // Our own words, or nothing that an engine says.
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, messages: &Messages) {
+        let mut ranges = messages.tell();
+        while !ranges.is_empty() {
+            let rest = ranges.split_off(ranges.len().min(RANGES));
+            let taken = Taken { engine: self.engine, ranges: std::mem::replace(&mut ranges, rest) };
+            // Without the server there is nobody to tell.
+            let _ = self.bus.client().publish(self.subject.clone(), taken.encode_to_vec().into()).await;
+        }
+    }
 }
 
 impl Listening {
@@ -39,8 +93,22 @@ impl Listening {
             action: "start the threads for it".into(),
             why: error.to_string(),
         })?;
-        let (messages, to) = runtime.block_on(subscribe(settings, rules, program))?;
-        Ok(Self { messages, to, _runtime: runtime })
+        let (messages, to, shared) = runtime.block_on(subscribe(settings, rules, program))?;
+        Ok(Self { messages, to, runtime, shared })
+    }
+
+    /// When all messages have been taken: tells the other engines of the group so, and hears what they have taken.
+    pub fn settle(&self) {
+        let Some(shared) = &self.shared else { return };
+        self.runtime.block_on(async {
+            shared.tell(&self.messages).await;
+            // Gone through the server, so that the others hear it though we end.
+            let _ = shared.bus.round_trip().await;
+            let began = Instant::now();
+            while shared.heard.load(SeqCst) && self.messages.missing() > 0 && began.elapsed() < SETTLING {
+                tokio::time::sleep(TICK / 4).await;
+            }
+        });
     }
 }
 
@@ -48,7 +116,7 @@ async fn subscribe(
     settings: &Settings,
     rules: Rules,
     program: &'static str,
-) -> Result<(Arc<Messages>, String), BusError> {
+) -> Result<(Arc<Messages>, String, Option<Arc<Shared>>), BusError> {
     let began = now();
     let (stop, stopped) = watch::channel(false);
     let (taken, mut to_answer) = mpsc::unbounded_channel();
@@ -56,6 +124,8 @@ async fn subscribe(
     let bus = Bus::connect(settings, program, room).await?;
     let mut subscriptions = Vec::new();
     let mut singles = None;
+    let mut others = None;
+    let taken_subject = format!("{}-taken.{}", settings.batch, settings.queue_group);
     let to;
     if settings.jetstream.enabled {
         subscriptions.push(Subscription::log(&bus, settings).await?);
@@ -65,6 +135,7 @@ async fn subscribe(
         let single_bus = Bus::connect(settings, program, SINGLES).await?;
         subscriptions.push(Subscription::core(&bus, &settings.batches(), group).await?);
         subscriptions.push(Subscription::core(&single_bus, &settings.single, group).await?);
+        others = Some(Subscription::core(&bus, &taken_subject, None).await?);
         singles = Some(single_bus);
         to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     }
@@ -103,7 +174,16 @@ async fn subscribe(
             ticking.tick();
         }
     });
-    Ok((messages, to))
+    let Some(others) = others else { return Ok((messages, to, None)) };
+    let shared =
+        Arc::new(Shared { bus, subject: taken_subject, engine: random(), heard: AtomicBool::new(false) });
+    tokio::spawn(shared.clone().run(others, messages.clone()));
+    Ok((messages, to, Some(shared)))
+}
+
+/// A number that no other engine has.
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), now())
 }
 
 /// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.
