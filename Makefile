@@ -83,11 +83,11 @@ live-bench: install-deps	## rate over NATS, capture cost beside tcpdump, latency
 
 # No sanitizer, so that a stable compiler of any version will do.
 # New inputs go under target/; the committed seeds and, where it is, the corpus of .ci/run are only read.
-fuzz: install-deps	## fuzz the reader and the decoder, SECONDS=600 in all
+fuzz: install-deps	## fuzz the reader, the decoder and the messages, SECONDS=600 in all
 	$(call install,$(FUZZ_DEPS))
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
-	@set -e; for target in reader decoder; do \
+	@set -e; for target in reader decoder messages; do \
 		mkdir -p $(TARGET)/fuzz/$$target fuzz/corpus/$$target; \
 		cargo fuzz run -s none $$target $(TARGET)/fuzz/$$target $(abspath fuzz/corpus)/$$target $(abspath $(CORPUS)) -- \
-			-max_total_time=$$(($(SECONDS) / 2)) -max_len=65536 -print_final_stats=1; \
+			-max_total_time=$$(($(SECONDS) / 3)) -max_len=65536 -print_final_stats=1; \
 	done

@@ -252,7 +252,10 @@ impl Writer {
         };
         if rotation.is_none() {
             let file = File::create(path).map_err(|error| failed("create", path, error))?;
-            writer.begin(file, path.to_owned())?;
+            if let Err(error) = writer.begin(file, path.to_owned()) {
+                // A full disk keeps nobody from publishing: it is told like one that fills up later.
+                writer.shared.error.get_or_init(|| error.to_string());
+            }
         } else {
             if path.file_stem().is_none() {
                 return Err(SavefileError::NoName { path: path.to_owned() });
@@ -561,6 +564,16 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_full_from_the_start_is_told_and_keeps_nothing() {
+        let mut savefile =
+            Savefile::create(Path::new("/dev/full"), ETHERNET, 128, Rotation::default()).expect("a savefile");
+        savefile.frame(0, 60, &[0; 60]);
+        let Kept { frames, dropped, error, .. } = savefile.close().expect("an end");
+        assert_eq!((frames, dropped), (0, 1));
+        assert!(error.is_some_and(|why| why.contains("/dev/full")));
+    }
+
+    #[test]
     fn what_cannot_be_written_to_is_told_at_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let missing = folder.path().join("missing/kept.pcap");
@@ -570,7 +583,6 @@ mod tests {
                 Savefile::create(&missing, ETHERNET, 128, rotation).err().expect("an error").to_string();
             assert!(why.contains("missing"), "{why}");
         }
-        assert!(Savefile::create(Path::new("/dev/full"), ETHERNET, 128, Rotation::default()).is_err());
         assert!(matches!(
             Savefile::create(Path::new(".."), ETHERNET, 128, rotating),
             Err(SavefileError::NoName { .. })

@@ -75,11 +75,15 @@ impl Shared {
 
     async fn tell(&self, messages: &Messages) {
         let mut ranges = messages.tell();
-        while !ranges.is_empty() {
+        // Without any it says that there is another engine.
+        loop {
             let rest = ranges.split_off(ranges.len().min(RANGES));
             let taken = Taken { engine: self.engine, ranges: std::mem::replace(&mut ranges, rest) };
             // Without the server there is nobody to tell.
             let _ = self.bus.client().publish(self.subject.clone(), taken.encode_to_vec().into()).await;
+            if ranges.is_empty() {
+                return;
+            }
         }
     }
 }
