@@ -115,6 +115,12 @@ impl Settings {
         format!("{}.*", self.batch)
     }
 
+    /// The subject on which engines of one group tell each other what they took: beside that of batches.
+    pub fn taken(&self) -> String {
+        let parent = self.batch.rsplit_once('.').map_or("", |(parent, _)| parent);
+        format!("{parent}.taken.{}", self.queue_group).trim_start_matches('.').to_owned()
+    }
+
     /// The servers by address, without users and passwords.
     pub fn shown(&self) -> String {
         let shown =

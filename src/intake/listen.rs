@@ -35,8 +35,7 @@ pub struct Listening {
     /// Subjects and servers, for people.
     pub to: String,
     runtime: Runtime,
-    /// Other engines share the messages.
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
 }
 
 /// What engines of one group tell each other.
@@ -103,7 +102,7 @@ impl Listening {
 
     /// When all messages have been taken: tells the other engines of the group so, and hears what they have taken.
     pub fn settle(&self) {
-        let Some(shared) = &self.shared else { return };
+        let shared = &self.shared;
         self.runtime.block_on(async {
             shared.tell(&self.messages).await;
             // Gone through the server, so that the others hear it though we end.
@@ -120,7 +119,7 @@ async fn subscribe(
     settings: &Settings,
     rules: Rules,
     program: &'static str,
-) -> Result<(Arc<Messages>, String, Option<Arc<Shared>>), BusError> {
+) -> Result<(Arc<Messages>, String, Arc<Shared>), BusError> {
     let began = now();
     let (stop, stopped) = watch::channel(false);
     let (taken, mut to_answer) = mpsc::unbounded_channel();
@@ -128,8 +127,6 @@ async fn subscribe(
     let bus = Bus::connect(settings, program, room).await?;
     let mut subscriptions = Vec::new();
     let mut singles = None;
-    let mut others = None;
-    let taken_subject = format!("{}-taken.{}", settings.batch, settings.queue_group);
     let to;
     if settings.jetstream.enabled {
         subscriptions.push(Subscription::log(&bus, settings).await?);
@@ -139,10 +136,11 @@ async fn subscribe(
         let single_bus = Bus::connect(settings, program, SINGLES).await?;
         subscriptions.push(Subscription::core(&bus, &settings.batches(), group).await?);
         subscriptions.push(Subscription::core(&single_bus, &settings.single, group).await?);
-        others = Some(Subscription::core(&bus, &taken_subject, None).await?);
         singles = Some(single_bus);
         to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     }
+    let taken_subject = settings.taken();
+    let others = Subscription::core(&bus, &taken_subject, None).await?;
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
@@ -178,11 +176,10 @@ async fn subscribe(
             ticking.tick();
         }
     });
-    let Some(others) = others else { return Ok((messages, to, None)) };
     let shared =
         Arc::new(Shared { bus, subject: taken_subject, engine: random(), heard: AtomicBool::new(false) });
     tokio::spawn(shared.clone().run(others, messages.clone()));
-    Ok((messages, to, Some(shared)))
+    Ok((messages, to, shared))
 }
 
 /// A number that no other engine has.
