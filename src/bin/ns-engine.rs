@@ -136,7 +136,10 @@ fn run(flags: &Flags) -> Result<End, Failed> {
             Some(why) => Err(running(anyhow!("{why}; what was captured before that is counted"))),
             None => Ok(End::Done),
         },
-        Input::Bus(_) => Ok(End::Done),
+        Input::Bus(listening) => match listening.messages.failure() {
+            Some(why) => Err(running(anyhow!("{why} What was received before that is counted"))),
+            None => Ok(End::Done),
+        },
     }
 }
 

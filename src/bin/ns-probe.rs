@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 use clap::{ArgGroup, Parser, ValueEnum};
-use netspectra::bus::publish::{Buffer, Pacing, Publisher};
+use netspectra::bus::publish::{Buffer, Delivery, Pacing, Publisher};
 use netspectra::bus::{Bus, BusError, Settings};
 use netspectra::capture::Chunk;
 use netspectra::capture::dealer::Dealer;
@@ -16,8 +16,9 @@ use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::say;
 use netspectra::tail::{TailError, tail};
+use netspectra::wire::batch::LONGEST_NAME;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ const NAME: &str = "ns-probe";
 const COUNTERS: Duration = Duration::from_millis(250);
 /// Longest sleep of a paced replay before it looks whether it is to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// How long to wait for frames that had arrived when we were told to stop.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 /// How long the bus may be away, or take, to deliver what is left at the end.
 const LAST_AWAY: Duration = Duration::from_secs(8);
 const LAST_SENDING: Duration = Duration::from_secs(40);
@@ -111,7 +114,7 @@ struct Flags {
     /// Publish to the durable log of JetStream
     #[arg(long)]
     jetstream: bool,
-    /// Subject to publish on, or to subscribe to [default: those of the configuration; batches go to SUBJ.<partition>]
+    /// Subject to publish on, or to subscribe to [default: those of the configuration; batches go to SUBJ.0, SUBJ.1, ...]
     #[arg(long, value_name = "SUBJ")]
     subject: Option<String>,
     /// How packets are sent
@@ -159,8 +162,8 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     if flags.mode == Mode::Sub && given.contains(&true) {
         return Err(usage(anyhow!("--mode sub takes no --iface, --read, --write or --user")));
     }
-    if flags.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 128) {
-        return Err(usage(anyhow!("--id: a name of 1 to 128 bytes")));
+    if flags.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > LONGEST_NAME) {
+        return Err(usage(anyhow!("--id: a name of 1 to {LONGEST_NAME} bytes")));
     }
     let stopping = Stopping::on_signals().map_err(running)?;
     let mut settings = Config::load_bus(program::config_file(flags.config.as_deref())).map_err(usage)?;
@@ -229,7 +232,7 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     let started = live::now();
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let identity = Identity {
-        name: flags.id.clone().unwrap_or_else(|| format!("{host}:{name}")),
+        name: flags.id.clone().unwrap_or_else(|| shortened(format!("{host}:{name}"))),
         // A replay under a name is the same run each time: its batches are those of the time before.
         run: match (&flags.read, &flags.id) {
             (Some(file), Some(_)) => {
@@ -292,7 +295,10 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     let sent = runtime.block_on(async {
         tokio::select! {
             sent = &mut sending => sent.map_err(running),
-            () = patience(&bus) => Ok(Err(bus.failed("deliver what is left", &gave_up()))),
+            () = patience(&bus, &delivery, &buffer) => {
+                sending.abort();
+                Ok(Err(bus.failed("deliver what is left", &gave_up())))
+            }
         }
     })?;
     let undelivered = match &sent {
@@ -320,11 +326,23 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     }
 }
 
+/// A name that is not too long, by leaving out its beginning.
+fn shortened(name: String) -> String {
+    let least = name.len().saturating_sub(LONGEST_NAME);
+    let from = (least..=name.len()).find(|at| name.is_char_boundary(*at)).unwrap_or(0);
+    name[from..].to_owned()
+}
+
 /// Waits as long as it makes sense to wait for the bus at the end.
-async fn patience(bus: &Bus) {
-    let began = Instant::now();
-    let mut here = began;
-    while began.elapsed() < LAST_SENDING && here.elapsed() < LAST_AWAY {
+async fn patience(bus: &Bus, delivery: &Delivery, buffer: &Buffer) {
+    let mut left = (0, 0);
+    let mut moved = Instant::now();
+    let mut here = moved;
+    while moved.elapsed() < LAST_SENDING && here.elapsed() < LAST_AWAY {
+        let now = (delivery.stuck.load(SeqCst), buffer.left());
+        if now != left {
+            (left, moved) = (now, Instant::now());
+        }
         if !bus.is_away() {
             here = Instant::now();
         }
@@ -341,10 +359,13 @@ fn gave_up() -> std::io::Error {
 fn fingerprint(file: &Path, filter: Option<&str>) -> std::io::Result<Option<u64>> {
     let metadata = std::fs::metadata(file);
     let Some(metadata) = metadata.ok().filter(std::fs::Metadata::is_file) else { return Ok(None) };
-    let mut head = Vec::new();
-    std::fs::File::open(file)?.take(FINGERPRINT).read_to_end(&mut head)?;
+    let (mut ends, length) = (Vec::new(), metadata.len());
+    let mut open = std::fs::File::open(file)?;
+    Read::by_ref(&mut open).take(FINGERPRINT).read_to_end(&mut ends)?;
+    open.seek(SeekFrom::Start(length.saturating_sub(FINGERPRINT)))?;
+    open.take(FINGERPRINT).read_to_end(&mut ends)?;
     let mut hasher = DefaultHasher::new();
-    (metadata.len(), head, filter).hash(&mut hasher);
+    (length, ends, filter).hash(&mut hasher);
     Ok(Some(hasher.finish()))
 }
 
@@ -447,7 +468,9 @@ impl Front<'_> {
             if until == u64::MAX && self.is_over(probe) {
                 until = clock;
             }
-            let found = live.next(probe.patience(), |time, length, bytes| {
+            // At the end, longer than the kernel may keep a block.
+            let wait = if until < u64::MAX { LAST_LOOK } else { probe.patience() };
+            let found = live.next(wait, |time, length, bytes| {
                 if time > until || probe.passed() >= most {
                     beyond = true;
                     return;

@@ -176,6 +176,7 @@ struct Link {
     denied: Mutex<Option<String>>,
     came_back: Notify,
     round_trips: AtomicU64,
+    unshared: AtomicBool,
 }
 
 /// A connection that comes back.
@@ -279,15 +280,22 @@ impl Bus {
     /// Goes to the server and back: it has then seen all that was sent before, and we all that it sent before.
     pub async fn round_trip(&self) -> Result<(), BusError> {
         let failed = |error: &dyn std::error::Error| self.failed("go there and back", error);
-        let inbox = self.client.new_inbox();
-        let mut back = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
-        self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(&error))?;
-        let answer = tokio::time::timeout(ANSWER, back.next()).await.map_err(|error| failed(&error))?;
-        if answer.is_none() {
-            return Err(failed(&std::io::Error::from(std::io::ErrorKind::ConnectionAborted)));
-        }
+        let went = tokio::time::timeout(ANSWER, async {
+            let inbox = self.client.new_inbox();
+            let mut back = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
+            self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(&error))?;
+            back.next()
+                .await
+                .ok_or_else(|| failed(&std::io::Error::from(std::io::ErrorKind::ConnectionAborted)))
+        });
+        went.await.map_err(|error| failed(&error))??;
         self.link.round_trips.fetch_add(1, SeqCst);
         self.denied()
+    }
+
+    /// Whether the server lets engines of a group tell each other what they took.
+    pub fn may_share(&self) -> bool {
+        !self.link.unshared.load(SeqCst)
     }
 }
 
@@ -317,7 +325,7 @@ async fn options(
     link: &Arc<Link>,
 ) -> Result<ConnectOptions, BusError> {
     let events = link.clone();
-    let servers = settings.shown();
+    let (servers, taken) = (settings.shown(), settings.taken());
     let mut options = ConnectOptions::new()
         .name(program)
         .subscription_capacity(capacity)
@@ -328,7 +336,7 @@ async fn options(
             Duration::from_millis(2u64.saturating_pow(exponent + 2)).min(MOST_BACKOFF)
         })
         .event_callback(move |event| {
-            take_event(&events, program, &servers, &event);
+            take_event(&events, program, &servers, &taken, &event);
             async {}
         });
     options = match &settings.credentials {
@@ -364,7 +372,7 @@ async fn options(
     Ok(options.require_tls(settings.tls.required))
 }
 
-fn take_event(link: &Link, program: &str, servers: &str, event: &Event) {
+fn take_event(link: &Link, program: &str, servers: &str, taken: &str, event: &Event) {
     match event {
         Event::Disconnected => {
             if !link.away.swap(true, SeqCst) {
@@ -383,7 +391,14 @@ fn take_event(link: &Link, program: &str, servers: &str, event: &Event) {
                 ServerError::Other(text) => text.clone(),
                 other => other.to_string(),
             };
-            if text.to_lowercase().contains("permissions violation") {
+            let denied = text.to_lowercase().contains("permissions violation");
+            if denied && text.contains(taken) {
+                if !link.unshared.swap(true, SeqCst) {
+                    say!("{program}: engines of one group cannot tell each other what they take: {text}");
+                }
+                return;
+            }
+            if denied {
                 link.denied.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text.clone());
             }
             say!("{program}: NATS at {servers} says: {text}");

@@ -242,7 +242,9 @@ impl Publisher {
         let mut unanswered = Unanswered::new(answers, self.pacing);
         let mut ended = false;
         loop {
-            let room = !ended && !unanswered.is_full();
+            // What is sent again after an outage has to come before what is new.
+            let waits = self.pacing == Pacing::Waits && self.bus.is_away();
+            let room = !ended && !waits && !unanswered.is_full();
             if ended && unanswered.is_settled() {
                 break;
             }

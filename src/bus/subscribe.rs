@@ -1,6 +1,6 @@
 //! The engine's side of the bus: messages in the order in which they come, until we have had enough.
 
-use super::{Bus, BusError, Settings};
+use super::{ANSWER, Bus, BusError, Settings};
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{Config, StorageType};
@@ -30,6 +30,8 @@ pub struct Incoming {
     pub reply: Option<Subject>,
     /// Its number in the durable log, from 1.
     pub logged: Option<u64>,
+    /// Whether the log has handed it out before.
+    pub again: bool,
 }
 
 /// A message as it arrived, and whether it has to be taken.
@@ -131,7 +133,9 @@ impl Subscription {
                 let stopping = *stop.borrow_and_update();
                 if stopping && self.until.is_none() {
                     // Where the server is away, it hands out nothing more either.
-                    self.until = Some(stream.info().await.map_or(0, |info| info.state.last_sequence));
+                    let info = tokio::time::timeout(ANSWER, stream.info()).await;
+                    let last = info.ok().and_then(Result::ok).map(|info| info.state.last_sequence);
+                    self.until = Some(last.unwrap_or(0));
                 }
                 tokio::select! {
                     biased;
@@ -151,16 +155,16 @@ impl Subscription {
                             if !self.bus.is_away() {
                                 self.bus.complain(&format!("reading the stream: {error}"));
                             }
+                            if stopping {
+                                return None;
+                            }
                             tokio::time::sleep(LOOK).await;
                         }
-                        None => {
-                            self.bus.complain("the stream of messages has ended; was the consumer deleted?");
-                            return None;
-                        }
+                        None => return None,
                     },
                     () = tokio::time::sleep(LOOK), if stopping => {
-                        match consumer.info().await {
-                            Ok(info) if info.num_pending > 0 => {}
+                        match tokio::time::timeout(ANSWER, consumer.info()).await {
+                            Ok(Ok(info)) if info.num_pending > 0 => {}
                             _ => return None,
                         }
                     }
@@ -178,13 +182,15 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 
 fn passing(message: Message) -> Arrival {
     let Message { subject, payload, reply, .. } = message;
-    Arrival::Passing(Incoming { subject, payload, reply, logged: None })
+    Arrival::Passing(Incoming { subject, payload, reply, logged: None, again: false })
 }
 
 fn logged(message: jetstream::Message) -> Arrival {
-    let logged = message.info().ok().map(|info| info.stream_sequence);
+    let info = message.info().ok().map(|info| (info.stream_sequence, info.delivered > 1));
+    let (logged, again) = info.unzip();
+    let again = again.unwrap_or(false);
     let Message { subject, payload, reply, .. } = message.message;
-    Arrival::Logged(Incoming { subject, payload, reply, logged })
+    Arrival::Logged(Incoming { subject, payload, reply, logged, again })
 }
 
 /// The stream of the settings, made where it is missing.

@@ -10,7 +10,7 @@
 use super::{Intake, Placer, Position, Reader, Taken, Wakers};
 use crate::bus::subscribe::{Arrival, Incoming};
 use crate::ledger::{Counts, InputReport, Losses};
-use crate::wire::batch::{Batch, Item};
+use crate::wire::batch::{Batch, Item, MOST};
 use crate::wire::single;
 use crate::wire::v1::{Accounts, TakenRange};
 use async_nats::Subject;
@@ -32,7 +32,7 @@ const OVERHEAD: u64 = 160;
 /// Runs of probes that an engine keeps books of.
 const MOST_RUNS: usize = 1 << 16;
 /// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
-const MOST_GAPS: usize = 4096;
+const MOST_GAPS: usize = 1 << 16;
 
 /// How an engine takes messages.
 #[derive(Clone, Debug)]
@@ -182,7 +182,8 @@ impl Run {
             interface: since(|accounts| accounts.interface_dropped),
             kernel: since(|accounts| accounts.kernel_dropped),
             probe: since(|accounts| accounts.dropped),
-            bus: since(|accounts| accounts.sent).saturating_sub(self.taken + self.elsewhere) + self.lost,
+            bus: since(|accounts| accounts.sent).saturating_sub(self.taken.saturating_add(self.elsewhere))
+                + self.lost,
         };
         InputReport {
             name: self.name.clone(),
@@ -208,7 +209,7 @@ struct State {
     /// Packets taken that the other engines of the group have not been told of, by run.
     untold: BTreeMap<usize, Seen>,
     /// What other engines have taken of runs that are not known here yet.
-    foreign: Vec<TakenRange>,
+    foreign: VecDeque<TakenRange>,
     /// Windows have been closed as by this watermark, the last of them at that moment.
     floor: u64,
     /// The first window that workers have been told is open, and when that was.
@@ -218,8 +219,9 @@ struct State {
     late: bool,
     /// A worker has found nothing and waits to be woken.
     waiting: bool,
-    /// Nothing is put in any more.
+    /// Nothing is put in any more, and why if nobody stopped it.
     ended: bool,
+    failure: Option<String>,
 }
 
 /// Messages on their way to the workers.
@@ -252,13 +254,14 @@ impl Messages {
             runs: HashMap::new(),
             logged: Seen::default(),
             untold: BTreeMap::new(),
-            foreign: Vec::new(),
+            foreign: VecDeque::new(),
             floor: 0,
             open: 0,
             advanced: Instant::now(),
             late: false,
             waiting: false,
             ended: false,
+            failure: None,
         };
         let (state, wakers, room) = (Mutex::new(state), Wakers::default(), Notify::new());
         Self { rules, state, wakers, room, taken, began, stop }
@@ -323,6 +326,24 @@ impl Messages {
         self.state().streams[0].lost += packets;
     }
 
+    /// Passes over a message that is not for us.
+    pub fn pass(&self, message: &Incoming) {
+        if let Some(reply) = &message.reply {
+            // The bus is gone only when the engine is.
+            let _ = self.taken.send(reply.clone());
+        }
+    }
+
+    /// Why messages have ended, where nobody stopped them.
+    pub fn failure(&self) -> Option<String> {
+        self.state().failure.clone()
+    }
+
+    /// Messages have ended, and nobody stopped them.
+    pub fn fail(&self, why: String) {
+        self.state().failure.get_or_insert(why);
+    }
+
     /// Nothing comes any more.
     pub fn end(&self) {
         self.state().ended = true;
@@ -359,15 +380,21 @@ impl Messages {
         };
         let least = state.awaited().map(|(_, stream)| stream.watermark).min();
         let newest = state.streams.iter().map(|stream| stream.newest).max().unwrap_or(0);
+        // One that is a window behind will get here by itself; one whose clock is wrong will not.
+        let near = state.floor.saturating_sub(length.saturating_add(self.rules.lateness));
+        let catches_up = || state.streams.iter().any(|stream| stream.active && stream.watermark >= near);
         match least {
             Some(watermark) => state.floor = state.floor.max(watermark),
-            None if newest == 0 => return false,
-            // Nobody is left to wait for: close what was begun.
-            None => state.floor = state.floor.max(end_of(newest / length)),
-        }
-        if least.is_none() && state.late && state.advanced.elapsed() >= self.rules.silent_after {
-            // Late packets are held in a window that nobody goes on to fill.
-            state.floor = state.floor.max(end_of(state.open));
+            None if newest == 0 || catches_up() => {}
+            None => {
+                // Nobody is left to wait for: close what was begun. Late packets after that are held in a window that
+                // nobody goes on to fill: it is closed too, no faster than time goes.
+                state.floor = state.floor.max(end_of(newest / length));
+                let patience = self.rules.silent_after.max(Duration::from_nanos(length));
+                if state.late && state.advanced.elapsed() >= patience {
+                    state.floor = state.floor.max(end_of(state.open));
+                }
+            }
         }
         let open = self.first_open(state, length);
         let closed = open > state.open;
@@ -390,8 +417,8 @@ impl Messages {
 
     /// The number of a batch's run, which may be new; `None` where there are too many to be true.
     fn stream(&self, state: &mut State, batch: &Batch) -> Option<usize> {
-        let runs = state.runs.entry(batch.run).or_default();
-        if let Some(number) = runs.iter().find(|number| state.streams[**number].name == batch.probe) {
+        let mut runs = state.runs.get(&batch.run).into_iter().flatten();
+        if let Some(number) = runs.find(|number| state.streams[**number].name == batch.probe) {
             return Some(*number);
         }
         if state.streams.len() >= MOST_RUNS {
@@ -404,7 +431,7 @@ impl Messages {
         }
         stream.latest = stream.baseline;
         let number = state.streams.len();
-        runs.push(number);
+        state.runs.entry(batch.run).or_default().push(number);
         state.streams.push(stream);
         for range in std::mem::take(&mut state.foreign) {
             Self::take_elsewhere(state, range);
@@ -431,15 +458,20 @@ impl Messages {
     }
 
     fn take_elsewhere(state: &mut State, range: TakenRange) {
+        if range.first >= range.end || range.end > MOST {
+            return;
+        }
         let known = state.runs.get(&range.run).into_iter().flatten();
         let known = known.copied().find(|number| state.streams[*number].name == range.probe);
         let Some(number) = known else {
-            if state.foreign.len() < MOST_GAPS {
-                state.foreign.push(range);
+            state.foreign.push_back(range);
+            if state.foreign.len() > MOST_GAPS {
+                state.foreign.pop_front();
             }
             return;
         };
         let stream = &mut state.streams[number];
+        stream.latest.sent = stream.latest.sent.max(range.end);
         let fresh = stream.seen.add(range.first.max(stream.baseline.sent), range.end);
         stream.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
     }
@@ -470,12 +502,9 @@ impl Messages {
             let queued = state.queue.pop_front()?;
             state.bytes -= queued.message.payload.len() as u64 + OVERHEAD;
             self.room.notify_waiters();
-            if let Some(reply) = &queued.message.reply {
-                // The bus is gone only when the engine is.
-                let _ = self.taken.send(reply.clone());
-            }
-            let again =
-                queued.message.logged.is_some_and(|number| state.logged.add(number, number + 1).is_empty());
+            self.pass(&queued.message);
+            let seen = |number| state.logged.add(number, number + 1).is_empty();
+            let again = queued.message.logged.is_some_and(seen) && queued.message.again;
             match queued.kind {
                 _ if !again => return Some(queued),
                 Kind::Single => state.streams[0].repeated += 1,

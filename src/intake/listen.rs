@@ -23,6 +23,8 @@ const BATCHES: usize = 512;
 const SINGLES: usize = 64 << 10;
 /// Ranges of packets in one message to other engines.
 const RANGES: usize = 4096;
+/// Ticks after which an engine says that it is there.
+const PRESENCE: u32 = 5;
 /// How long to wait at the end for what other engines have taken.
 const SETTLING: Duration = Duration::from_secs(3);
 /// How often the clock is looked at, and other engines are told what was taken.
@@ -54,13 +56,18 @@ impl Shared {
         // Listens for as long as the engine lives.
         let (_stop, mut never) = watch::channel(false);
         let mut interval = tokio::time::interval(TICK);
+        let mut silent = 0;
         loop {
             tokio::select! {
-                _ = interval.tick() => self.tell(&messages).await,
+                _ = interval.tick() => {
+                    // Now and then without any ranges: there is another engine.
+                    silent = (silent + 1) % PRESENCE;
+                    self.tell(&messages, silent == 1).await;
+                }
                 arrival = others.next(&mut never) => {
                     let Some(arrival) = arrival else { return };
                     match Taken::decode(arrival.message().payload.clone()) {
-                        Ok(taken) if taken.engine != self.engine => {
+                        Ok(taken) if taken.engine != self.engine && taken.engine != 0 => {
                             self.heard.store(true, SeqCst);
                             messages.told(taken.ranges);
                         }
@@ -72,9 +79,15 @@ impl Shared {
         }
     }
 
-    async fn tell(&self, messages: &Messages) {
+    async fn tell(&self, messages: &Messages, anyway: bool) {
+        // While the server is away it keeps.
+        if self.bus.is_away() || !self.bus.may_share() {
+            return;
+        }
         let mut ranges = messages.tell();
-        // Without any it says that there is another engine.
+        if ranges.is_empty() && !anyway {
+            return;
+        }
         loop {
             let rest = ranges.split_off(ranges.len().min(RANGES));
             let taken = Taken { engine: self.engine, ranges: std::mem::replace(&mut ranges, rest) };
@@ -104,9 +117,16 @@ impl Listening {
     pub fn settle(&self) {
         let shared = &self.shared;
         self.runtime.block_on(async {
-            shared.tell(&self.messages).await;
-            // Gone through the server, so that the others hear it though we end.
-            let _ = shared.bus.round_trip().await;
+            if shared.bus.is_away() {
+                return;
+            }
+            let telling = async {
+                shared.tell(&self.messages, false).await;
+                // Gone through the server, so that the others hear it though we end.
+                shared.bus.round_trip().await
+            };
+            // Where the server goes away just now, the others do without it.
+            let _ = tokio::time::timeout(SETTLING, telling).await;
             let began = Instant::now();
             while shared.heard.load(SeqCst) && self.messages.missing() > 0 && began.elapsed() < SETTLING {
                 tokio::time::sleep(TICK / 4).await;
@@ -148,7 +168,8 @@ async fn subscribe(
 
     let mut pumps = JoinSet::new();
     for subscription in subscriptions {
-        pumps.spawn(pump(settings.single.clone(), subscription, messages.clone(), stopped.clone()));
+        let (single, batches) = (settings.single.clone(), format!("{}.", settings.batch));
+        pumps.spawn(pump(single, batches, subscription, messages.clone(), stopped.clone()));
     }
     let (ended, answering) = (messages.clone(), bus.clone());
     tokio::spawn(async move {
@@ -190,17 +211,29 @@ fn random() -> u64 {
 /// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.
 async fn pump(
     single: String,
+    batches: String,
     mut subscription: Subscription,
     messages: Arc<Messages>,
     mut stopped: watch::Receiver<bool>,
 ) -> u64 {
     let mut singles = 0;
     while let Some(arrival) = subscription.next(&mut stopped).await {
-        let is_single = *arrival.message().subject == *single;
-        singles += u64::from(is_single);
-        let kind = if is_single { Kind::Single } else { Kind::Batch };
+        let message = arrival.message();
+        let kind = if *message.subject == *single {
+            singles += 1;
+            Kind::Single
+        } else if message.subject.starts_with(&batches) {
+            Kind::Batch
+        } else {
+            // In the log because its stream holds more than our subjects.
+            messages.pass(message);
+            continue;
+        };
         let stopping = *stopped.borrow();
         messages.put(kind, arrival, stopping).await;
+    }
+    if !*stopped.borrow() {
+        messages.fail("the subscription has ended by itself; was the consumer deleted?".into());
     }
     singles
 }

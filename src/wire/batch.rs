@@ -12,7 +12,9 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 /// More packets or bytes than any run has: what is above is no count of ours.
-const MOST: u64 = 1 << 53;
+pub const MOST: u64 = 1 << 53;
+/// Bytes that a probe's name may have.
+pub const LONGEST_NAME: usize = 128;
 
 /// Packets in a full batch: about 90 kB of IPv4.
 pub const FULL: usize = 4096;
@@ -130,6 +132,10 @@ impl Batch {
         let batch = Self::decode(bytes)?;
         if batch.probe.is_empty() {
             return Err(WireError::Missing("probe"));
+        }
+        if batch.probe.len() > LONGEST_NAME {
+            let found = batch.probe.len();
+            return Err(WireError::Length { field: "probe", found, expected: LONGEST_NAME });
         }
         let packets = batch.packets as usize;
         let range = |field, value: u64| WireError::Range { field, value: value.into() };
