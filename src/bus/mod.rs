@@ -177,6 +177,7 @@ struct Link {
     came_back: Notify,
     round_trips: AtomicU64,
     unshared: AtomicBool,
+    hushed: AtomicBool,
 }
 
 /// A connection that comes back.
@@ -231,6 +232,11 @@ impl Bus {
     /// Messages that the client may hold for each subscription.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Says nothing of losing the connection and finding it again: another connection to the same servers does.
+    pub fn hush(&self) {
+        self.link.hushed.store(true, SeqCst);
     }
 
     /// Tells whoever reads the log.
@@ -375,14 +381,16 @@ async fn options(
 fn take_event(link: &Link, program: &str, servers: &str, taken: &str, event: &Event) {
     match event {
         Event::Disconnected => {
-            if !link.away.swap(true, SeqCst) {
+            if !link.away.swap(true, SeqCst) && !link.hushed.load(SeqCst) {
                 say!("{program}: lost the connection to NATS at {servers}, trying to reconnect");
             }
         }
         Event::Connected => {
             if link.away.swap(false, SeqCst) {
                 link.reconnects.fetch_add(1, SeqCst);
-                say!("{program}: connected to NATS at {servers} again");
+                if !link.hushed.load(SeqCst) {
+                    say!("{program}: connected to NATS at {servers} again");
+                }
                 link.came_back.notify_one();
             }
         }

@@ -154,6 +154,7 @@ async fn subscribe(
     } else {
         let group = Some(settings.queue_group.as_str());
         let single_bus = Bus::connect(settings, program, SINGLES).await?;
+        single_bus.hush();
         subscriptions.push(Subscription::core(&bus, &settings.batches(), group).await?);
         subscriptions.push(Subscription::core(&single_bus, &settings.single, group).await?);
         singles = Some(single_bus);
