@@ -4,6 +4,7 @@
 //! where the link is live. A replay waits.
 
 use crate::bus::publish::{Buffer, Outgoing, Pacing};
+use crate::capture::live::Drops;
 use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
 use crate::wire::batch::{BatchBuilder, FULL, Header};
@@ -173,11 +174,10 @@ impl Probe {
         self.builder.first_time()
     }
 
-    /// What never came here, and how often the connection was lost: goes with the next message.
-    pub fn note(&mut self, kernel_dropped: u64, interface_dropped: u64, reconnects: u64) {
-        self.accounts.kernel_dropped = kernel_dropped;
-        self.accounts.interface_dropped = interface_dropped;
-        self.accounts.reconnects = reconnects;
+    /// What never came here: goes with the next message.
+    pub fn note_drops(&mut self, drops: Drops) {
+        self.accounts.kernel_dropped = drops.kernel;
+        self.accounts.interface_dropped = drops.interface;
     }
 
     /// How long until there is something to do, if no frame comes.
@@ -203,9 +203,7 @@ impl Probe {
         // While the bus takes nothing, heartbeats would only pile up.
         let says = self.encoding == Encoding::Batch && self.buffer.is_empty();
         if says && self.said.elapsed() >= HEARTBEAT {
-            if !self.builder.is_empty() {
-                self.flush();
-            }
+            self.flush();
             self.latest = self.latest.max(promise);
             self.say(false);
         }
@@ -266,17 +264,17 @@ impl Probe {
             probe: self.identity.name.clone(),
             run: self.identity.run,
             sequence: self.sequence,
-            first_packet: self.accounts.sent - packets,
+            first_packet: self.before.sent,
             watermark: self.watermark,
             latest: self.latest,
-            before: Accounts { sent: self.accounts.sent - packets, ..self.before },
+            before: self.before,
             after: self.accounts,
             last,
             started: self.identity.started,
             ..Header::default()
         };
         let payload = self.builder.finish(header);
-        let (sequence, first_packet) = (self.sequence, self.accounts.sent - packets);
+        let (sequence, first_packet) = (self.sequence, self.before.sent);
         self.buffer.push(Outgoing::Batch { sequence, first_packet, packets, last, payload });
         (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
     }

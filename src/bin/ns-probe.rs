@@ -489,8 +489,8 @@ impl Front<'_> {
             }
             if counted.elapsed() >= COUNTERS {
                 counted = Instant::now();
-                let drops = live.drops();
-                probe.note(drops.kernel, drops.interface, self.bus.reconnects());
+                probe.note_drops(live.drops());
+                probe.note_reconnects(self.bus.reconnects());
                 warn_of_savefile(savefile, &mut lossy);
             }
             if let (0, Some(savefile)) = (found, &mut *savefile) {
@@ -498,8 +498,7 @@ impl Front<'_> {
             }
             probe.tick(if found == 0 { live::settled(clock) } else { 0 });
         };
-        let drops = live.drops();
-        probe.note(drops.kernel, drops.interface, self.bus.reconnects());
+        probe.note_drops(live.drops());
         ended
     }
 
@@ -525,7 +524,7 @@ impl Front<'_> {
                 }
                 Taken::Piece => {}
             }
-            probe.note(0, 0, self.bus.reconnects());
+            probe.note_reconnects(self.bus.reconnects());
             warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
             chunk.frames(|frame, bytes| {

@@ -8,6 +8,33 @@ use crate::decode::LinkType;
 /// Bytes of the file header.
 pub const FILE_HEADER: usize = 24;
 
+/// Bytes of a record's header, but in the modified format.
+pub const RECORD_HEADER: usize = 16;
+
+/// The header of a file of our own: version 2.4, times in nanoseconds, little-endian.
+pub fn file_header(link: LinkType, snaplen: u32) -> [u8; FILE_HEADER] {
+    let mut header = [0; FILE_HEADER];
+    write_words(&mut header, [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, snaplen, link.0]);
+    header
+}
+
+/// The header of a record behind [`file_header`]: `time` in nanoseconds since the Unix epoch, `length` bytes on the wire.
+#[inline]
+pub fn record_header(time: u64, length: u32, captured: usize) -> [u8; RECORD_HEADER] {
+    const SECOND: u64 = 1_000_000_000;
+    let mut header = [0; RECORD_HEADER];
+    // The format's seconds end in 2106.
+    write_words(&mut header, [(time / SECOND) as u32, (time % SECOND) as u32, captured as u32, length]);
+    header
+}
+
+#[inline]
+fn write_words<const WORDS: usize>(header: &mut [u8], words: [u32; WORDS]) {
+    for (field, word) in header.as_chunks_mut().0.iter_mut().zip(words) {
+        *field = word.to_le_bytes();
+    }
+}
+
 /// How a pcap file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pcap {

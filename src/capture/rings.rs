@@ -5,6 +5,7 @@
 
 use super::fanout;
 use super::live::{Live, LiveError, Options, now, settled};
+use super::pcap::{file_header, record_header};
 use super::{Chunk, Format};
 use crate::decode::LinkType;
 use crate::intake::{Taken, Wakers};
@@ -176,12 +177,6 @@ fn divide(captures: &[Live]) -> std::io::Result<()> {
     others.iter().try_for_each(|capture| fanout::join(capture.socket(), group))
 }
 
-/// The header of a pcap file with nanoseconds, little-endian.
-fn file_header(link: LinkType, snaplen: u32) -> Vec<u8> {
-    let words = [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, snaplen, link.0];
-    words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect()
-}
-
 /// What a ring's thread works with.
 struct RingThread {
     capture: Live,
@@ -228,13 +223,7 @@ impl RingThread {
                     beyond = true;
                     return;
                 }
-                let header = [
-                    (time / 1_000_000_000) as u32,
-                    (time % 1_000_000_000) as u32,
-                    bytes.len() as u32,
-                    length,
-                ];
-                header.iter().for_each(|word| block.bytes.extend_from_slice(&word.to_le_bytes()));
+                block.bytes.extend_from_slice(&record_header(time, length, bytes.len()));
                 block.bytes.extend_from_slice(bytes);
                 block.packets += 1;
                 block.latest = block.latest.max(time);

@@ -4,7 +4,7 @@
 //! The capturing thread never waits for the disk: where that falls behind, or fails, frames are dropped and counted.
 //! Every frame is either in a file or counted as dropped, and a file ends with a whole record.
 
-use super::pcap::FILE_HEADER;
+use super::pcap::{FILE_HEADER, RECORD_HEADER, file_header, record_header};
 use crate::decode::LinkType;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
@@ -21,8 +21,6 @@ use std::time::Duration;
 const BLOCK: usize = 1 << 20;
 /// Blocks that may wait for the disk.
 const WAITING: usize = 32;
-/// Bytes of a record's header.
-const RECORD_HEADER: usize = 16;
 const NANOS_A_SECOND: u64 = 1_000_000_000;
 
 /// When a savefile is ended and the next one begun.
@@ -146,15 +144,7 @@ impl Savefile {
             self.dropped += self.block.frames;
             self.block.clear();
         }
-        // The format's seconds end in 2106.
-        let (seconds, nanos) = ((time / NANOS_A_SECOND) as u32, (time % NANOS_A_SECOND) as u32);
-        let mut header = [0; RECORD_HEADER];
-        for (field, value) in
-            header.as_chunks_mut().0.iter_mut().zip([seconds, nanos, bytes.len() as u32, length])
-        {
-            *field = value.to_le_bytes();
-        }
-        self.block.records.extend_from_slice(&header);
+        self.block.records.extend_from_slice(&record_header(time, length, bytes.len()));
         self.block.records.extend_from_slice(bytes);
         self.block.frames += 1;
     }
@@ -367,18 +357,6 @@ impl Writer {
 
 fn failed(action: &'static str, path: &Path, error: io::Error) -> SavefileError {
     SavefileError::Io { action, path: path.to_owned(), error }
-}
-
-/// The file header: version 2.4, times in nanoseconds, little-endian.
-fn file_header(link: LinkType, snaplen: u32) -> [u8; FILE_HEADER] {
-    let mut header = [0; FILE_HEADER];
-    let version = 2 | 4 << 16;
-    for (field, value) in
-        header.as_chunks_mut().0.iter_mut().zip([0xa1b2_3c4d, version, 0, 0, snaplen, link.0])
-    {
-        *field = u32::to_le_bytes(value);
-    }
-    header
 }
 
 /// `<stem>-20261122T091500Z.<extension>`, or `<stem>-20261122T091500Z-<taken>.<extension>` above 0.

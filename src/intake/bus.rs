@@ -165,6 +165,15 @@ impl Run {
         self.active &= !self.ended;
     }
 
+    /// Takes a probe's own accounts. They only grow, though batches may come again and in another order.
+    fn account(&mut self, batch: &Batch) {
+        self.latest = each(&self.latest, &batch.after, u64::max);
+        if batch.packets > 0 {
+            // An earlier batch than the first that was heard.
+            self.baseline = each(&self.baseline, &batch.before, u64::min);
+        }
+    }
+
     fn report(&self) -> InputReport {
         let since = |of: fn(&Accounts) -> u64| of(&self.latest).saturating_sub(of(&self.baseline));
         let filtered = since(|accounts| accounts.filtered);
@@ -311,14 +320,19 @@ impl Messages {
     fn lose(&self, state: &mut State, kind: Kind, message: Incoming) {
         match kind {
             Kind::Single => state.streams[0].lost += 1,
-            Kind::Batch => match Batch::read(message.payload) {
-                Ok(batch) => match self.stream(state, &batch) {
-                    Some(number) => state.streams[number].account(&batch),
-                    None => state.streams[0].refused += 1,
-                },
-                Err(_) => state.streams[0].refused += 1,
-            },
+            Kind::Batch => drop(self.read(state, message.payload)),
         }
+    }
+
+    /// Reads a batch and takes its probe's accounts; gives the number of its run. What is none is counted.
+    fn read(&self, state: &mut State, payload: Bytes) -> Option<(usize, Batch)> {
+        let batch = Batch::read(payload).ok();
+        let known = batch.and_then(|batch| Some((self.stream(state, &batch)?, batch)));
+        match &known {
+            Some((number, batch)) => state.streams[*number].account(batch),
+            None => state.streams[0].refused += 1,
+        }
+        known
     }
 
     /// Single packets that were lost before they could be put in.
@@ -417,9 +431,8 @@ impl Messages {
 
     /// The number of a batch's run, which may be new; `None` where there are too many to be true.
     fn stream(&self, state: &mut State, batch: &Batch) -> Option<usize> {
-        let mut runs = state.runs.get(&batch.run).into_iter().flatten();
-        if let Some(number) = runs.find(|number| state.streams[**number].name == batch.probe) {
-            return Some(*number);
+        if let Some(number) = state.known(&batch.probe, batch.run) {
+            return Some(number);
         }
         if state.streams.len() >= MOST_RUNS {
             return None;
@@ -461,9 +474,7 @@ impl Messages {
         if range.first >= range.end || range.end > MOST {
             return;
         }
-        let known = state.runs.get(&range.run).into_iter().flatten();
-        let known = known.copied().find(|number| state.streams[*number].name == range.probe);
-        let Some(number) = known else {
+        let Some(number) = state.known(&range.probe, range.run) else {
             state.foreign.push_back(range);
             if state.foreign.len() > MOST_GAPS {
                 state.foreign.pop_front();
@@ -545,17 +556,9 @@ impl Messages {
     }
 
     fn batch(&self, state: &mut State, payload: Bytes, arrived: Instant) -> Option<(Piece, Position)> {
-        let Ok(batch) = Batch::read(payload) else {
-            state.streams[0].refused += 1;
-            return None;
-        };
-        let Some(number) = self.stream(state, &batch) else {
-            state.streams[0].refused += 1;
-            return None;
-        };
+        let (number, batch) = self.read(state, payload)?;
         let stream = &mut state.streams[number];
         let packets = u64::from(batch.packets);
-        stream.account(&batch);
         let fresh = stream.seen.add(batch.first_packet, batch.first_packet + packets);
         let new: u64 = fresh.iter().map(|range| range.end - range.start).sum();
         stream.repeated += packets - new;
@@ -578,17 +581,6 @@ impl Messages {
     }
 }
 
-impl Run {
-    /// Takes a probe's own accounts. They only grow, though batches may come again and in another order.
-    fn account(&mut self, batch: &Batch) {
-        self.latest = each(&self.latest, &batch.after, u64::max);
-        if batch.packets > 0 {
-            // An earlier batch than the first that was heard.
-            self.baseline = each(&self.baseline, &batch.before, u64::min);
-        }
-    }
-}
-
 /// Puts two accounts together, count by count.
 fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts {
     Accounts {
@@ -605,6 +597,12 @@ fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts 
 }
 
 impl State {
+    /// The number of a probe's run.
+    fn known(&self, probe: &str, run: u64) -> Option<usize> {
+        let mut numbers = self.runs.get(&run).into_iter().flatten().copied();
+        numbers.find(|number| self.streams[*number].name == probe)
+    }
+
     /// The streams that windows wait for, with their numbers. One that has joined, or come back, behind what is closed
     /// is not waited for until it has caught up.
     fn awaited(&self) -> impl Iterator<Item = (usize, &Run)> {
@@ -703,19 +701,13 @@ impl Reader for MessageReader {
                 packets.into_iter().for_each(|packet| place(into, packet));
                 0
             }
-            Some(Piece::Batch { number, batch, fresh }) if fresh[..] == [batch.numbers()] => {
-                batch.visit(|item| match item {
-                    Item::Packet(packet) => place(into, packet),
-                    Item::Raised(time) => into.observe(time),
-                });
-                number
-            }
-            // Some of it has come before, in a batch that began or ended elsewhere.
             Some(Piece::Batch { number, batch, fresh }) => {
+                // Some of it may have come before, in a batch that began or ended elsewhere.
+                let whole = fresh[..] == [batch.numbers()];
                 let mut at = batch.first_packet;
                 batch.visit(|item| match item {
                     Item::Packet(packet) => {
-                        if fresh.iter().any(|range| range.contains(&at)) {
+                        if whole || fresh.iter().any(|range| range.contains(&at)) {
                             place(into, packet);
                         }
                         at += 1;

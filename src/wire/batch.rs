@@ -1,7 +1,7 @@
 //! Thousands of packets a message: `PacketBatch`, in columns that are read where they lie.
 //!
 //! A column of fixed-size numbers has the same bytes whether a schema calls it packed numbers or bytes. So [`Batch`]
-//! declares them as bytes, which prost hands out without a copy; a test holds that the generated message agrees.
+//! reads them as bytes, which prost hands out without a copy; a test holds that the generated message agrees.
 //! 22 bytes a packet for IPv4.
 
 use super::WireError;
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dataflows::packet::{Address, Packet, Transport};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use std::ops::Deref;
 
 /// More packets or bytes than any run has: what is above is no count of ours.
 pub const MOST: u64 = 1 << 53;
@@ -19,9 +20,9 @@ pub const LONGEST_NAME: usize = 128;
 /// Packets in a full batch: about 90 kB of IPv4.
 pub const FULL: usize = 4096;
 
-/// `v1.PacketBatch` with its columns as bytes. Field by field as in `proto/packets.proto`.
+/// What a batch says beside its packets. Field by field as in `proto/packets.proto`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Batch {
+pub struct Header {
     /// Name of the probe.
     #[prost(string, tag = "1")]
     pub probe: String,
@@ -31,7 +32,7 @@ pub struct Batch {
     /// Number of the batch in the run.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
-    /// Packets in the batch.
+    /// Packets in the batch; [`BatchBuilder::finish`] sets it.
     #[prost(uint32, tag = "4")]
     pub packets: u32,
     /// Number of its first packet in the run.
@@ -55,8 +56,14 @@ pub struct Batch {
     /// When the run began, on the probe's clock.
     #[prost(fixed64, tag = "11")]
     pub started: u64,
+    /// What its times are told from; [`BatchBuilder::finish`] sets it.
     #[prost(fixed64, tag = "16")]
-    base_time: u64,
+    pub base_time: u64,
+}
+
+/// Its packets, a column each, as bytes.
+#[derive(Clone, PartialEq, Message)]
+struct Columns {
     #[prost(bytes = "bytes", tag = "17")]
     time_offset: Bytes,
     #[prost(bytes = "bytes", tag = "18")]
@@ -77,36 +84,19 @@ pub struct Batch {
     raised_to: Bytes,
 }
 
-/// What a batch says beside its packets: the fields of [`Batch`] before its columns.
-#[derive(Clone, PartialEq, Message)]
-#[allow(missing_docs)]
-pub struct Header {
-    #[prost(string, tag = "1")]
-    pub probe: String,
-    #[prost(fixed64, tag = "2")]
-    pub run: u64,
-    #[prost(uint64, tag = "3")]
-    pub sequence: u64,
-    /// Set by [`BatchBuilder::finish`].
-    #[prost(uint32, tag = "4")]
-    pub packets: u32,
-    #[prost(uint64, tag = "5")]
-    pub first_packet: u64,
-    #[prost(fixed64, tag = "6")]
-    pub watermark: u64,
-    #[prost(fixed64, tag = "7")]
-    pub latest: u64,
-    #[prost(message, required, tag = "8")]
-    pub before: Accounts,
-    #[prost(message, required, tag = "9")]
-    pub after: Accounts,
-    #[prost(bool, tag = "10")]
-    pub last: bool,
-    #[prost(fixed64, tag = "11")]
-    pub started: u64,
-    /// Set by [`BatchBuilder::finish`].
-    #[prost(fixed64, tag = "16")]
-    pub base_time: u64,
+/// `v1.PacketBatch`: a header and columns, which are one message on the wire.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    header: Header,
+    columns: Columns,
+}
+
+impl Deref for Batch {
+    type Target = Header;
+
+    fn deref(&self) -> &Header {
+        &self.header
+    }
 }
 
 /// A batch's event: a packet, or the latest time where packets alone do not show it.
@@ -129,7 +119,9 @@ fn u64s(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
 impl Batch {
     /// Reads a message and checks that its columns belong together, so that [`Self::visit`] meets no surprise.
     pub fn read(bytes: Bytes) -> Result<Self, WireError> {
-        let batch = Self::decode(bytes)?;
+        // Each passes over the fields of the other.
+        let batch = Self { header: Header::decode(bytes.clone())?, columns: Columns::decode(bytes)? };
+        let columns = &batch.columns;
         if batch.probe.is_empty() {
             return Err(WireError::Missing("probe"));
         }
@@ -162,27 +154,27 @@ impl Batch {
             let (found, expected) = (column.len(), entries.saturating_mul(size));
             if found == expected { Ok(()) } else { Err(WireError::Length { field, found, expected }) }
         };
-        let wide = batch.wide.len() / 4;
+        let wide = columns.wide.len() / 4;
         if wide > packets {
             return Err(range("wide", wide as u64));
         }
-        length("wide", &batch.wide, wide, 4)?;
-        length("ipv4", &batch.ipv4, packets - wide, 8)?;
-        length("ipv6", &batch.ipv6, wide, 32)?;
-        length("transport", &batch.transport, packets, 8)?;
-        if batch.time.is_empty() {
-            length("time_offset", &batch.time_offset, packets, 4)?;
+        length("wide", &columns.wide, wide, 4)?;
+        length("ipv4", &columns.ipv4, packets - wide, 8)?;
+        length("ipv6", &columns.ipv6, wide, 32)?;
+        length("transport", &columns.transport, packets, 8)?;
+        if columns.time.is_empty() {
+            length("time_offset", &columns.time_offset, packets, 4)?;
         } else {
-            length("time", &batch.time, packets, 8)?;
+            length("time", &columns.time, packets, 8)?;
         }
-        if batch.length.len() != packets * 2 {
-            length("length", &batch.length, packets, 4)?;
+        if columns.length.len() != packets * 2 {
+            length("length", &columns.length, packets, 4)?;
         }
-        let raised = batch.raised_at.len() / 4;
-        length("raised_at", &batch.raised_at, raised, 4)?;
-        length("raised_to", &batch.raised_to, raised, 8)?;
-        ascending("wide", &batch.wide, packets)?;
-        ascending("raised_at", &batch.raised_at, packets)?;
+        let raised = columns.raised_at.len() / 4;
+        length("raised_at", &columns.raised_at, raised, 4)?;
+        length("raised_to", &columns.raised_to, raised, 8)?;
+        ascending("wide", &columns.wide, packets)?;
+        ascending("raised_at", &columns.raised_at, packets)?;
         Ok(batch)
     }
 
@@ -199,20 +191,20 @@ impl Batch {
     /// Visits the packets in the order in which the probe read them.
     #[inline]
     pub fn visit(&self, visit: impl FnMut(Item)) {
-        match (self.time.is_empty(), self.length.len() == self.packets as usize * 2) {
+        match (self.columns.time.is_empty(), self.columns.length.len() == self.packets as usize * 2) {
             (true, true) => self.visit_columns(self.offsets(), self.short_lengths(), visit),
-            (true, false) => self.visit_columns(self.offsets(), u32s(&self.length), visit),
-            (false, true) => self.visit_columns(u64s(&self.time), self.short_lengths(), visit),
-            (false, false) => self.visit_columns(u64s(&self.time), u32s(&self.length), visit),
+            (true, false) => self.visit_columns(self.offsets(), u32s(&self.columns.length), visit),
+            (false, true) => self.visit_columns(u64s(&self.columns.time), self.short_lengths(), visit),
+            (false, false) => self.visit_columns(u64s(&self.columns.time), u32s(&self.columns.length), visit),
         }
     }
 
     fn offsets(&self) -> impl Iterator<Item = u64> + '_ {
-        u32s(&self.time_offset).map(|offset| self.base_time.saturating_add(offset.into()))
+        u32s(&self.columns.time_offset).map(|offset| self.base_time.saturating_add(offset.into()))
     }
 
     fn short_lengths(&self) -> impl Iterator<Item = u32> + '_ {
-        self.length.as_chunks().0.iter().map(|chunk| u16::from_le_bytes(*chunk).into())
+        self.columns.length.as_chunks().0.iter().map(|chunk| u16::from_le_bytes(*chunk).into())
     }
 
     #[inline(always)]
@@ -223,13 +215,15 @@ impl Batch {
         mut visit: impl FnMut(Item),
     ) {
         let none = u32::MAX;
-        let (mut wide, mut ipv6) = (u32s(&self.wide), self.ipv6.as_chunks::<16>().0.iter());
-        let mut ipv4 = u32s(&self.ipv4);
+        let (mut wide, mut ipv6) = (u32s(&self.columns.wide), self.columns.ipv6.as_chunks::<16>().0.iter());
+        let mut ipv4 = u32s(&self.columns.ipv4);
         let mut next_wide = wide.next().unwrap_or(none);
-        let mut raised = u32s(&self.raised_at).zip(u64s(&self.raised_to));
+        let mut raised = u32s(&self.columns.raised_at).zip(u64s(&self.columns.raised_to));
         let mut next_raised = raised.next();
         let mut raise_at = next_raised.map_or(none, |(at, _)| at);
-        for (at, ((time, transport), length)) in (0..).zip(times.zip(u64s(&self.transport)).zip(lengths)) {
+        for (at, ((time, transport), length)) in
+            (0..).zip(times.zip(u64s(&self.columns.transport)).zip(lengths))
+        {
             if at == raise_at {
                 if let Some((_, to)) = next_raised {
                     visit(Item::Raised(to));
@@ -430,6 +424,10 @@ mod tests {
         )
     }
 
+    fn bytes_of(batch: &Batch) -> Bytes {
+        [batch.header.encode_to_vec(), batch.columns.encode_to_vec()].concat().into()
+    }
+
     /// Packets, each with the time of a frame before it that is not sent.
     fn built(frames: &[(u64, Packet)], watermark: u64) -> (Bytes, Vec<Item>) {
         let mut builder = BatchBuilder::new(watermark);
@@ -519,19 +517,19 @@ mod tests {
         );
         let batch = Batch::read(batch).expect("our own batch");
         for spoil in [
-            |batch: &mut Batch| batch.packets = 2,
-            |batch: &mut Batch| batch.transport = Bytes::new(),
-            |batch: &mut Batch| batch.wide = Bytes::from_static(&[0; 4]),
-            |batch: &mut Batch| batch.wide = Bytes::from_static(&[9; 8]),
-            |batch: &mut Batch| batch.raised_at = Bytes::from_static(&[1, 0, 0, 0]),
-            |batch: &mut Batch| batch.first_packet = u64::MAX,
-            |batch: &mut Batch| batch.probe.clear(),
-            |batch: &mut Batch| batch.watermark = 1,
+            |batch: &mut Batch| batch.header.packets = 2,
+            |batch: &mut Batch| batch.columns.transport = Bytes::new(),
+            |batch: &mut Batch| batch.columns.wide = Bytes::from_static(&[0; 4]),
+            |batch: &mut Batch| batch.columns.wide = Bytes::from_static(&[9; 8]),
+            |batch: &mut Batch| batch.columns.raised_at = Bytes::from_static(&[1, 0, 0, 0]),
+            |batch: &mut Batch| batch.header.first_packet = u64::MAX,
+            |batch: &mut Batch| batch.header.probe.clear(),
+            |batch: &mut Batch| batch.header.watermark = 1,
         ] {
             let mut spoilt = batch.clone();
             spoil(&mut spoilt);
-            Batch::read(spoilt.encode_to_vec().into()).expect_err("a batch to refuse");
+            Batch::read(bytes_of(&spoilt)).expect_err("a batch to refuse");
         }
-        Batch::read(batch.encode_to_vec().into()).expect("the batch itself");
+        Batch::read(bytes_of(&batch)).expect("the batch itself");
     }
 }
