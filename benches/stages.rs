@@ -101,7 +101,7 @@ fn messages() -> Vec<Bytes> {
 
 fn task_rows() -> TaskRows {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
-    let words = Arc::new(sort_words(&GROUPS, false, &schema));
+    let words = sort_words(&GROUPS, false, &schema).into();
     TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }] }
 }
 

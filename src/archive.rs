@@ -19,7 +19,7 @@ const IN_MEMORY: usize = 16 << 20;
 const BLOCK_OVERHEAD: usize = 160;
 
 fn bytes_in_memory(block: &Block) -> usize {
-    block.words.capacity() * 8 + BLOCK_OVERHEAD
+    block.words.len() * 8 + BLOCK_OVERHEAD
 }
 
 /// Where a block of groups is.
@@ -59,21 +59,22 @@ impl SpillingArchive {
                     Some(file) => file,
                     none => none.insert(tempfile::tempfile_in(&self.folder)?),
                 };
-                let bytes: Vec<u8> = block.words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                file.write_all_at(&bytes, self.end)?;
+                let bytes = bytemuck::cast_slice(&block.words);
+                file.write_all_at(bytes, self.end)?;
+                let (offset, length) = (self.end, bytes.len() as u64);
                 self.in_memory -= bytes_in_memory(block);
-                *kept = Kept::File { wide: block.wide, offset: self.end, words: block.words.len() };
-                self.end += bytes.len() as u64;
+                *kept = Kept::File { wide: block.wide, offset, words: block.words.len() };
+                self.end += length;
             }
         }
         Ok(())
     }
 
     fn read(&self, window: Epoch, wide: bool, offset: u64, words: usize) -> io::Result<Block> {
-        let mut bytes = vec![0; words * 8];
-        self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.read_exact_at(&mut bytes, offset)?;
-        let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        Ok(Block { window, wide, words: Arc::new(words), ..Block::default() })
+        let mut words = vec![0u64; words];
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.read_exact_at(bytemuck::cast_slice_mut(&mut words), offset)?;
+        Ok(Block { window, wide, words: words.into(), ..Block::default() })
     }
 }
 
@@ -120,7 +121,7 @@ mod tests {
         let block = |window: Epoch| Block {
             window,
             wide: window % 2 == 1,
-            words: Arc::new((0..300_000).map(|word| word ^ window).collect()),
+            words: (0..300_000).map(|word| word ^ window).collect::<Vec<_>>().into(),
             ..Block::default()
         };
         (0..20).for_each(|window| archive.put(block(window)));

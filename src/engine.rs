@@ -3,30 +3,38 @@
 //!
 //! Two things bound what is in flight. Workers take a new piece only when they have passed on the last, and no worker
 //! runs more than `MOST_UNWRITTEN` closed epochs ahead of what is written: the committing worker keeps an epoch's
-//! capability until its snapshots are, and that frontier flows back to the sources.
+//! capability until its snapshots are, and that frontier flows back to the sources. It also tells them what is done with.
 
+use crate::account::{Account, Accounts};
 use crate::archive::SpillingArchive;
-use crate::intake::{Intake, Placer, Taken};
-use crate::ledger::Counts;
-use crate::sinks::{Failure, Sinks};
+use crate::cluster::Formed;
+use crate::intake::{Intake, Notice, Placer, Reader, Taken};
+use crate::ledger::{Counts, InputReport, Ledger, Unbalanced};
+use crate::sinks::{Commit, Failure};
+use crate::state::Manifest;
 use crossbeam_channel::{Sender, unbounded};
 use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
-use dataflows::groups::{Archive, Packets};
+use dataflows::groups::{Archive, Closed, Packets, Recall};
 use dataflows::rows::{Snapshot, TaskRows};
 use dataflows::window::{Epoch, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use timely::container::{CapacityContainerBuilder, NoopBuilder};
-use timely::dataflow::channels::pact::Pipeline;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use timely::WorkerConfig;
+use timely::communication::Hooks;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
+use timely::container::NoopBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OutputBuilder, operator::Operator};
 use timely::dataflow::operators::{Capability, ConnectLoop, Feedback};
 use timely::dataflow::{Scope, Stream};
-use timely::{CommunicationConfig, Config, WorkerConfig};
+use timely::worker::Worker;
+use timely::{CommunicationConfig, Config};
 
 /// Closed epochs whose snapshots may wait to be written while sources go on.
 const MOST_UNWRITTEN: usize = 4;
@@ -41,116 +49,312 @@ pub struct Job {
     pub windowing: Windowing,
     /// Nanoseconds that a window stays open behind the watermark.
     pub lateness: u64,
-    /// Worker threads, at least 1.
+    /// Worker threads of this process, at least 1.
     pub workers: usize,
     /// Where closed windows are kept when memory is short.
     pub spill: PathBuf,
+    /// What earlier runs have written.
+    pub earlier: Earlier,
+    /// Set to have all processes of the cluster end their inputs; then the intake has to be woken.
+    pub stopping: AtomicBool,
 }
+
+/// What earlier runs have written, of which this one is to go on.
+#[derive(Clone, Default)]
+pub struct Earlier {
+    /// The first window that none of them has closed.
+    pub first: Epoch,
+    /// What was committed last, where every commit is recorded; on the process that commits.
+    pub manifest: Option<Manifest>,
+    /// Reads it back; on the process that commits.
+    pub recall: Option<Arc<dyn Written>>,
+}
+
+/// Snapshots that can be read back.
+pub trait Written: Send + Sync {
+    /// The exact groups of a task in a window: each a key, packets, bytes, first and last time.
+    fn groups(&self, task: &Task, window: Epoch) -> Result<Vec<Group>, String>;
+
+    /// Revision of a window, and the packets that its first exact task holds; `None` where there is none.
+    fn summary(&self, window: Epoch) -> Result<Option<(u32, Option<u64>)>, String>;
+}
+
+/// A key with packets, bytes, first and last time.
+pub type Group = (dataflows::key::Key, [u64; 4]);
 
 /// What is known of a run while it goes on and when it is over.
 #[derive(Debug, Default)]
 pub struct Progress {
-    counts: Mutex<BTreeMap<usize, Counts>>,
-    unknown_links: Mutex<BTreeSet<u32>>,
-    windows: AtomicU64,
+    books: Mutex<Books>,
+    read: AtomicU64,
     /// Why the run failed, if it did.
     pub failure: Failure,
 }
 
+/// The books of what is committed.
+#[derive(Debug, Default)]
+struct Books {
+    accounts: Accounts,
+    windows: u64,
+    /// Packets in the latest revisions of all windows, where a task counts every packet once.
+    held: Option<u64>,
+}
+
 impl Progress {
-    /// The workers' accounts so far, by number of input.
-    pub fn counts(&self) -> BTreeMap<usize, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Nothing is known yet; a failure is dealt with so.
+    pub fn new(failure: Failure) -> Self {
+        Self { failure, ..Self::default() }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frames that this process has decoded.
+    pub fn read(&self) -> u64 {
+        self.read.load(SeqCst)
     }
 
     /// Link types that were met and are not decoded.
     pub fn unknown_links(&self) -> BTreeSet<u32> {
-        self.unknown_links.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.books().accounts.unknown_links().clone()
     }
 
     /// Windows written, each once however often it was revised.
     pub fn windows(&self) -> u64 {
-        self.windows.load(Relaxed)
+        self.books().windows
     }
 
-    fn add(&self, counts: BTreeMap<usize, Counts>, unknown_links: &BTreeSet<u32>) {
-        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        for (input, counts) in counts {
-            *all.entry(input).or_default() += counts;
-        }
-        drop(all);
-        if !unknown_links.is_empty() {
-            self.unknown_links.lock().unwrap_or_else(PoisonError::into_inner).extend(unknown_links);
-        }
+    /// What was found in each input and what became of it.
+    pub fn inputs(&self) -> Vec<(InputReport, Counts)> {
+        self.books().accounts.inputs()
+    }
+
+    /// The books of the run, which have to balance.
+    pub fn ledger(&self, interrupted: bool) -> Result<Ledger, Unbalanced> {
+        let ledger = Ledger::new(&self.inputs(), self.windows(), interrupted);
+        ledger.balance(self.books().held)?;
+        Ok(ledger)
     }
 }
 
-/// Runs a job to its end: every snapshot is written, or `progress.failure` says why not.
-pub fn run(job: Arc<Job>, progress: &Arc<Progress>, sinks: &Sinks) -> Result<(), String> {
-    let communication = match job.workers {
-        0 | 1 => CommunicationConfig::Thread,
-        more => CommunicationConfig::Process(more),
+/// Where everything is one window and nothing was counted: that is an answer too.
+pub fn answer_nothing(job: &Job, progress: &Progress, commits: &Sender<Commit>) {
+    let mut books = progress.books();
+    if job.windowing == Windowing::All && books.windows == 0 && progress.failure.get().is_none() {
+        (books.windows, books.held) = (1, Some(0));
+        let snapshots = vec![snapshot(job, 0, 0, Vec::new())];
+        // The thread is gone only when it has failed.
+        let _ = commits.send(Commit { snapshots, manifest: None, confirm: Box::new(|| {}) });
+    }
+}
+
+/// Runs a job to its end, with the other processes of the cluster if there are any: every snapshot is written, or
+/// `progress.failure` says why not. `commits` leads to the sinks; process 0 alone has any.
+pub fn run(
+    job: &Arc<Job>,
+    progress: &Arc<Progress>,
+    commits: Option<Sender<Commit>>,
+    connected: Option<Formed>,
+) -> Result<(), String> {
+    let (job, shared) = (job.clone(), progress.clone());
+    if let Some(manifest) = &job.earlier.manifest {
+        let Manifest { accounts, windows, held, .. } = manifest.clone();
+        *progress.books() = Books { accounts, windows, held };
+    }
+    // Those of this process that have not come to the end of the input.
+    let left = Arc::new(AtomicUsize::new(job.workers));
+    let workers = job.workers;
+    let build = move |worker: &mut Worker| {
+        build(worker, &job, &shared, &left, commits.clone());
+        while worker.has_dataflows() {
+            worker.step_or_park(None);
+        }
     };
-    let (shared, snapshots) = (progress.clone(), sinks.sender());
-    let workers =
-        timely::execute(Config { communication, worker: WorkerConfig::default() }, move |worker| {
-            let (job, progress) = (&job, &shared);
-            worker.dataflow::<Epoch, _, _>(|scope| {
-                let (written, feedback) = scope.feedback::<Vec<()>>(0);
-                let (packets, late) = read(scope, feedback, job, progress);
-                let (failure, shared) = (progress.failure.clone(), job.clone());
-                let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
-                    failure.set(why);
-                    shared.intake.wake();
-                });
-                let archive = || match job.windowing {
-                    Windowing::All => None,
-                    Windowing::Every(_) => {
-                        Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
-                    }
-                };
-                let rows = build_tasks(scope, packets, &late, &job.tasks, archive);
-                commit(rows, job, progress, snapshots.clone()).connect_loop(written);
-            });
-            while worker.has_dataflows() {
-                worker.step_or_park(None);
-            }
-        })?;
+    let workers = match connected {
+        None => {
+            let communication = match workers {
+                0 | 1 => CommunicationConfig::Thread,
+                more => CommunicationConfig::Process(more),
+            };
+            timely::execute(Config { communication, worker: WorkerConfig::default() }, build)?
+        }
+        Some(Formed { process, sockets, .. }) => {
+            let hooks = Hooks::default();
+            let threads = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
+            let (builders, guard) =
+                initialize_networking_from_sockets(threads, sockets, process, workers, hooks)
+                    .map_err(|error| format!("cannot use the connections of the cluster: {error}"))?;
+            let builders = builders.into_iter().map(AllocatorBuilder::Tcp).collect();
+            timely::execute::execute_from(builders, Box::new(guard), WorkerConfig::default(), build)?
+        }
+    };
     workers.join().into_iter().collect()
+}
+
+/// Builds the dataflow on one worker.
+fn build(
+    worker: &mut Worker,
+    job: &Arc<Job>,
+    progress: &Arc<Progress>,
+    left: &Arc<AtomicUsize>,
+    commits: Option<Sender<Commit>>,
+) {
+    worker.dataflow::<Epoch, _, _>(|scope| {
+        let (written, feedback) = scope.feedback::<Block>(0);
+        let Read { packets, late, accounts } = read(scope, feedback, job, progress, left.clone());
+        let (failure, shared) = (progress.failure.clone(), job.clone());
+        let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
+            failure.set(why);
+            shared.intake.wake();
+        });
+        let mut archive = || match job.windowing {
+            Windowing::All => None,
+            Windowing::Every(_) => {
+                Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
+            }
+        };
+        let is_committer = scope.index() == 0;
+        let recall = job.earlier.recall.as_ref().filter(|_| is_committer).map(|written| {
+            let (written, failed, job) = (written.clone(), failed.clone(), job.clone());
+            Rc::new(ReadBack { written, failed, job }) as Rc<dyn Recall>
+        });
+        let closed = Closed { archive: &mut archive, recall };
+        let rows = build_tasks(scope, packets, &late, &job.tasks, closed);
+        commit(rows, accounts, job, progress, commits).connect_loop(written);
+    });
+}
+
+/// Windows of earlier runs, read back.
+struct ReadBack {
+    written: Arc<dyn Written>,
+    failed: Arc<dyn Fn(String) + Send + Sync>,
+    job: Arc<Job>,
+}
+
+impl Recall for ReadBack {
+    fn recall(&self, mask: dataflows::key::Mask, window: Epoch) -> Vec<Group> {
+        let mut tasks = self.job.tasks.iter();
+        let task = tasks.find(|task| {
+            let schema = task.aggregator.schema();
+            schema.counts_every_packet && schema.key.mask() == mask
+        });
+        let groups = match task {
+            Some(task) => self.written.groups(task, window),
+            None => Err("no task holds all groups that a late packet belongs to".into()),
+        };
+        groups.unwrap_or_else(|why| {
+            (self.failed)(why);
+            Vec::new()
+        })
+    }
+
+    fn first_new(&self) -> Epoch {
+        self.job.earlier.first
+    }
+}
+
+/// What the sources of a worker give out.
+struct Read<'s> {
+    packets: Stream<'s, Epoch, Packets>,
+    /// Windows that packets have come late for, told to all workers.
+    late: Stream<'s, Epoch, Block>,
+    /// For the committing worker.
+    accounts: Stream<'s, Epoch, Block>,
+}
+
+/// A number for each notice, in blocks to all workers.
+fn to_block(notice: Notice, to: usize) -> Block {
+    let (task, window) = match notice {
+        Notice::Stop => (0, 0),
+        Notice::Singles(watermark) => (1, watermark),
+        Notice::Alone(floor) => (2, floor),
+    };
+    Block { to, task, window, ..Block::default() }
+}
+
+fn from_block(block: &Block) -> Notice {
+    match block.task {
+        0 => Notice::Stop,
+        1 => Notice::Singles(block.window),
+        _ => Notice::Alone(block.window),
+    }
+}
+
+/// What a worker has to tell the committing one: its accounts, each at the epoch that it is for.
+fn accounts(
+    reader: &mut dyn Reader,
+    placer: &mut Placer,
+    job: &Job,
+    before: Option<Epoch>,
+) -> BTreeMap<Epoch, Account> {
+    let mut accounts: BTreeMap<Epoch, Account> = BTreeMap::new();
+    for position in reader.leave(before.is_none()) {
+        accounts.entry(position.from).or_default().positions.push(position);
+    }
+    let kept = before.map_or_else(BTreeMap::new, |before| placer.counts.split_off(&(before, 0)));
+    for ((epoch, input), counts) in std::mem::replace(&mut placer.counts, kept) {
+        let key = reader.key(input).unwrap_or_else(|| job.intake.key(input));
+        accounts.entry(epoch).or_default().counts.push((key, counts));
+    }
+    accounts
 }
 
 /// The source: decodes the pieces that this worker takes, and tells all workers of windows that get late packets.
 ///
-/// `written` carries no data: its frontier is the first epoch that is not written.
+/// The frontier of `written` is the first epoch that is not written; its blocks are notices.
 fn read<'s>(
     scope: Scope<'s, Epoch>,
-    written: Stream<'s, Epoch, Vec<()>>,
+    written: Stream<'s, Epoch, Block>,
     job: &Arc<Job>,
     progress: &Arc<Progress>,
-) -> (Stream<'s, Epoch, Packets>, Stream<'s, Epoch, Block>) {
+    left: Arc<AtomicUsize>,
+) -> Read<'s> {
     let (job, progress, worker, peers) = (job.clone(), progress.clone(), scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new("Read".into(), scope);
     let info = builder.operator_info();
     let (output, packets) = builder.new_output::<Packets>();
     let (late_output, late) = builder.new_output::<Block>();
+    let (account_output, accounts_out) = builder.new_output::<Block>();
     let mut output = OutputBuilder::<_, NoopBuilder<Packets>>::from(output);
     let mut late_output = OutputBuilder::<_, BlockBuilder>::from(late_output);
+    let mut account_output = OutputBuilder::<_, BlockBuilder>::from(account_output);
     // No path from this input to the outputs: it tells of progress and holds nothing back.
-    let mut written = builder.new_input_connection(written, Pipeline, []);
+    let mut written = builder.new_input_connection(written, to_named_worker(), []);
     job.intake.register(scope.worker().sync_activator_for(info.address.to_vec()));
     let activator = scope.activator_for(info.address.clone());
     builder.build(move |mut capabilities| {
+        let account_capability = capabilities.pop();
         let late_capability = capabilities.pop();
-        let mut held = capabilities.pop().zip(late_capability);
+        let mut held = capabilities.pop().zip(late_capability).zip(account_capability);
         let mut reader = job.intake.clone().reader(worker);
-        let mut placer = Placer::new(job.windowing, job.lateness);
+        let mut placer = Placer::new(job.windowing, job.lateness, job.earlier.first);
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
+        let mut first_unwritten = Some(0);
         move |frontiers| {
-            written.for_each(|_, _| {});
-            let Some((capability, late_capability)) = &mut held else { return };
-            let first_unwritten = frontiers[0].frontier().first().copied().unwrap_or(Epoch::MAX);
-            unwritten = unwritten.split_off(&first_unwritten);
+            written.for_each(|_, block| match from_block(block) {
+                Notice::Stop => job.intake.stop(),
+                notice => reader.heed(notice),
+            });
+            let frontier = frontiers[0].frontier().first().copied();
+            if frontier != first_unwritten {
+                first_unwritten = frontier;
+                reader.written(frontier);
+            }
+            let Some(((capability, late_capability), account_capability)) = &mut held else { return };
+            unwritten = unwritten.split_off(&first_unwritten.unwrap_or(Epoch::MAX));
             let (mut output, mut late_output) = (output.activate(), late_output.activate());
+            let mut account_output = account_output.activate();
+            let mut tell = |account: &Account, at: Epoch, capability: &Capability<Epoch>| {
+                let bytes = serde_json::to_vec(account).expect("an account can be written");
+                let at = capability.delayed(&at.max(*capability.time()));
+                account_output.session_with_builder(&at).give_container(&mut Block::message(0, &bytes));
+            };
+            let mut notices = reader.notices();
+            notices.extend(job.stopping.swap(false, SeqCst).then_some(Notice::Stop));
+            if !notices.is_empty() {
+                tell(&Account { notices, ..Account::default() }, 0, account_capability);
+            }
 
             if unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
                 // The frontier of what is written wakes this operator.
@@ -161,14 +365,26 @@ fn read<'s>(
                 None => reader.take().map_err(|why| progress.failure.set(why)).ok(),
             };
             let Some((taken @ (Taken::Piece | Taken::Wait), position)) = taken else {
+                for (epoch, account) in accounts(&mut *reader, &mut placer, &job, None) {
+                    tell(&account, epoch, account_capability);
+                }
+                if left.fetch_sub(1, SeqCst) == 1 {
+                    // Nobody in this process takes any more: what was found is known.
+                    let found = Account { found: job.intake.found(), ..Account::default() };
+                    tell(&found, 0, account_capability);
+                }
                 held = None;
                 return;
             };
             let first_open = placer.seek(position);
             // First of all: whoever waits, waits for no epoch that this worker has left.
             if first_open > *capability.time() {
+                for (epoch, account) in accounts(&mut *reader, &mut placer, &job, Some(first_open)) {
+                    tell(&account, epoch, account_capability);
+                }
                 capability.downgrade(&first_open);
                 late_capability.downgrade(&first_open);
+                account_capability.downgrade(&first_open);
             }
             if taken == Taken::Wait {
                 return;
@@ -176,11 +392,17 @@ fn read<'s>(
             if let Err(why) = reader.decode(&mut placer) {
                 progress.failure.set(why);
             }
-            progress.add(std::mem::take(&mut placer.counts), &placer.unknown_links);
+            let unknown_links = std::mem::take(&mut placer.unknown_links);
+            if !unknown_links.is_empty() {
+                tell(&Account { unknown_links, ..Account::default() }, 0, account_capability);
+            }
+            let mut decoded = 0;
             for (epoch, mut batch) in placer.batches.drain(..) {
+                decoded += batch.packets.len() as u64;
                 unwritten.insert(epoch);
                 output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut batch);
             }
+            progress.read.fetch_add(decoded, SeqCst);
             for (epoch, window) in std::mem::take(&mut placer.late) {
                 let at = late_capability.delayed(&epoch);
                 let mut session = late_output.session_with_builder(&at);
@@ -191,85 +413,151 @@ fn read<'s>(
             activator.activate();
         }
     });
-    (packets, late)
+    Read { packets, late, accounts: accounts_out }
 }
 
-/// Gathers each epoch's rows on one worker, makes snapshots of them and holds the epoch until they are written.
+/// Gathers each epoch's rows and accounts on one worker, makes snapshots of them and holds the epoch until they are
+/// written. Gives out notices.
 fn commit<'s>(
     rows: Stream<'s, Epoch, Block>,
+    accounts: Stream<'s, Epoch, Block>,
     job: &Arc<Job>,
     progress: &Arc<Progress>,
-    snapshots: Sender<(Snapshot, Box<dyn FnOnce() + Send>)>,
-) -> Stream<'s, Epoch, Vec<()>> {
-    let scope = rows.scope();
-    let (job, progress) = (job.clone(), progress.clone());
-    rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
+    commits: Option<Sender<Commit>>,
+) -> Stream<'s, Epoch, Block> {
+    let (scope, peers) = (rows.scope(), rows.scope().peers());
+    let mut committer = Committer {
+        job: job.clone(),
+        progress: progress.clone(),
+        held: BTreeMap::new(),
+        manifest: job.earlier.manifest.clone(),
+    };
+    rows.binary_frontier::<_, BlockBuilder, _, _, _, _>(
+        accounts,
+        to_named_worker(),
         to_named_worker(),
         "Commit",
         move |_, info| {
-            let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
-            let mut revisions: BTreeMap<Epoch, u32> = BTreeMap::new();
-            // An epoch is written when each of its snapshots is; they are written in order.
-            let mut writing: VecDeque<(Capability<Epoch>, usize)> = VecDeque::new();
+            let mut epochs: Epochs<Gathered> = Epochs::default();
+            // An epoch is written when all that it commits is; epochs are written in order.
+            let mut writing: VecDeque<Capability<Epoch>> = VecDeque::new();
             let (confirm, confirmed) = unbounded::<()>();
             let waker = Arc::new(Mutex::new(scope.worker().sync_activator_for(info.address.to_vec())));
-            move |(input, frontier), output| {
+            move |(rows, rows_frontier), (accounts, accounts_frontier), output| {
                 let port = output.output_index();
-                input.for_each(|message, block| {
-                    if let Some((_, windows)) = epochs.at(&message, port) {
-                        windows.entry(block.window).or_default().push(std::mem::take(block));
+                rows.for_each(|message, block| {
+                    if let Some((_, gathered)) = epochs.at(&message, port) {
+                        gathered.windows.entry(block.window).or_default().push(std::mem::take(block));
                     }
                 });
-                while let Some((held, windows)) = epochs.close(&[frontier]) {
-                    writing.push_back((held, windows.len()));
-                    for (window, blocks) in windows {
-                        let next = revisions.entry(window).and_modify(|revision| *revision += 1).or_insert(0);
-                        if *next == 0 {
-                            progress.windows.fetch_add(1, Relaxed);
+                accounts.for_each(|message, block| {
+                    let Some((held, gathered)) = epochs.at(&message, port) else { return };
+                    match serde_json::from_slice::<Account>(block.message_bytes()) {
+                        Ok(mut account) => {
+                            let mut session = output.session_with_builder(&*held);
+                            for notice in account.notices.drain(..) {
+                                (0..peers).for_each(|to| session.give_container(&mut to_block(notice, to)));
+                            }
+                            gathered.accounts.push(account);
                         }
-                        let snapshot = snapshot(&job, window, *next, blocks);
-                        let (confirm, waker) = (confirm.clone(), waker.clone());
-                        let done = move || {
-                            // The worker is gone only when the process ends.
-                            let _ = confirm.send(());
-                            let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
-                        };
-                        if snapshots.send((snapshot, Box::new(done))).is_err() {
-                            progress.failure.set("the writing thread has ended early".into());
-                        }
+                        Err(error) => committer.progress.failure.set(format!("an account: {error}")),
                     }
+                });
+                while let Some((held, gathered)) = epochs.close(&[rows_frontier, accounts_frontier]) {
+                    let Some(mut commit) = committer.close(*held.time(), gathered) else { continue };
+                    let (confirm, waker) = (confirm.clone(), waker.clone());
+                    commit.confirm = Box::new(move || {
+                        // The worker is gone only when the process ends.
+                        let _ = confirm.send(());
+                        let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
+                    });
+                    if commits.as_ref().is_none_or(|commits| commits.send(commit).is_err()) {
+                        committer.progress.failure.set("the writing thread has ended early".into());
+                    }
+                    writing.push_back(held);
                 }
-                while let (Ok(()), Some((_, left))) = (confirmed.try_recv(), writing.front_mut()) {
-                    *left -= 1;
-                    if *left == 0 {
-                        writing.pop_front();
-                    }
+                while let Ok(()) = confirmed.try_recv() {
+                    writing.pop_front();
                 }
             }
         },
     )
 }
 
-/// Sorts a window's runs by task.
-fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snapshot {
-    let mut snapshot = empty_snapshot(job, window, revision);
-    for block in blocks {
-        snapshot.tasks[block.task].runs.push(block);
-    }
-    snapshot
+/// What comes of an epoch.
+#[derive(Default)]
+struct Gathered {
+    windows: BTreeMap<Epoch, Vec<Block>>,
+    accounts: Vec<Account>,
 }
 
-/// A snapshot of a window in which nothing was counted.
-pub fn empty_snapshot(job: &Job, window: Epoch, revision: u32) -> Snapshot {
+/// Makes commits of what comes of epochs.
+struct Committer {
+    job: Arc<Job>,
+    progress: Arc<Progress>,
+    /// Revision of each window of this run, and the packets that it holds.
+    held: BTreeMap<Epoch, (u32, Option<u64>)>,
+    /// What was committed last, where commits are recorded.
+    manifest: Option<Manifest>,
+}
+
+impl Committer {
+    /// The snapshots of a closed epoch and the record of it; `None` where there is nothing to write.
+    fn close(&mut self, epoch: Epoch, gathered: Gathered) -> Option<Commit> {
+        let Gathered { windows, accounts } = gathered;
+        let mut books = self.progress.books();
+        let said = accounts.iter().any(|account| !account.is_empty());
+        accounts.into_iter().for_each(|account| books.accounts.add(account));
+        if windows.is_empty() && !(said && self.manifest.is_some()) {
+            return None;
+        }
+        let mut snapshots = Vec::new();
+        for (window, blocks) in windows {
+            let earlier = match self.held.get(&window) {
+                Some(earlier) => Some(*earlier),
+                None if window < self.job.earlier.first => {
+                    let recall = self.job.earlier.recall.as_ref();
+                    let summary = recall.map_or(Ok(None), |recall| recall.summary(window));
+                    summary.unwrap_or_else(|why| {
+                        self.progress.failure.set(why);
+                        None
+                    })
+                }
+                None => None,
+            };
+            let revision = earlier.map_or(0, |(revision, _)| revision + 1);
+            let snapshot = snapshot(&self.job, window, revision, blocks);
+            let packets = snapshot.packets();
+            books.windows += u64::from(earlier.is_none());
+            let before = earlier.map_or(Some(0), |(_, packets)| packets);
+            let first = books.windows == 1 && earlier.is_none();
+            let all = if first { Some(0) } else { books.held };
+            books.held = all.zip(packets).zip(before).map(|((all, now), before)| all + now - before.min(all));
+            self.held.insert(window, (revision, packets));
+            snapshots.push(snapshot);
+        }
+        let manifest = self.manifest.as_mut().map(|manifest| {
+            manifest.number += 1;
+            manifest.epoch = Some(epoch);
+            manifest.accounts = books.accounts.clone();
+            (manifest.windows, manifest.held) = (books.windows, books.held);
+            manifest.placed = snapshots.iter().map(|snapshot| (snapshot.window, snapshot.revision)).collect();
+            manifest.clone()
+        });
+        Some(Commit { snapshots, manifest, confirm: Box::new(|| {}) })
+    }
+}
+
+/// Sorts a window's runs by task.
+fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snapshot {
     let task = |task: &Task| TaskRows {
         name: task.name.clone(),
         schema: task.aggregator.schema(),
         runs: Vec::new(),
     };
-    Snapshot {
-        window,
-        span: job.windowing.span(window),
-        revision,
-        tasks: job.tasks.iter().map(task).collect(),
+    let mut tasks: Vec<_> = job.tasks.iter().map(task).collect();
+    for block in blocks {
+        tasks[block.task].runs.push(block);
     }
+    Snapshot { window, span: job.windowing.span(window), revision, tasks }
 }

@@ -1,11 +1,10 @@
 //! The run's books: every frame that was read is in exactly one account.
 
-use serde::Serialize;
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
 /// Packets and bytes by what became of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Frames read.
     pub read: u64,
@@ -40,7 +39,7 @@ impl AddAssign for Counts {
 }
 
 /// An input and what became of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct InputReport {
     /// The input as the user named it, or as it names itself.
     pub name: String,
@@ -61,7 +60,7 @@ pub struct InputReport {
 }
 
 /// Packets that are known never to have arrived, by where they were lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Losses {
     /// By the interface: it had no room for them.
     pub interface: u64,
@@ -127,27 +126,18 @@ struct Input {
     lost: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     losses: Option<Losses>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    repeated: Option<u64>,
     damage: Option<String>,
 }
 
 impl Ledger {
-    /// The books of a run over these inputs that wrote so many windows; `decoded` holds the workers' accounts by number
-    /// of input.
-    pub fn new(
-        decoded: &BTreeMap<usize, Counts>,
-        inputs: &[InputReport],
-        windows: u64,
-        interrupted: bool,
-    ) -> Self {
+    /// The books of a run over these inputs, each with the workers' accounts of it, that wrote so many windows.
+    pub fn new(inputs: &[(InputReport, Counts)], windows: u64, interrupted: bool) -> Self {
         let mut total = Counts::default();
         let mut lost = 0;
-        let input = |(number, report): (usize, &InputReport)| {
-            let InputReport { name, format, packets, before, losses, repeated, damage, .. } = report.clone();
-            let repeated = losses.map(|_| repeated);
+        let input = |(report, decoded): &(InputReport, Counts)| {
+            let InputReport { name, format, packets, before, losses, damage, .. } = report.clone();
             let mut counts = before;
-            counts += decoded.get(&number).copied().unwrap_or_default();
+            counts += *decoded;
             total += counts;
             let lost_here = losses.unwrap_or_default().total();
             lost = u64::saturating_add(lost, lost_here);
@@ -164,11 +154,10 @@ impl Ledger {
                 late,
                 lost: lost_here,
                 losses,
-                repeated,
                 damage,
             }
         };
-        let inputs = inputs.iter().enumerate().map(input).collect();
+        let inputs = inputs.iter().map(input).collect();
         let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, bytes_counted } = total;
         Self {
             packets: Packets { read, counted, filtered, non_ip, malformed, late, lost },
@@ -224,13 +213,12 @@ mod tests {
         let found = InputReport { packets: 10, ..InputReport::default() };
         let counts =
             Counts { read: 10, counted: 6, filtered: 1, non_ip: 2, malformed: 1, ..Counts::default() };
-        let ledger = |counts: Counts, inputs: &[InputReport]| {
-            Ledger::new(&BTreeMap::from([(0, counts)]), inputs, 1, false)
-        };
-        assert!(ledger(counts, std::slice::from_ref(&found)).balance(Some(6)).is_ok());
-        assert!(ledger(counts, std::slice::from_ref(&found)).balance(Some(5)).is_err());
-        assert!(ledger(counts, &[]).balance(Some(6)).is_err());
-        assert!(ledger(Counts { malformed: 0, ..counts }, &[found]).balance(None).is_err());
+        let none = InputReport::default();
+        let ledger = |counts: Counts, found: &InputReport| Ledger::new(&[(found.clone(), counts)], 1, false);
+        assert!(ledger(counts, &found).balance(Some(6)).is_ok());
+        assert!(ledger(counts, &found).balance(Some(5)).is_err());
+        assert!(ledger(counts, &none).balance(Some(6)).is_err());
+        assert!(ledger(Counts { malformed: 0, ..counts }, &found).balance(None).is_err());
     }
 
     #[test]
@@ -239,7 +227,7 @@ mod tests {
         let losses = Some(Losses { kernel: 1, bus: 2, ..Losses::default() });
         let report = InputReport { packets: 4, before, losses, ..InputReport::default() };
         let counts = Counts { read: 4, counted: 4, bytes_read: 60, bytes_counted: 60, ..Counts::default() };
-        let ledger = Ledger::new(&BTreeMap::from([(0, counts)]), &[report], 1, false);
+        let ledger = Ledger::new(&[(report, counts)], 1, false);
         ledger.balance(Some(4)).expect("balanced books");
         let Packets { read, filtered, lost, .. } = ledger.packets;
         assert_eq!((read, filtered, lost, ledger.bytes.read), (9, 3, 3, 560));

@@ -9,9 +9,11 @@
 //! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put stages
 //! together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
 
+pub mod account;
 pub mod archive;
 pub mod bus;
 pub mod capture;
+pub mod cluster;
 pub mod config;
 pub mod decode;
 pub mod engine;
@@ -23,5 +25,6 @@ pub mod probe;
 pub mod program;
 pub mod report;
 pub mod sinks;
+pub mod state;
 pub mod tail;
 pub mod wire;

@@ -73,21 +73,25 @@ pub struct Probe {
     read: u64,
     bytes_read: u64,
     bytes_sent: u64,
-    /// When the batch that is being filled was begun, and when anything was last sent.
+    /// When the batch that is being filled was begun.
     begun: Instant,
+    /// When all partitions were last told something, and the batches since.
     said: Instant,
+    unsaid: u64,
+    /// Subjects that batches are spread over.
+    partitions: u64,
 }
 
 impl Probe {
-    /// A probe that has seen nothing. `max_payload` is what the server takes in one message, in bytes; once `stop`
-    /// is set, it waits for room no longer.
+    /// A probe that has seen nothing. The server takes `max_payload` bytes in one message, and batches are spread
+    /// over so many partitions; once `stop` is set, it waits for room no longer.
     pub fn new(
         identity: Identity,
         encoding: Encoding,
         pacing: Pacing,
         buffer: Arc<Buffer>,
         stop: Arc<AtomicBool>,
-        max_payload: usize,
+        (max_payload, partitions): (usize, u32),
     ) -> Self {
         // The C library then keeps the memory of messages instead of giving it back after each.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_MEMORY)));
@@ -112,6 +116,8 @@ impl Probe {
             bytes_sent: 0,
             begun: Instant::now(),
             said: Instant::now(),
+            unsaid: 0,
+            partitions: partitions.into(),
         }
     }
 
@@ -200,13 +206,25 @@ impl Probe {
         if self.begun.elapsed() >= FLUSH {
             self.flush();
         }
-        // While the bus takes nothing, heartbeats would only pile up.
-        let says = self.encoding == Encoding::Batch && self.buffer.is_empty();
-        if says && self.said.elapsed() >= HEARTBEAT {
+        if self.is_due() && promise > self.latest {
             self.flush();
-            self.latest = self.latest.max(promise);
+            self.latest = promise;
+            (self.before, self.watermark) = (self.accounts, self.latest);
+        }
+        self.heartbeat();
+    }
+
+    /// Tells every partition how far the probe has come, where some have heard nothing for long.
+    pub fn heartbeat(&mut self) {
+        if self.is_due() {
             self.say(false);
         }
+    }
+
+    fn is_due(&self) -> bool {
+        // While the bus takes nothing, heartbeats would only pile up.
+        let says = self.encoding == Encoding::Batch && self.buffer.is_empty();
+        says && self.said.elapsed() >= HEARTBEAT
     }
 
     /// Sends the packets collected so far.
@@ -217,8 +235,7 @@ impl Probe {
                 if packets > 0 && self.make_room(packets, packets * MOST_A_PACKET as u64) {
                     self.accounts.sent += packets;
                     self.bytes_sent += self.builder.bytes();
-                    self.say(false);
-                    self.sequence += 1;
+                    self.send_batch(packets);
                 } else if packets > 0 {
                     self.builder.clear(self.latest);
                     (self.before, self.watermark) = (self.accounts, self.latest);
@@ -257,26 +274,45 @@ impl Probe {
         }
     }
 
-    /// Sends a batch of what was collected; without packets it is a heartbeat.
+    /// Sends a batch of what was collected.
+    fn send_batch(&mut self, packets: u64) {
+        let header = self.header(self.latest, self.accounts, false);
+        let (sequence, first_packet) = (self.sequence, self.before.sent);
+        let payload = self.builder.finish(header);
+        self.buffer.push(Outgoing::Batch { sequence, first_packet, packets, last: false, payload });
+        (self.before, self.watermark) = (self.accounts, self.latest);
+        self.sequence += 1;
+        self.unsaid += 1;
+        if self.unsaid >= self.partitions {
+            // Each partition has got one.
+            (self.unsaid, self.said) = (0, Instant::now());
+        }
+    }
+
+    /// Tells all partitions how far the probe has come: a batch without packets, which stands before those that are being
+    /// collected.
     fn say(&mut self, last: bool) {
-        let packets = self.builder.len() as u64;
-        let header = Header {
+        let header = self.header(self.watermark, self.before, last);
+        let (sequence, first_packet) = (self.sequence, self.before.sent);
+        let payload = BatchBuilder::new(0).finish(header);
+        self.buffer.push(Outgoing::Batch { sequence, first_packet, packets: 0, last, payload });
+        (self.unsaid, self.said) = (0, Instant::now());
+    }
+
+    fn header(&self, latest: u64, after: Accounts, last: bool) -> Header {
+        Header {
             probe: self.identity.name.clone(),
             run: self.identity.run,
             sequence: self.sequence,
             first_packet: self.before.sent,
             watermark: self.watermark,
-            latest: self.latest,
+            latest,
             before: self.before,
-            after: self.accounts,
+            after,
             last,
             started: self.identity.started,
             ..Header::default()
-        };
-        let payload = self.builder.finish(header);
-        let (sequence, first_packet) = (self.sequence, self.before.sent);
-        self.buffer.push(Outgoing::Batch { sequence, first_packet, packets, last, payload });
-        (self.before, self.watermark, self.said) = (self.accounts, self.latest, Instant::now());
+        }
     }
 
     /// Tells engines that the run begins, before its first packet.
@@ -290,6 +326,7 @@ impl Probe {
     pub fn finish(&mut self) {
         self.flush();
         if self.encoding == Encoding::Batch {
+            (self.before, self.watermark) = (self.accounts, self.latest);
             self.say(true);
         }
     }

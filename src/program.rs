@@ -1,16 +1,23 @@
 //! What the programs share: how a run ends, what signals do, and which configuration is read.
 
 use crate::bus::BusError;
-use crate::config::{self, Config, ConfigError, WriterConfig};
+use crate::cluster::{self, Cluster, Formed};
+use crate::config::{self, ClusterSection, Config, ConfigError, WriterConfig};
+use crate::engine::Job;
 use crate::sinks::csv::CsvWriter;
 use crate::sinks::{SinkError, Writer};
+use crate::state::Manifest;
+use anyhow::anyhow;
 use dataflows::aggregator::Registry;
+use dataflows::window::Windowing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// Writes a line to standard error; that nobody may be there to read it fails nothing.
 #[macro_export]
@@ -56,9 +63,18 @@ pub fn no_bus(error: BusError) -> Failed {
 /// Runs a program and tells how it ended.
 pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> ExitCode {
     // A worker that panics would leave its siblings waiting for ever.
+    let said = AtomicBool::new(false);
     std::panic::set_hook(Box::new(move |panic| {
-        say!("{name}: internal error, please report: {panic}");
-        std::process::exit(1);
+        let lost = thread::current().name().and_then(cluster::lost);
+        if !said.swap(true, SeqCst) {
+            match lost {
+                Some(lost) => say!("{name}: {lost}"),
+                None => say!("{name}: internal error, please report: {panic}"),
+            }
+            std::process::exit(1);
+        }
+        // Another thread has said why, and ends the process.
+        thread::park();
     }));
     match run() {
         Ok(End::Done) => ExitCode::SUCCESS,
@@ -139,6 +155,130 @@ pub fn workers(flag: Option<u16>, configured: usize) -> usize {
     }
 }
 
+/// What programs that aggregate are told about where, how and with whom.
+#[derive(clap::Args)]
+pub struct Aggregation {
+    /// Configuration [default: ./config.yaml where it exists, else the built-in one]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where snapshots go, instead of the csv writer's path
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Worker threads of this process, 0 for one a core [default: num_workers of the configuration]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=config::MOST_WORKERS as i64))]
+    pub workers: Option<u16>,
+    /// Processes of the cluster [default: cluster.processes of the configuration, else 1]
+    #[arg(short = 'n', long, value_name = "N", env = "NETSPECTRA_PROCESSES", hide_env_values = true)]
+    pub processes: Option<usize>,
+    /// Which of them this one is, from 0
+    #[arg(short = 'p', long, value_name = "I", env = "NETSPECTRA_PROCESS", hide_env_values = true)]
+    pub process: Option<usize>,
+    /// Where the processes listen, host:port a line [default: 127.0.0.1:2101, :2102, ...]
+    #[arg(long, value_name = "FILE", env = "NETSPECTRA_HOSTFILE", hide_env_values = true)]
+    pub hostfile: Option<PathBuf>,
+    /// How long to wait for the other processes at the start [default: cluster.wait of the configuration, else 60s]
+    #[arg(long, value_name = "DUR", value_parser = config::duration)]
+    pub wait: Option<Duration>,
+    /// Say only what went wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say more on standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// How long the processes of a cluster wait for each other where nobody says otherwise.
+const WAIT: Duration = Duration::from_secs(60);
+
+impl Aggregation {
+    /// The cluster that this process belongs to; a process alone is one of one.
+    pub fn cluster(&self, section: &ClusterSection) -> anyhow::Result<Cluster> {
+        let processes = self.processes.or(section.processes).unwrap_or(1);
+        let process = self.process.or(section.process);
+        if !(1..=cluster::MOST_PROCESSES).contains(&processes) {
+            return Err(anyhow!("--processes: {processes} processes; 1 to {}", cluster::MOST_PROCESSES));
+        }
+        let process = match process {
+            Some(process) if process >= processes => {
+                return Err(anyhow!("--process: there is no process {process} of {processes}; they count from 0"));
+            }
+            None if processes > 1 => {
+                return Err(anyhow!("--process: which of the {processes} processes is this?"));
+            }
+            process => process.unwrap_or(0),
+        };
+        let hostfile = self.hostfile.as_deref().or(section.hostfile.as_deref());
+        let hosts = cluster::hosts(hostfile.filter(|_| processes > 1), processes)?;
+        Ok(Cluster { process, hosts, wait: self.wait.or(section.patience).unwrap_or(WAIT) })
+    }
+}
+
+/// What all processes of a cluster have to agree on, and all runs that go on where another has ended.
+pub fn settings(windowing: Windowing, config: &Config) -> cluster::Settings {
+    let window = match windowing {
+        Windowing::All => "all".to_owned(),
+        Windowing::Every(nanos) => format!("{:?}", Duration::from_nanos(nanos)),
+    };
+    let lateness = format!("{:?}", config.allowed_lateness);
+    let pairs = [("window", window), ("allowed lateness", lateness), ("tasks", config.task_texts.join(" "))];
+    pairs.map(|(what, value)| (what.to_owned(), value)).to_vec()
+}
+
+/// What they have to agree on beside that.
+pub fn add_cluster_settings(settings: &mut cluster::Settings, program: &str, cluster: &Cluster, workers: usize) {
+    let order = if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" };
+    settings.extend(
+        [
+            ("program", format!("{program} {}", env!("CARGO_PKG_VERSION"))),
+            ("workers", workers.to_string()),
+            ("hosts", cluster.hosts.join(" ")),
+            ("order of bytes", order.to_owned()),
+        ]
+        .map(|(what, value)| (what.to_owned(), value)),
+    );
+}
+
+/// Waits for the other processes; `None` where there are none.
+pub fn form(
+    name: &str,
+    cluster: &Cluster,
+    settings: &cluster::Settings,
+    known: Vec<u8>,
+    quiet: bool,
+) -> Result<Option<Formed>, Failed> {
+    let processes = cluster.hosts.len();
+    if processes == 1 {
+        return Ok(None);
+    }
+    let formed = cluster.form(settings, known);
+    let formed =
+        formed.map_err(|error| if error.is_usage() { usage(error) } else { running(error) })?;
+    if !quiet {
+        say!("{name}: cluster of {processes} processes has formed; this is process {}", cluster.process);
+    }
+    Ok(Some(formed))
+}
+
+/// Ends the inputs of a job, in all processes.
+pub fn stop(job: &Arc<Job>, processes: usize) -> impl Fn() + Send + use<> {
+    let job = job.clone();
+    move || {
+        if processes == 1 {
+            job.intake.stop();
+        } else {
+            job.stopping.store(true, SeqCst);
+            job.intake.wake();
+        }
+    }
+}
+
+/// Where a process that writes no snapshots keeps what memory has no room for.
+pub fn spill_folder() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").map(PathBuf::from);
+    // Often /tmp is memory.
+    named.unwrap_or_else(|| PathBuf::from("/var/tmp")).canonicalize().unwrap_or_else(|_| std::env::temp_dir())
+}
+
 /// The folders of the csv writers; `output` stands for the first.
 pub fn output_folders(output: Option<&Path>, config: &Config) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
@@ -150,6 +290,19 @@ pub fn output_folders(output: Option<&Path>, config: &Config) -> Vec<PathBuf> {
 }
 
 /// A csv writer into each folder, on so many threads.
-pub fn csv_writers(folders: &[PathBuf], threads: usize) -> Result<Vec<Box<dyn Writer>>, SinkError> {
-    folders.iter().map(|folder| Ok(Box::new(CsvWriter::open(folder, threads)?) as Box<dyn Writer>)).collect()
+pub fn csv_writers(folders: &[PathBuf], threads: usize) -> Result<Vec<CsvWriter>, SinkError> {
+    folders.iter().map(|folder| CsvWriter::open(folder, threads)).collect()
+}
+
+/// Has csv writers finish what `last` has committed, and clear away what else a killed run has left.
+pub fn recover(
+    writers: Vec<CsvWriter>,
+    last: Option<&Manifest>,
+    windowing: Windowing,
+) -> Result<Vec<Box<dyn Writer>>, SinkError> {
+    let recovered = |mut writer: CsvWriter| {
+        writer.recover(last, windowing)?;
+        Ok(Box::new(writer) as Box<dyn Writer>)
+    };
+    writers.into_iter().map(recovered).collect()
 }

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use dataflows::rows::{Schema, Snapshot, ValueKind};
 use dataflows::window::Epoch;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,39 +33,12 @@ struct TopTask {
     rows: Vec<TopRow>,
 }
 
-/// What the snapshots held in all.
-#[derive(Default)]
-pub struct Totals {
-    /// Packets that the first exact task holds, by window.
-    windows: BTreeMap<Epoch, Option<u64>>,
-}
-
-impl Totals {
-    /// Counts a snapshot in place of an earlier revision; gives the packets it holds, where a task counts them all.
-    pub fn add(&mut self, snapshot: &Snapshot) -> Option<u64> {
-        let counting = snapshot.tasks.iter().find(|task| task.schema.counts_every_packet);
-        let packets = counting.map(|task| task.total("packets"));
-        self.windows.insert(snapshot.window, packets);
-        packets
-    }
-
-    /// Number of windows.
-    pub fn windows(&self) -> u64 {
-        self.windows.len() as u64
-    }
-
-    /// Packets in the latest revisions of all windows, where a task counts every packet once.
-    pub fn packets(&self) -> Option<u64> {
-        self.windows.values().copied().sum()
-    }
-}
-
 /// What the snapshots held, with the rows to show.
 #[derive(Default)]
 pub struct Highlights {
     tasks: Vec<TopTask>,
-    /// In all.
-    pub totals: Totals,
+    /// Windows, each once.
+    windows: BTreeSet<Epoch>,
 }
 
 /// Collects the highlights of a run as one more writer.
@@ -80,9 +53,9 @@ impl HighlightsWriter {
 }
 
 impl Writer for HighlightsWriter {
-    fn write(&mut self, snapshot: &Snapshot) -> Result<(), SinkError> {
+    fn prepare(&mut self, snapshot: &Snapshot, _commit: Option<u64>) -> Result<(), SinkError> {
         let mut highlights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        highlights.totals.add(snapshot);
+        highlights.windows.insert(snapshot.window);
         let name = window_name(snapshot.span);
         let mut text = Text::default();
         for (number, task) in snapshot.tasks.iter().enumerate() {
@@ -198,7 +171,7 @@ impl Report<'_> {
         ));
         out.push_str(&format!(
             "{} window(s) in {}\n",
-            self.highlights.totals.windows.len(),
+            self.highlights.windows.len(),
             self.outputs.join(", ")
         ));
         out
@@ -207,7 +180,7 @@ impl Report<'_> {
     fn task_table(&self, task: &TopTask) -> Table {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        let many_windows = self.highlights.totals.windows.len() > 1;
+        let many_windows = self.highlights.windows.len() > 1;
         let keys = task.schema.key.fields().len();
         let mut header: Vec<&str> = task.schema.columns().collect();
         if many_windows {

@@ -72,7 +72,7 @@ pub async fn tail(
                 }
             }
         };
-        let payload = arrival.message().payload.clone();
+        let payload = arrival.payload.clone();
         let mut written = Ok(());
         // A message is one kind or the other: field 2 is a number in a batch and a message in a packet.
         if let Ok(batch) = Batch::read(payload.clone()) {

@@ -2,7 +2,7 @@
 
 use crate::block::Block;
 use crate::exact::Exact;
-use crate::groups::{self, Archive, Packets};
+use crate::groups::{self, Closed, Packets};
 use crate::key::Mask;
 use crate::rows::Schema;
 use crate::window::Epoch;
@@ -58,17 +58,16 @@ impl<'s> Flow<'s> {
 
 /// Builds all tasks on one worker and returns their sorted rows, each block numbered by its task.
 ///
-/// `late` tells every worker which closed windows an epoch's packets came late for; `archive` makes the store that
-/// brings such windows back, or `None` where nothing can come late.
+/// `late` tells every worker which closed windows an epoch's packets came late for; `closed` brings them back.
 pub fn build_tasks<'s>(
     scope: Scope<'s, Epoch>,
     packets: Stream<'s, Epoch, Packets>,
     late: &Stream<'s, Epoch, Block>,
     tasks: &[Task],
-    archive: impl FnMut() -> Option<Box<dyn Archive>>,
+    closed: Closed<'_>,
 ) -> Stream<'s, Epoch, Block> {
     let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
-    let groups = groups::build(scope, &packets, late, &plan, archive);
+    let groups = groups::build(scope, &packets, late, &plan, closed);
     let flow = Flow { scope, packets, groups };
     let rows = tasks.iter().enumerate().map(|(number, task)| {
         crate::rows::sorted(task.aggregator.build(&flow), task.aggregator.schema(), number)

@@ -64,7 +64,7 @@ impl Aggregator for Exact {
 mod tests {
     use super::*;
     use crate::aggregator::{Task, build_tasks};
-    use crate::groups::{Archive, Packets};
+    use crate::groups::{Archive, Closed, Packets};
     use crate::key::{Field, Key};
     use crate::packet::{Address, Packet, Transport};
     use crate::window::{Watermark, Windowing};
@@ -149,8 +149,9 @@ mod tests {
             }
             worker.dataflow(|scope| {
                 let (packets, late) = (send(scope, batches), send(scope, late));
-                let archive = || Some(Box::<InMemory>::default() as Box<dyn Archive>);
-                let rows = build_tasks(scope, packets, &late, &tasks(), archive);
+                let mut archive = || Some(Box::<InMemory>::default() as Box<dyn Archive>);
+                let closed = Closed { archive: &mut archive, recall: None };
+                let rows = build_tasks(scope, packets, &late, &tasks(), closed);
                 rows.unary::<NoopBuilder<Block>, _, _, _>(Pipeline, "Collect", move |_, _| {
                     move |input, _| {
                         input.for_each(|message, block| {

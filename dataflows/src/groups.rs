@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use timely::Accountable;
 use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::Concat;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::{Scope, Stream};
 
@@ -45,6 +46,15 @@ pub trait Archive {
     fn put(&mut self, block: Block);
     /// Gives back all blocks of a window and forgets them.
     fn take(&mut self, window: Epoch) -> Vec<Block>;
+}
+
+/// Brings back the exact groups of windows that an earlier run has closed, from what it has written.
+pub trait Recall {
+    /// The groups of a key set in a window: each a key, packets, bytes, first and last time, no key twice.
+    fn recall(&self, mask: Mask, window: Epoch) -> Vec<(Key, [u64; 4])>;
+
+    /// The first window that no earlier run has closed.
+    fn first_new(&self) -> Epoch;
 }
 
 /// Groups of one window and key set, by layout.
@@ -177,7 +187,7 @@ impl Tables {
             task: 0,
             window,
             wide,
-            words: Arc::new(words),
+            words: words.into(),
         })
     }
 }
@@ -317,6 +327,34 @@ fn merge<'s>(
     )
 }
 
+/// On one worker: the groups that an earlier run has written of a window, for their owners, once when the first packets
+/// come late for it. From then on the archive has them.
+fn recalled<'s>(late: Stream<'s, Epoch, Block>, mask: Mask, recall: Option<Rc<dyn Recall>>) -> Stream<'s, Epoch, Block> {
+    let peers = late.scope().peers();
+    late.unary::<BlockBuilder, _, _, _>(to_named_worker(), "Recall", move |_, _| {
+        let mut recalled: BTreeSet<Epoch> = BTreeSet::new();
+        move |input, output| {
+            input.for_each(|message, block| {
+                let window = block.window;
+                let Some(recall) = recall.as_ref().filter(|recall| window < recall.first_new()) else { return };
+                if !recalled.insert(window) {
+                    return;
+                }
+                let (mut batches, mut shares) = (Batches::new(peers), Vec::new());
+                shares.resize_with(peers, Tables::default);
+                for (key, values) in recall.recall(mask, window) {
+                    batches.push(key, values, &mut shares);
+                }
+                batches.finish(&mut shares);
+                let mut session = output.session_with_builder(&message);
+                for (to, tables) in shares.into_iter().enumerate() {
+                    tables.into_blocks(to, window).for_each(|mut block| session.give_container(&mut block));
+                }
+            });
+        }
+    })
+}
+
 /// Each key set with the number of the key set it is rolled up from; finer sets come first and none comes twice.
 pub fn plan(masks: impl IntoIterator<Item = Mask>) -> Vec<(Mask, Option<usize>)> {
     let mut planned: Vec<(Mask, Option<usize>)> = Vec::new();
@@ -332,19 +370,32 @@ pub fn plan(masks: impl IntoIterator<Item = Mask>) -> Vec<(Mask, Option<usize>)>
     planned
 }
 
+/// What holds the groups of closed windows, so that late packets can revise them.
+pub struct Closed<'a> {
+    /// Makes the archive of a key set; `None` where nothing can come late.
+    pub archive: &'a mut dyn FnMut() -> Option<Box<dyn Archive>>,
+    /// What earlier runs have written: on the worker that can read it.
+    pub recall: Option<Rc<dyn Recall>>,
+}
+
 /// The groups of every planned key set, as streams of finished windows on their owners.
 pub fn build<'s>(
     scope: Scope<'s, Epoch>,
     packets: &Stream<'s, Epoch, Packets>,
     late: &Stream<'s, Epoch, Block>,
     plan: &[(Mask, Option<usize>)],
-    mut archive: impl FnMut() -> Option<Box<dyn Archive>>,
+    closed: Closed<'_>,
 ) -> Vec<(Mask, Stream<'s, Epoch, Block>)> {
     let mut built: Vec<(Mask, Stream<'s, Epoch, Block>)> = Vec::new();
     for &(mask, parent) in plan {
         let own = Own::default();
         let groups = match parent {
-            None => merge(fold(packets.clone(), mask, own.clone()), late.clone(), own, archive()),
+            None => {
+                let partials = fold(packets.clone(), mask, own.clone());
+                // Every worker builds the same operators; what recalls nothing sends nothing.
+                let earlier = recalled(late.clone(), mask, closed.recall.clone());
+                merge(partials.concat(earlier), late.clone(), own, (closed.archive)())
+            }
             Some(parent) => merge(fold(built[parent].1.clone(), mask, own.clone()), empty(scope), own, None),
         };
         built.push((mask, groups));

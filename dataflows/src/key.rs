@@ -6,6 +6,7 @@
 
 use crate::packet::{Address, Packet, Transport};
 use std::fmt;
+use std::net::IpAddr;
 
 /// Two words: source IPv4 (high half) and destination IPv4 (low half), then [`Transport`].
 pub type Compact = [u64; 2];
@@ -293,6 +294,40 @@ impl KeyFields {
     /// The fields, in column order.
     pub fn fields(&self) -> &[Field] {
         &self.fields
+    }
+
+    /// The key whose columns read as these cells; `None` where they are not what a table of these fields holds.
+    pub fn read<'a>(&self, cells: impl IntoIterator<Item = &'a str>) -> Option<Key> {
+        let (mut source, mut destination) = (None, None);
+        let mut transport = 0;
+        let mut cells = cells.into_iter();
+        for field in &self.fields {
+            let cell = cells.next()?;
+            let address = |known: Option<Address>| {
+                let address: IpAddr = cell.split('/').next()?.parse().ok()?;
+                // An address and its prefix may both be columns.
+                Some(Some(Address(Address::from(address).0 | known.map_or(0, |known| known.0))))
+            };
+            let number = || cell.parse::<u16>().ok();
+            transport |= match field {
+                Field::SrcIp { .. } => {
+                    source = address(source)?;
+                    0
+                }
+                Field::DstIp { .. } => {
+                    destination = address(destination)?;
+                    0
+                }
+                Field::SrcPort => Transport::new(number()?, 0, 0, 0, 0, 0).0,
+                Field::DstPort => Transport::new(0, number()?, 0, 0, 0, 0).0,
+                Field::Protocol => Transport::new(0, 0, u8::try_from(number()?).ok()?, 0, 0, 0).0,
+                Field::TcpFlags => Transport::new(0, 0, 0, u8::try_from(number()?).ok()?, 0, 0).0,
+                Field::Vlan => Transport::new(0, 0, 0, 0, number()?, 0).0,
+                Field::IpVersion => Transport::new(0, 0, 0, 0, 0, u8::try_from(number()?).ok()?).0,
+            };
+        }
+        let unnamed = Address::v4(0);
+        Some(self.mask.key(source.unwrap_or(unnamed), destination.unwrap_or(unnamed), Transport(transport)))
     }
 
     /// The bits of a packet that these fields keep.

@@ -3,7 +3,7 @@
 //! A row is the words of its key followed by one word a value column. Workers sort their own rows; a task of a
 //! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
 
-use crate::block::{Block, BlockBuilder};
+use crate::block::{Block, BlockBuilder, Words};
 use crate::epochs::Epochs;
 use crate::key::{KeyFields, KeyValue};
 use crate::window::Epoch;
@@ -127,7 +127,7 @@ pub fn sorted<'s>(
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
                 for ((window, wide), blocks) in windows {
-                    let words = Arc::new(sort_words(&blocks, wide, &schema));
+                    let words = sort_words(&blocks, wide, &schema).into();
                     let run = Block { to: COMMITTER, task, window, wide, words };
                     session.give_container(&mut { run });
                 }
@@ -137,18 +137,18 @@ pub fn sorted<'s>(
 }
 
 /// Rows of an epoch by window and layout.
-type Unsorted = BTreeMap<(Epoch, bool), Vec<Arc<Vec<u64>>>>;
+type Unsorted = BTreeMap<(Epoch, bool), Vec<Words>>;
 
 /// The worker that gathers snapshots.
 pub const COMMITTER: usize = 0;
 
 /// A task's rows, given as words in any order, in the order of the schema.
-pub fn sort_words(blocks: &[Arc<Vec<u64>>], wide: bool, schema: &Schema) -> Vec<u64> {
+pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
     let width = schema.row_words(wide);
     let by = key_words(wide) + schema.order_by;
     let row = |(block, number): (u32, u32)| &blocks[block as usize][number as usize * width..][..width];
     let rows = || {
-        let places = |(block, words): (u32, &Arc<Vec<u64>>)| {
+        let places = |(block, words): (u32, &Words)| {
             (0..(words.len() / width) as u32).map(move |row| (block, row))
         };
         (0..).zip(blocks).flat_map(places)
@@ -312,4 +312,12 @@ pub struct Snapshot {
     pub revision: u32,
     /// The tasks' rows.
     pub tasks: Vec<TaskRows>,
+}
+
+impl Snapshot {
+    /// The packets that it holds, where a task counts every packet once.
+    pub fn packets(&self) -> Option<u64> {
+        let counting = self.tasks.iter().find(|task| task.schema.counts_every_packet);
+        counting.map(|task| task.total("packets"))
+    }
 }

@@ -3,24 +3,26 @@
 use anyhow::anyhow;
 use clap::Parser;
 use dataflows::rows::Snapshot;
-use dataflows::window::Windowing;
-use netspectra::bus::Settings;
-use netspectra::capture::live::Options;
+use netspectra::bus::{JetStream, Settings};
+use netspectra::capture::live::{self, Options};
 use netspectra::capture::rings::Rings;
 use netspectra::config::{self, Config};
-use netspectra::engine::{self, Job, Progress};
+use netspectra::engine::{self, Earlier, Job, Progress};
 use netspectra::intake::Intake;
-use netspectra::intake::bus::Rules;
-use netspectra::intake::listen::Listening;
+use netspectra::intake::books::Rules;
+use netspectra::intake::frames::Interface;
+use netspectra::intake::listen::{Listen, Listening};
+use netspectra::intake::log::Division;
 use netspectra::ledger::Ledger;
-use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
-use netspectra::report::Totals;
+use netspectra::program::{self, Aggregation, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::say;
+use netspectra::sinks::csv::CsvReader;
 use netspectra::sinks::text::window_name;
-use netspectra::sinks::{SinkError, Sinks, Writer};
-use std::path::PathBuf;
+use netspectra::sinks::{Failure, SinkError, Sinks, Writer};
+use netspectra::state::{Manifest, State, StateError};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 const NAME: &str = "ns-engine";
@@ -29,15 +31,6 @@ const NAME: &str = "ns-engine";
 #[derive(Parser)]
 #[command(version, about)]
 struct Flags {
-    /// Configuration [default: ./config.yaml where it exists, else the built-in one]
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where snapshots go, instead of the csv writer's path
-    #[arg(short, long, value_name = "DIR")]
-    output: Option<PathBuf>,
-    /// Worker threads, 0 for one a core [default: num_workers of the configuration]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=config::MOST_WORKERS as i64))]
-    workers: Option<u16>,
     /// Length of a snapshot in event time, such as 60s, or `all` [default: window of the configuration]
     #[arg(long, value_name = "DUR")]
     window: Option<String>,
@@ -62,12 +55,8 @@ struct Flags {
     /// Do not ask the interface for frames to other hosts
     #[arg(long, requires = "iface")]
     no_promiscuous: bool,
-    /// Say only what went wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Say more on standard error
-    #[arg(short, long)]
-    verbose: bool,
+    #[command(flatten)]
+    how: Aggregation,
 }
 
 fn main() -> ExitCode {
@@ -76,9 +65,10 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<End, Failed> {
+    let how = &flags.how;
     let stopping = Stopping::on_signals().map_err(running)?;
     program::raise_open_files();
-    let mut config = program::load_config(flags.config.as_deref()).map_err(usage)?;
+    let mut config = program::load_config(how.config.as_deref()).map_err(usage)?;
     if let Some(window) = &flags.window {
         config.windowing = config::windowing(window).map_err(|why| usage(anyhow!("--window: {why}")))?;
     }
@@ -86,60 +76,144 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         config.nats.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
     }
     config.nats.jetstream.enabled |= flags.jetstream;
-    let workers = program::workers(flags.workers, config.workers);
-    let folders = program::output_folders(flags.output.as_deref(), &config);
-    let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
+    let cluster = how.cluster(&config.cluster).map_err(usage)?;
+    let (processes, commits) = (cluster.hosts.len(), cluster.process == 0);
+    let windowing = config.windowing;
+    let workers = program::workers(how.workers, config.workers);
+    let folders = program::output_folders(how.output.as_deref(), &config);
+    let recorded = flags.iface.is_none() && config.nats.jetstream.enabled;
 
-    let input = Input::open(flags, &config.nats, config.windowing, lateness, workers)?;
-    let intake = input.intake();
-    let totals = TotalsWriter { quiet: flags.quiet, ..TotalsWriter::default() };
-    let mut writers: Vec<Box<dyn Writer>> = program::csv_writers(&folders, workers).map_err(running)?;
-    writers.push(Box::new(totals.clone()));
-    let stopped = intake.clone();
-    stopping.begin(move || stopped.stop());
-    say!("{NAME}: {}", input.describe(flags, workers));
-    let Config { windowing, tasks, .. } = config;
-    let spill = folders.first().cloned().unwrap_or_else(std::env::temp_dir);
-    if flags.verbose {
-        say!("{NAME}: {workers} workers, {} tasks", tasks.len());
+    let mut settings = program::settings(windowing, &config);
+    if recorded {
+        settings.extend(log_settings(&config.nats));
     }
-    let progress = Arc::new(Progress::default());
-    let job = Arc::new(Job { intake: intake.clone(), tasks, windowing, lateness, workers, spill });
-    let sinks = Sinks::start(writers, progress.failure.clone()).map_err(running)?;
-    let ran = engine::run(job.clone(), &progress, &sinks);
-    if windowing == Windowing::All && progress.windows() == 0 && progress.failure.get().is_none() {
-        // Nothing was counted, and that is an answer too.
-        let _ = sinks.sender().send((engine::empty_snapshot(&job, 0, 0), Box::new(|| {})));
+    let mut earlier = Earlier::default();
+    let (mut state, mut writers) = (None, Vec::new());
+    if commits {
+        let csv = program::csv_writers(&folders, workers).map_err(running)?;
+        let mut last = None;
+        if recorded {
+            let open = State::open(&folders[0]).map_err(no_records)?;
+            last = open.last(&settings).map_err(no_records)?;
+            state = Some(open);
+            earlier.manifest =
+                Some(last.clone().unwrap_or_else(|| Manifest::new(settings.clone(), live::now())));
+        }
+        writers = program::recover(csv, last.as_ref(), windowing).map_err(running)?;
+    }
+    let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
+    program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
+    settings.push(("input".into(), input_kind(flags, recorded).into()));
+    let formed = program::form(NAME, &cluster, &settings, known, how.quiet)?;
+    if let Some(formed) = formed.as_ref().filter(|_| !commits) {
+        earlier.manifest = serde_json::from_slice(&formed.known).map_err(running)?;
+    }
+    let generation = formed.as_ref().map_or_else(live::now, |formed| formed.generation);
+    if let Some(manifest) = &mut earlier.manifest {
+        (manifest.generation, earlier.first) = (generation, manifest.first());
+        if manifest.number > 0 && commits && !how.quiet {
+            let until = manifest.epoch.map_or_else(|| "-".into(), |epoch| window_name(windowing.span(epoch)));
+            say!("{NAME}: going on behind commit {}, window {until}", manifest.number);
+        }
+    }
+    if commits && recorded {
+        let counting = config.tasks.iter().find(|task| task.aggregator.schema().counts_every_packet);
+        let counting = counting.map(|task| task.name.clone());
+        earlier.recall = Some(Arc::new(CsvReader { folder: folders[0].clone(), windowing, counting }));
+    }
+
+    let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
+    let division = Division {
+        partitions: config.nats.jetstream.partitions,
+        first_worker: cluster.process * workers,
+        workers,
+        peers: processes * workers,
+    };
+    let input = Input::open(flags, &config, lateness, division, generation, &earlier)?;
+    let intake = input.intake(cluster.process);
+    writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));
+    let spill = if commits { folders[0].clone() } else { program::spill_folder() };
+    if how.verbose {
+        say!("{NAME}: {workers} workers, {} tasks", config.tasks.len());
+    }
+    let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
+    let progress = Arc::new(Progress::new(failure));
+    let job = Arc::new(Job {
+        intake,
+        tasks: config.tasks,
+        windowing,
+        lateness,
+        workers,
+        spill,
+        earlier,
+        stopping: AtomicBool::new(false),
+    });
+    stopping.begin(program::stop(&job, processes));
+    say!("{NAME}: {}", input.describe(flags, workers));
+    let sinks = Sinks::start(writers, state, progress.failure.clone()).map_err(running)?;
+    let ran = engine::run(&job, &progress, commits.then(|| sinks.sender()), formed);
+    if commits {
+        engine::answer_nothing(&job, &progress, &sinks.sender());
     }
     let mut writers = sinks.join();
     ran.map_err(|why| running(anyhow!(why)))?;
     if let Some(why) = progress.failure.get() {
         return Err(running(anyhow!("{why}")));
     }
-    if let Input::Bus(listening) = &input {
-        listening.settle();
-    }
-    let totals = std::mem::take(&mut *totals.totals.lock().unwrap_or_else(PoisonError::into_inner));
-    let ledger = Ledger::new(&progress.counts(), &intake.reports(), totals.windows(), true);
-    ledger.balance(totals.packets()).map_err(running)?;
-    for writer in &mut writers {
-        writer.finish(&ledger).map_err(running)?;
-    }
-    for link in progress.unknown_links() {
-        say!("{NAME}: warning: packets of link type {link} are not decoded and count as non_ip");
-    }
-    if !flags.quiet {
-        say!("{NAME}: {} windows; {}", totals.windows(), ledger.summary());
+    if commits {
+        finish(&progress, &mut writers, how.quiet)?;
     }
     match input {
         Input::Interface(rings) => match rings.failure() {
             Some(why) => Err(running(anyhow!("{why}; what was captured before that is counted"))),
             None => Ok(End::Done),
         },
-        Input::Bus(listening) => match listening.messages.failure() {
-            Some(why) => Err(running(anyhow!("{why} What was received before that is counted"))),
-            None => Ok(End::Done),
-        },
+        Input::Bus(listening) => {
+            listening.settle();
+            match listening.failure() {
+                Some(why) => Err(running(anyhow!("{why}; what was received before that is counted"))),
+                None => Ok(End::Done),
+            }
+        }
+    }
+}
+
+/// Closes the books and tells how it went.
+fn finish(progress: &Progress, writers: &mut [Box<dyn Writer>], quiet: bool) -> Result<(), Failed> {
+    let ledger = progress.ledger(true).map_err(running)?;
+    for writer in writers {
+        writer.finish(&ledger).map_err(running)?;
+    }
+    for link in progress.unknown_links() {
+        say!("{NAME}: warning: packets of link type {link} are not decoded and count as non_ip");
+    }
+    if !quiet {
+        say!("{NAME}: {} windows; {}", progress.windows(), ledger.summary());
+        let repeated: u64 = progress.inputs().iter().map(|(report, _)| report.repeated).sum();
+        if repeated > 0 {
+            say!("{NAME}: {repeated} packets came more than once and count once");
+        }
+    }
+    Ok(())
+}
+
+fn no_records(error: StateError) -> Failed {
+    if error.is_usage() { usage(error) } else { running(error) }
+}
+
+/// What has to stay the same while an engine goes on in a log where an earlier run has ended.
+fn log_settings(nats: &Settings) -> [(String, String); 3] {
+    let subjects = format!("{} {}", nats.single, nats.batches());
+    let JetStream { stream, partitions, .. } = &nats.jetstream;
+    [("stream", stream.clone()), ("number of partitions", partitions.to_string()), ("list of subjects", subjects)]
+        .map(|(what, value)| (what.to_owned(), value))
+}
+
+fn input_kind(flags: &Flags, recorded: bool) -> &'static str {
+    match (&flags.iface, recorded) {
+        (Some(_), _) => "an interface",
+        (None, true) => "the durable log of JetStream",
+        (None, false) => "core NATS",
     }
 }
 
@@ -152,23 +226,29 @@ enum Input {
 impl Input {
     fn open(
         flags: &Flags,
-        nats: &Settings,
-        windowing: Windowing,
+        config: &Config,
         lateness: u64,
-        workers: usize,
+        division: Division,
+        generation: u64,
+        earlier: &Earlier,
     ) -> Result<Self, Failed> {
+        let nats = &config.nats;
         let Some(interface) = &flags.iface else {
             let rules = Rules {
-                windowing,
+                windowing: config.windowing,
                 lateness,
                 silent_after: nats.silent_after,
                 // A log may pause while there is more in it.
                 pause: Duration::from_secs(if nats.jetstream.enabled { 10 } else { 2 }),
                 limit: nats.buffer,
                 single: nats.single.clone(),
+                began: earlier.manifest.as_ref().map_or_else(live::now, |manifest| manifest.began),
             };
-            let listening = Listening::start(nats, rules, NAME).map_err(no_bus)?;
-            return Ok(Self::Bus(listening));
+            let positions = earlier.manifest.as_ref().map(|manifest| manifest.accounts.positions.clone());
+            let resume = (positions.unwrap_or_default(), earlier.first);
+            let engine = generation;
+            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume };
+            return Listening::start(listen).map(Self::Bus).map_err(no_bus);
         };
         let options = Options {
             interface: interface.clone(),
@@ -177,7 +257,7 @@ impl Input {
             ring: flags.ring_size,
             promiscuous: !flags.no_promiscuous,
         };
-        let rings = Rings::open(&options, workers).map_err(usage)?;
+        let rings = Rings::open(&options, division.workers).map_err(usage)?;
         Ok(Self::Interface(Arc::new(rings)))
     }
 
@@ -190,31 +270,31 @@ impl Input {
         }
     }
 
-    fn intake(&self) -> Arc<dyn Intake> {
+    fn intake(&self, process: usize) -> Arc<dyn Intake> {
         match self {
-            Self::Interface(rings) => rings.clone(),
-            Self::Bus(listening) => listening.messages.clone(),
+            Self::Interface(rings) => Arc::new(Interface { rings: rings.clone(), process }),
+            Self::Bus(listening) => listening.intake(),
         }
     }
 }
 
-/// Counts what the snapshots hold, and tells of each.
-#[derive(Clone, Default)]
-struct TotalsWriter {
-    totals: Arc<Mutex<Totals>>,
+/// Tells of each snapshot that is written.
+struct Told {
     quiet: bool,
+    prepared: Vec<String>,
 }
 
-impl Writer for TotalsWriter {
-    fn write(&mut self, snapshot: &Snapshot) -> Result<(), SinkError> {
-        let packets = self.totals.lock().unwrap_or_else(PoisonError::into_inner).add(snapshot);
-        if !self.quiet {
-            let packets = packets.map(|packets| format!(", {packets} packets")).unwrap_or_default();
-            say!(
-                "{NAME}: window {} written{packets}, revision {}",
-                window_name(snapshot.span),
-                snapshot.revision
-            );
+impl Writer for Told {
+    fn prepare(&mut self, snapshot: &Snapshot, _commit: Option<u64>) -> Result<(), SinkError> {
+        let packets = snapshot.packets().map(|packets| format!(", {packets} packets")).unwrap_or_default();
+        let (window, revision) = (window_name(snapshot.span), snapshot.revision);
+        self.prepared.push(format!("window {window} written{packets}, revision {revision}"));
+        Ok(())
+    }
+
+    fn publish(&mut self) -> Result<(), SinkError> {
+        for line in self.prepared.drain(..).filter(|_| !self.quiet) {
+            say!("{NAME}: {line}");
         }
         Ok(())
     }

@@ -281,7 +281,8 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         sent
     });
     let max_payload = bus.client().server_info().max_payload;
-    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), stop.clone(), max_payload);
+    let sizes = (max_payload, settings.jetstream.partitions);
+    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), stop.clone(), sizes);
     probe.begin();
 
     let front = Front { flags, bus: &bus, stop: &stop, buffer: &buffer };
@@ -525,6 +526,7 @@ impl Front<'_> {
                 Taken::Piece => {}
             }
             probe.note_reconnects(self.bus.reconnects());
+            probe.heartbeat();
             warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
             chunk.frames(|frame, bytes| {
@@ -571,6 +573,7 @@ impl Front<'_> {
         if probe.first_time().is_some_and(|first| u128::from(time.saturating_sub(first)) >= flush) {
             probe.flush();
         }
+        probe.heartbeat();
         let due = Duration::from_nanos(time.saturating_sub(first)).div_f64(factor);
         let mut heartbeat = Instant::now();
         loop {

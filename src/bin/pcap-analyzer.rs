@@ -2,24 +2,26 @@
 
 use anyhow::anyhow;
 use clap::Parser;
-use dataflows::window::Windowing;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use netspectra::capture::dealer::Dealer;
 use netspectra::capture::filter::Filter;
 use netspectra::config;
-use netspectra::engine::{self, Job, Progress};
+use netspectra::engine::{self, Earlier, Job, Progress};
 use netspectra::intake::frames::Files;
-use netspectra::ledger::{InputReport, Ledger};
-use netspectra::program::{self, End, Failed, Stopping, running, usage};
+use netspectra::ledger::InputReport;
+use netspectra::program::{self, Aggregation, End, Failed, Stopping, running, usage};
 use netspectra::report::{HighlightsWriter, Report};
 use netspectra::say;
-use netspectra::sinks::{Sinks, Writer};
+use netspectra::sinks::{Failure, Sinks, Writer};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
+
+const NAME: &str = "pcap-analyzer";
 
 /// Exact traffic analysis of capture files: who talked to whom, how much and when.
 #[derive(Parser)]
@@ -28,76 +30,100 @@ struct Flags {
     /// Captures, pcap or pcapng, plain, gzip or zstd (told by content); `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Configuration [default: ./config.yaml where it exists, else the built-in one]
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where snapshots go, instead of the csv writer's path
-    #[arg(short, long, value_name = "DIR")]
-    output: Option<PathBuf>,
     /// Count only what passes this libpcap filter, such as 'tcp port 443'
     #[arg(short, long, value_name = "BPF")]
     filter: Option<String>,
     /// Length of a snapshot in event time, such as 60s, or `all`
     #[arg(long, value_name = "DUR", default_value = "all")]
     window: String,
-    /// Worker threads, 0 for one a core [default: num_workers of the configuration]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=config::MOST_WORKERS as i64))]
-    workers: Option<u16>,
     /// Print the run's summary as JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Print no summary and no progress, only errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Say more on standard error
-    #[arg(short, long)]
-    verbose: bool,
+    /// The files are this process's own; without it, the processes of a cluster divide the same files
+    #[arg(long)]
+    local: bool,
+    #[command(flatten)]
+    how: Aggregation,
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    program::main("pcap-analyzer", || run(&flags))
+    program::main(NAME, || run(&flags))
 }
 
 fn run(flags: &Flags) -> Result<End, Failed> {
     let began = Instant::now();
+    let how = &flags.how;
     let stopping = Stopping::on_signals().map_err(running)?;
     program::raise_open_files();
-    let config = program::load_config(flags.config.as_deref()).map_err(usage)?;
+    let config = program::load_config(how.config.as_deref()).map_err(usage)?;
     let windowing = config::windowing(&flags.window).map_err(|why| usage(anyhow!("--window: {why}")))?;
-    let workers = program::workers(flags.workers, config.workers);
-    let dealer = Arc::new(Dealer::open(&flags.files).map_err(usage)?);
+    let cluster = how.cluster(&config.cluster).map_err(usage)?;
+    let (process, processes) = (cluster.process, cluster.hosts.len());
+    let workers = program::workers(how.workers, config.workers);
+    let shares = if flags.local { (0, 1) } else { (process, processes) };
+    let dealer = Dealer::open(&flags.files).map_err(usage)?.divided(shares.0, shares.1).map_err(|name| {
+        usage(anyhow!("{name}: processes cannot divide what can be read only once; --local if it is this one's own"))
+    })?;
+    let dealer = Arc::new(dealer);
     if let Some(expression) = &flags.filter {
         let mut filter = Filter::new(expression);
         dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
     }
-    let folders = program::output_folders(flags.output.as_deref(), &config);
-    let spill = folders.first().cloned().unwrap_or_else(std::env::temp_dir);
+    let commits = process == 0;
+    let folders = program::output_folders(how.output.as_deref(), &config);
     let highlights = HighlightsWriter::default();
     let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
-    writers.extend(program::csv_writers(&folders, workers).map_err(running)?);
-    if flags.verbose {
+    if commits {
+        let csv = program::csv_writers(&folders, workers).map_err(running)?;
+        writers.extend(program::recover(csv, None, windowing).map_err(running)?);
+    }
+    if how.verbose {
         say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
     }
+    let connected = if processes > 1 {
+        let mut settings = program::settings(windowing, &config);
+        program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
+        let names = flags.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" ");
+        let input = if flags.local { "its own".to_owned() } else { names };
+        settings.push(("input".into(), input));
+        settings.push(("filter".into(), flags.filter.clone().unwrap_or_else(|| "none".into())));
+        program::form(NAME, &cluster, &settings, Vec::new(), how.quiet)?
+    } else {
+        None
+    };
 
-    let progress = Arc::new(Progress::default());
+    let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
+    let progress = Arc::new(Progress::new(failure));
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
-    let intake = Arc::new(Files { dealer: dealer.clone(), filter: flags.filter.clone() });
-    let job = Arc::new(Job { intake, tasks: config.tasks, windowing, lateness, workers, spill });
-    let stopped = dealer.clone();
-    stopping.begin(move || stopped.stop());
-    let bar = show_progress(flags, &dealer, &progress);
-    let sinks = Sinks::start(writers, progress.failure.clone()).map_err(running)?;
-    let ran = engine::run(job.clone(), &progress, &sinks);
+    let owner = if flags.local { process } else { 0 };
+    let intake = Arc::new(Files { dealer: dealer.clone(), filter: flags.filter.clone(), owner });
+    let spill = if commits { folders[0].clone() } else { program::spill_folder() };
+    let job = Arc::new(Job {
+        intake,
+        tasks: config.tasks,
+        windowing,
+        lateness,
+        workers,
+        spill,
+        earlier: Earlier::default(),
+        stopping: AtomicBool::new(false),
+    });
+    stopping.begin(program::stop(&job, processes));
+    let bar = show_progress(how.quiet, &dealer, &progress);
+    let sinks = Sinks::start(writers, None, progress.failure.clone()).map_err(running)?;
+    let ran = engine::run(&job, &progress, commits.then(|| sinks.sender()), connected);
     bar.finish_and_clear();
-    if windowing == Windowing::All && progress.windows() == 0 && progress.failure.get().is_none() {
-        // Nothing was counted, and that is an answer too.
-        let _ = sinks.sender().send((engine::empty_snapshot(&job, 0, 0), Box::new(|| {})));
+    if commits {
+        engine::answer_nothing(&job, &progress, &sinks.sender());
     }
     let mut writers = sinks.join();
     ran.map_err(|why| running(anyhow!(why)))?;
     if let Some(why) = progress.failure.get() {
         return Err(running(anyhow!("{why}")));
+    }
+    if !commits {
+        return Ok(End::Done);
     }
     finish(flags, &dealer, &progress, &mut writers, &highlights, &folders, began)
 }
@@ -113,9 +139,8 @@ fn finish(
     began: Instant,
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
-    let inputs = dealer.reports();
-    let ledger = Ledger::new(&progress.counts(), &inputs, highlights.totals.windows(), dealer.was_stopped());
-    ledger.balance(highlights.totals.packets()).map_err(running)?;
+    let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
+    let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
     for writer in writers {
         writer.finish(&ledger).map_err(running)?;
     }
@@ -140,7 +165,7 @@ fn finish(
     let outputs = folders.iter().map(|folder| folder.display().to_string()).collect();
     let report =
         Report { ledger: &ledger, counts: ledger.counts(), highlights, elapsed: began.elapsed(), outputs };
-    let text = match (flags.json, flags.quiet) {
+    let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
         (false, true) => String::new(),
         (false, false) => report.table(),
@@ -153,9 +178,9 @@ fn finish(
 }
 
 /// A bar with rate and time left on a terminal; nothing elsewhere.
-fn show_progress(flags: &Flags, dealer: &Arc<Dealer>, progress: &Arc<Progress>) -> ProgressBar {
+fn show_progress(quiet: bool, dealer: &Arc<Dealer>, progress: &Arc<Progress>) -> ProgressBar {
     let (_, total) = dealer.progress();
-    if flags.quiet || !std::io::stderr().is_terminal() {
+    if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -167,7 +192,7 @@ fn show_progress(flags: &Flags, dealer: &Arc<Dealer>, progress: &Arc<Progress>) 
             shown.set_position(dealer.progress().0);
             shown.set_message(format!(
                 "{:.1} M packets",
-                progress.counts().values().map(|counts| counts.read).sum::<u64>() as f64 / 1e6
+                progress.read() as f64 / 1e6
             ));
             thread::sleep(Duration::from_millis(100));
         }

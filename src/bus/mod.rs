@@ -105,7 +105,7 @@ pub struct Settings {
 impl BusError {
     /// Whether it is a mistake in the configuration, found before anything was started.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::File { .. })
+        matches!(self, Self::File { .. } | Self::Partitions { .. })
     }
 }
 
@@ -155,6 +155,16 @@ pub enum BusError {
         servers: String,
         /// The server's words; they name the subject.
         why: String,
+    },
+    /// The stream was made for another number of partitions.
+    #[error("the stream {stream} was made for {theirs} partitions; nats.jetstream.partitions is {ours} here")]
+    Partitions {
+        /// The stream.
+        stream: String,
+        /// Those that it was made for.
+        theirs: u32,
+        /// Those of our settings.
+        ours: u32,
     },
     /// A request to the server has failed.
     #[error("NATS at {servers}: cannot {action}: {why}")]

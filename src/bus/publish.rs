@@ -197,7 +197,9 @@ pub struct Publisher {
     bus: Bus,
     buffer: Arc<Buffer>,
     subject: String,
-    partitions: u32,
+    partitions: u64,
+    /// Where in them this probe begins, so that not all begin in the same.
+    first_partition: u64,
     /// Tells the messages of this run from those of others, in the durable log.
     identity: String,
     pacing: Pacing,
@@ -216,8 +218,21 @@ impl Publisher {
         identity: String,
         pacing: Pacing,
     ) -> Self {
-        let (bus, subject) = (bus.clone(), subject.to_owned());
-        Self { bus, buffer, subject, partitions, identity, pacing, delivery: Arc::default(), held: 0 }
+        let (bus, subject, partitions) = (bus.clone(), subject.to_owned(), u64::from(partitions.max(1)));
+        // The same number on every machine: FNV-1a.
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let first_partition = identity.bytes().fold(0xcbf2_9ce4_8422_2325, hash) % partitions;
+        Self {
+            bus,
+            buffer,
+            subject,
+            partitions,
+            first_partition,
+            identity,
+            pacing,
+            delivery: Arc::default(),
+            held: 0,
+        }
     }
 
     /// How far it has come, to be looked at while it sends and after.
@@ -226,7 +241,16 @@ impl Publisher {
     }
 
     fn subject(&self, sequence: u64) -> String {
-        format!("{}.{}", self.subject, sequence % u64::from(self.partitions.max(1)))
+        let partition = (sequence % self.partitions + self.first_partition) % self.partitions;
+        format!("{}.{partition}", self.subject)
+    }
+
+    /// The subjects of a batch: one without packets goes to all partitions, first to that of its number.
+    fn subjects(&self, sequence: u64, packets: u64) -> impl Iterator<Item = String> + use<> {
+        let partitions = if packets > 0 { 1 } else { self.partitions };
+        let subjects: Vec<String> =
+            (0..partitions).map(|partition| self.subject(sequence + partition)).collect();
+        subjects.into_iter()
     }
 
     fn failed(&self, error: &dyn std::error::Error) -> BusError {
@@ -291,7 +315,8 @@ impl Publisher {
     ) -> Result<(), BusError> {
         match message {
             Outgoing::Batch { sequence, packets, last, payload, .. } => {
-                let to = self.subject(sequence);
+                let mut subjects = self.subjects(sequence, packets);
+                let to = subjects.next().unwrap_or_default();
                 // A heartbeat has the number of the next batch and need not be kept.
                 if packets > 0 || last {
                     unanswered.keep(sequence, Some(payload.clone()));
@@ -300,12 +325,16 @@ impl Publisher {
                     Pacing::Waits => packets > 0,
                     Pacing::Goes => packets > 0 && unanswered.may_ask(),
                 };
+                let client = self.bus.client();
                 let published = if asks || last {
-                    self.bus.client().publish_with_reply(to, format!("{inbox}.{sequence}"), payload).await
+                    client.publish_with_reply(to, format!("{inbox}.{sequence}"), payload.clone()).await
                 } else {
-                    self.bus.client().publish(to, payload).await
+                    client.publish(to, payload.clone()).await
                 };
                 published.map_err(|error| self.failed(&error))?;
+                for to in subjects {
+                    client.publish(to, payload.clone()).await.map_err(|error| self.failed(&error))?;
+                }
                 self.delivery.messages.fetch_add(1, SeqCst);
             }
             Outgoing::Singles(payloads) => {
@@ -392,7 +421,10 @@ impl Publisher {
             Outgoing::Batch { sequence, first_packet, packets, payload, .. } => {
                 // A heartbeat is no repeat of the batch that has its number.
                 let id = (packets > 0).then(|| format!("{identity}-{first_packet}+{packets}"));
-                vec![Logging { subject: self.subject(sequence), payload, id, packets }]
+                let subjects = self.subjects(sequence, packets);
+                subjects
+                    .map(|subject| Logging { subject, payload: payload.clone(), id: id.clone(), packets })
+                    .collect()
             }
             Outgoing::Singles(payloads) => {
                 let first = self.delivery.messages.load(SeqCst);

@@ -2,7 +2,8 @@
 
 use super::{ANSWER, Bus, BusError, Settings};
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::pull::MessagesErrorKind;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{Config, StorageType};
 use async_nats::{Message, Subject};
 use bytes::Bytes;
@@ -10,17 +11,30 @@ use futures_util::{FutureExt, StreamExt};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Messages that JetStream may have handed out and not seen taken.
-const MOST_UNTAKEN: i64 = 16384;
-/// Messages, and their bytes, asked for at once.
-const AT_ONCE: usize = 2048;
-const AT_ONCE_BYTES: usize = 16 << 20;
+/// Messages, and their bytes, asked for at once, of all partitions together.
+const AT_ONCE: usize = 4096;
+const AT_ONCE_BYTES: usize = 32 << 20;
 /// After how long messages are asked for anew, whatever became of the last request.
 const RENEWED: Duration = Duration::from_secs(4);
-/// How often an idle log is asked whether there is more.
+/// How long the log waits to be told that a message is done with, before it hands it out again: longer than any window
+/// stays open.
+const UNTOLD: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often an idle log is asked whether there is more, while we are told to stop; else how often to see whether the
+/// connection was lost.
 const LOOK: Duration = Duration::from_millis(100);
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// What a message may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `PacketInfo`
+    Single,
+    /// `PacketBatch`
+    Batch,
+}
 
 /// A message and how to say that it was taken.
+#[derive(Debug)]
 pub struct Incoming {
     /// Where it was published.
     pub subject: Subject,
@@ -28,42 +42,25 @@ pub struct Incoming {
     pub payload: Bytes,
     /// Where an empty answer says that it was taken.
     pub reply: Option<Subject>,
-    /// Its number in the durable log, from 1.
-    pub logged: Option<u64>,
-    /// Whether the log has handed it out before.
-    pub again: bool,
 }
 
-/// A message as it arrived, and whether it has to be taken.
-pub enum Arrival {
-    /// May be dropped where there is no room: whoever sent it has gone on.
-    Passing(Incoming),
-    /// Is handed out again until it is taken.
-    Logged(Incoming),
+/// A message of the durable log.
+#[derive(Debug)]
+pub struct Logged {
+    /// The message; the answer says that it and all before it of its partition are done with.
+    pub message: Incoming,
+    /// Its number in the log, from 1.
+    pub number: u64,
+    /// Messages of its partition that are waiting behind it.
+    pub waiting: u64,
 }
 
-impl Arrival {
-    /// The message.
-    pub fn message(&self) -> &Incoming {
-        match self {
-            Self::Passing(message) | Self::Logged(message) => message,
-        }
-    }
-}
-
-/// A subscription to a subject, in either mode.
+/// A subscription to a subject over core NATS.
 pub struct Subscription {
     bus: Bus,
-    source: Source,
+    subscriber: async_nats::Subscriber,
     /// Once the server has sent us all that it had when we were told to stop: how much of that may be left.
     left: Option<usize>,
-    /// Number of the log's last message when we were told to stop.
-    until: Option<u64>,
-}
-
-enum Source {
-    Core(async_nats::Subscriber),
-    Log { stream: Box<jetstream::stream::Stream>, consumer: Box<PullConsumer>, messages: Box<pull::Stream> },
 }
 
 impl Subscription {
@@ -75,103 +72,231 @@ impl Subscription {
         };
         let subscriber = subscriber.map_err(|error| bus.failed(format!("subscribe to {subject}"), &error))?;
         bus.round_trip().await?;
-        Ok(Self { bus: bus.clone(), source: Source::Core(subscriber), left: None, until: None })
-    }
-
-    /// Reads the durable log from where the queue group has come.
-    pub async fn log(bus: &Bus, settings: &Settings) -> Result<Self, BusError> {
-        let stream = stream(bus, settings).await?;
-        let name = &settings.queue_group;
-        let wanted = pull::Config {
-            durable_name: Some(name.clone()),
-            ack_policy: AckPolicy::Explicit,
-            max_ack_pending: MOST_UNTAKEN,
-            ..pull::Config::default()
-        };
-        let consumer = stream
-            .get_or_create_consumer(name, wanted)
-            .await
-            .map_err(|error| bus.failed(format!("make the consumer {name}"), &error))?;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(AT_ONCE)
-            .max_bytes_per_batch(AT_ONCE_BYTES)
-            .expires(RENEWED)
-            .heartbeat(RENEWED / 4)
-            .messages()
-            .await
-            .map_err(|error| bus.failed("read the stream", &error))?;
-        bus.denied()?;
-        let (stream, consumer) = (Box::new(stream), Box::new(consumer));
-        let source = Source::Log { stream, consumer, messages: Box::new(messages) };
-        Ok(Self { bus: bus.clone(), source, left: None, until: None })
+        Ok(Self { bus: bus.clone(), subscriber, left: None })
     }
 
     /// The next message. `None` when `stop` has come and all that was there before it has been handed out.
-    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Arrival> {
-        match &mut self.source {
-            Source::Core(subscriber) => {
-                if self.left.is_none() {
-                    tokio::select! {
-                        biased;
-                        () = told(stop) => {}
-                        message = subscriber.next() => return message.map(passing),
-                    }
-                    // What the server has sent so far is here once a message to ourselves is. Where the server is away,
-                    // there is nothing to wait for.
-                    if !self.bus.is_away() {
-                        let _ = self.bus.round_trip().await;
-                    }
-                    self.left = Some(self.bus.capacity());
-                }
-                self.left = self.left?.checked_sub(1);
-                self.left?;
-                // The runtime would say that there is nothing, to give others a turn.
-                tokio::task::unconstrained(subscriber.next()).now_or_never().flatten().map(passing)
+    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Incoming> {
+        if self.left.is_none() {
+            tokio::select! {
+                biased;
+                () = told(stop) => {}
+                message = self.subscriber.next() => return message.map(incoming),
             }
-            Source::Log { stream, consumer, messages } => loop {
-                let stopping = *stop.borrow_and_update();
-                if stopping && self.until.is_none() {
-                    // Where the server is away, it hands out nothing more either.
-                    let info = tokio::time::timeout(ANSWER, stream.info()).await;
-                    let last = info.ok().and_then(Result::ok).map(|info| info.state.last_sequence);
-                    self.until = Some(last.unwrap_or(0));
-                }
-                tokio::select! {
-                    biased;
-                    () = told(stop), if !stopping => {}
-                    message = messages.next() => match message {
-                        Some(Ok(message)) => {
-                            let arrival = logged(message);
-                            let number = arrival.message().logged;
+            // What the server has sent so far is here once a message to ourselves is. Where the server is away,
+            // there is nothing to wait for.
+            if !self.bus.is_away() {
+                let _ = self.bus.round_trip().await;
+            }
+            self.left = Some(self.bus.capacity());
+        }
+        self.left = self.left?.checked_sub(1);
+        self.left?;
+        // The runtime would say that there is nothing, to give others a turn.
+        tokio::task::unconstrained(self.subscriber.next()).now_or_never().flatten().map(incoming)
+    }
+}
+
+/// A partition of the durable log, read in order from where we say.
+///
+/// The consumer at the server is ours alone and made anew whenever a message may have gone missing on its way. What it
+/// knows of acknowledgements is for those who watch it: where to go on, our own records say.
+pub struct Partition {
+    bus: Bus,
+    stream: jetstream::stream::Stream,
+    config: pull::Config,
+    consumer: PullConsumer,
+    messages: pull::Stream,
+    at_once: (usize, usize),
+    /// Number of the last message handed out, and of the first one wanted; the consumer's own number of the last.
+    last: u64,
+    delivered: u64,
+    /// How often the connection had been lost when the consumer was made.
+    reconnects: u64,
+    /// Number of the log's last message when we were told to stop.
+    until: Option<u64>,
+}
+
+/// Which part of the log to read.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Name of the consumer at the server.
+    pub consumer: String,
+    /// The subject.
+    pub subject: String,
+    /// Number of the first message wanted, from 1.
+    pub start: u64,
+    /// Whether the server is told what is done with. It remembers each message until then: too much where each holds a
+    /// single packet.
+    pub acknowledged: bool,
+    /// How many partitions are read here.
+    pub beside: usize,
+}
+
+impl Partition {
+    /// Begins to read; gives the number of messages that wait, too.
+    pub async fn open(bus: &Bus, stream: &jetstream::stream::Stream, part: Part) -> Result<(Self, u64), BusError> {
+        let Part { consumer: name, subject, start, acknowledged, beside } = part;
+        let config = pull::Config {
+            durable_name: Some(name),
+            filter_subject: subject,
+            ack_policy: if acknowledged { AckPolicy::All } else { AckPolicy::None },
+            ack_wait: UNTOLD,
+            max_ack_pending: if acknowledged { -1 } else { 0 },
+            ..pull::Config::default()
+        };
+        let at_once = ((AT_ONCE / beside).max(64), (AT_ONCE_BYTES / beside).max(2 << 20));
+        let reconnects = bus.reconnects();
+        let (consumer, messages) = consume(stream, &config, start, at_once)
+            .await
+            .map_err(|error| bus.failed(format!("read {}", config.filter_subject), &*error))?;
+        let waiting = consumer.cached_info().num_pending;
+        let partition = Self {
+            bus: bus.clone(),
+            stream: stream.clone(),
+            config,
+            consumer,
+            messages,
+            at_once,
+            last: start.saturating_sub(1),
+            delivered: 0,
+            reconnects,
+            until: None,
+        };
+        Ok((partition, waiting))
+    }
+
+    /// The next message. `None` when `stop` has come and all that was there before it has been handed out, or why there are
+    /// no more.
+    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Logged>, String> {
+        let mut last_look = false;
+        loop {
+            let stopping = *stop.borrow_and_update();
+            if stopping && self.until.is_none() {
+                // Where the server is away, it hands out nothing more either.
+                let info = tokio::time::timeout(ANSWER, self.stream.get_info()).await;
+                let last = info.ok().and_then(Result::ok).map(|info| info.state.last_sequence);
+                self.until = Some(last.unwrap_or(0));
+            }
+            if self.until.is_some_and(|until| self.last >= until) {
+                return Ok(None);
+            }
+            if self.bus.reconnects() != self.reconnects && !self.bus.is_away() {
+                // What was on its way is lost, and the server does not know.
+                self.again(stop).await;
+            }
+            tokio::select! {
+                biased;
+                () = told(stop), if !stopping => {}
+                message = self.messages.next() => match message {
+                    Some(Ok(message)) => match self.take(message) {
+                        Order::Next(logged) if self.until.is_some_and(|until| logged.number > until) => {
                             // What was published after we were told to stop stays in the log.
-                            if self.until.is_some_and(|until| number.is_some_and(|number| number > until)) {
-                                return None;
-                            }
-                            return Some(arrival);
+                            return Ok(None);
                         }
-                        // The connection is away, or the server has restarted: the stream of messages goes on.
-                        Some(Err(error)) => {
-                            if !self.bus.is_away() {
-                                self.bus.complain(&format!("reading the stream: {error}"));
-                            }
-                            if stopping {
-                                return None;
-                            }
-                            tokio::time::sleep(LOOK).await;
-                        }
-                        None => return None,
+                        Order::Next(logged) => return Ok(Some(logged)),
+                        Order::Before => {}
+                        Order::Gap => self.again(stop).await,
                     },
-                    () = tokio::time::sleep(LOOK), if stopping => {
-                        match tokio::time::timeout(ANSWER, consumer.info()).await {
-                            Ok(Ok(info)) if info.num_pending > 0 => {}
-                            _ => return None,
-                        }
+                    Some(Err(error)) if error.kind() == MessagesErrorKind::ConsumerDeleted => {
+                        let name = self.config.durable_name.as_deref().unwrap_or_default();
+                        return Err(format!("the consumer {name} was deleted; does another engine of this group run?"));
                     }
-                }
-            },
+                    // The connection is away, or the server has restarted.
+                    Some(Err(error)) => {
+                        if !self.bus.is_away() {
+                            self.bus.complain(&format!("reading {}: {error}", self.config.filter_subject));
+                        }
+                        if stopping {
+                            return Ok(None);
+                        }
+                        tokio::time::sleep(LOOK).await;
+                        self.again(stop).await;
+                    }
+                    None if stopping => return Ok(None),
+                    None => self.again(stop).await,
+                },
+                () = tokio::time::sleep(if stopping { LOOK } else { SELDOM }) => if stopping {
+                    if last_look {
+                        return Ok(None);
+                    }
+                    match tokio::time::timeout(ANSWER, self.consumer.get_info()).await {
+                        Ok(Ok(info)) if info.num_pending > 0 => {}
+                        // What it has handed out just now is here already: one more look.
+                        _ => last_look = true,
+                    }
+                },
+            }
         }
     }
+
+    fn take(&mut self, message: jetstream::Message) -> Order {
+        let Ok(info) = message.info() else { return Order::Gap };
+        let (number, delivered, waiting) = (info.stream_sequence, info.consumer_sequence, info.pending);
+        if delivered > self.delivered + 1 {
+            return Order::Gap;
+        }
+        self.delivered = self.delivered.max(delivered);
+        if number <= self.last {
+            return Order::Before;
+        }
+        self.last = number;
+        Order::Next(Logged { message: incoming(message.message), number, waiting })
+    }
+
+    /// Makes the consumer anew behind the last message handed out; tries until it can, or is told to stop.
+    async fn again(&mut self, stop: &watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            let reconnects = self.bus.reconnects();
+            match consume(&self.stream, &self.config, self.last + 1, self.at_once).await {
+                Ok((consumer, messages)) => {
+                    (self.consumer, self.messages) = (consumer, messages);
+                    (self.delivered, self.reconnects) = (0, reconnects);
+                    return;
+                }
+                Err(error) => {
+                    if !self.bus.is_away() {
+                        self.bus.complain(&format!("reading {}: {error}", self.config.filter_subject));
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
+    }
+}
+
+/// Where a message stands in its partition.
+enum Order {
+    Next(Logged),
+    /// It has been handed out.
+    Before,
+    /// One is missing before it.
+    Gap,
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn consume(
+    stream: &jetstream::stream::Stream,
+    config: &pull::Config,
+    start: u64,
+    (messages, bytes): (usize, usize),
+) -> Result<(PullConsumer, pull::Stream), AnyError> {
+    if let Some(name) = &config.durable_name {
+        // There may be none, or that of an earlier start.
+        let _ = stream.delete_consumer(name).await;
+    }
+    let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: start.max(1) };
+    let consumer = stream.create_consumer(pull::Config { deliver_policy, ..config.clone() }).await?;
+    let messages = consumer
+        .stream()
+        .max_messages_per_batch(messages)
+        .max_bytes_per_batch(bytes)
+        .expires(RENEWED)
+        .heartbeat(RENEWED / 4)
+        .messages()
+        .await?;
+    Ok((consumer, messages))
 }
 
 /// Waits until we are told to stop.
@@ -180,17 +305,9 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn passing(message: Message) -> Arrival {
+fn incoming(message: Message) -> Incoming {
     let Message { subject, payload, reply, .. } = message;
-    Arrival::Passing(Incoming { subject, payload, reply, logged: None, again: false })
-}
-
-fn logged(message: jetstream::Message) -> Arrival {
-    let info = message.info().ok().map(|info| (info.stream_sequence, info.delivered > 1));
-    let (logged, again) = info.unzip();
-    let again = again.unwrap_or(false);
-    let Message { subject, payload, reply, .. } = message.message;
-    Arrival::Logged(Incoming { subject, payload, reply, logged, again })
+    Incoming { subject, payload, reply }
 }
 
 /// The stream of the settings, made where it is missing.
@@ -204,11 +321,26 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         max_bytes: i64::try_from(wanted.max_bytes).unwrap_or(i64::MAX),
         max_age: wanted.max_age,
         duplicate_window: wanted.duplicate_window,
+        description: Some(format!("{PARTITIONS}{}", wanted.partitions)),
         ..Config::default()
     };
     let stream = context.get_or_create_stream(config).await;
-    stream.map_err(|error| {
+    let stream = stream.map_err(|error| {
         let hint = "; is nats-server running with --jetstream?";
         bus.failed(format!("use the stream {}{hint}", wanted.stream), &error)
-    })
+    })?;
+    // One that was made by hand does not say; then its maker knows.
+    let description = stream.cached_info().config.description.as_deref();
+    let made_for = description.and_then(|text| text.strip_prefix(PARTITIONS)?.parse::<u32>().ok());
+    match made_for {
+        Some(partitions) if partitions != wanted.partitions => Err(BusError::Partitions {
+            stream: wanted.stream.clone(),
+            theirs: partitions,
+            ours: wanted.partitions,
+        }),
+        _ => Ok(stream),
+    }
 }
+
+/// How the description of a stream that we make says how many partitions its batches are spread over.
+const PARTITIONS: &str = "NetSpectra packets, partitions: ";

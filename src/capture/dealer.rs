@@ -98,6 +98,8 @@ struct State {
     waiting: BTreeMap<(u64, usize), Waiting>,
     open: BTreeMap<usize, Input>,
     reports: Vec<InputReport>,
+    /// Chunks found so far.
+    chunks: u64,
 }
 
 /// Deals all inputs' frames.
@@ -110,6 +112,9 @@ pub struct Dealer {
     first_links: BTreeSet<LinkType>,
     wake: Wake,
     stopped: AtomicBool,
+    /// Of how many shares of the chunks this dealer deals which.
+    share: u64,
+    shares: u64,
 }
 
 impl Dealer {
@@ -119,7 +124,7 @@ impl Dealer {
         let waking = wakers.clone();
         let wake: Wake = Arc::new(move || waking.wake());
         let mut seen: Vec<((u64, u64), String)> = Vec::new();
-        let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new() };
+        let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new(), chunks: 0 };
         let mut total_bytes = 0;
         let mut first_links = BTreeSet::new();
         for (number, path) in names.iter().enumerate() {
@@ -171,7 +176,24 @@ impl Dealer {
             first_links,
             wake,
             stopped: AtomicBool::new(false),
+            share: 0,
+            shares: 1,
         })
+    }
+
+    /// Deals one of so many shares of the frames: the processes of a cluster that are given the same files each find all
+    /// chunks, and each deals its own. Names the first input that only one process can read.
+    pub fn divided(mut self, share: usize, shares: usize) -> Result<Self, String> {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let pipe = state.waiting.values().find_map(|waiting| match waiting {
+            Waiting::Open { number, .. } => Some(*number),
+            Waiting::Closed { .. } => None,
+        });
+        if let Some(number) = pipe.filter(|_| shares > 1) {
+            return Err(state.reports[number].name.clone());
+        }
+        (self.share, self.shares) = (share as u64, shares as u64);
+        Ok(self)
     }
 
     /// The link types that show in the inputs' first bytes.
@@ -237,15 +259,21 @@ impl Dealer {
                 return Ok(Taken::End);
             };
             chunk.others = state.least_of_others(number);
-            let Some(input) = state.open.get_mut(&number) else { continue };
+            let State { open, chunks, .. } = &mut *state;
+            let Some(input) = open.get_mut(&number) else { continue };
             chunk.input = number;
             chunk.latest = input.latest;
             match input.next(chunk) {
-                Next::Chunk => {
+                Next::Chunk(packets) => {
                     if let Source::File(..) = input.source {
                         self.done_bytes.fetch_add(chunk.bytes.len() as u64, Relaxed);
                     }
-                    return Ok(Taken::Piece);
+                    let is_ours = *chunks % self.shares == self.share;
+                    *chunks += 1;
+                    if is_ours {
+                        input.report.packets += packets;
+                        return Ok(Taken::Piece);
+                    }
                 }
                 Next::Wait => return Ok(Taken::Wait),
                 Next::End => {
@@ -310,7 +338,8 @@ impl State {
 }
 
 enum Next {
-    Chunk,
+    /// So many packets.
+    Chunk(u64),
     Wait,
     End,
 }
@@ -336,7 +365,6 @@ impl Input {
             });
             let held = chunk.bytes.len() as u64;
             self.latest = latest;
-            self.report.packets += packets;
             self.report.clamped = self.format.clamped();
             self.offset += consumed;
             self.source.consume(&mut chunk.bytes, consumed);
@@ -368,7 +396,7 @@ impl Input {
                 if over {
                     self.source = Source::Ended;
                 }
-                return Next::Chunk;
+                return Next::Chunk(packets);
             }
             if over {
                 return Next::End;

@@ -115,6 +115,12 @@ impl Rings {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many rings there are.
+    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    pub fn len(&self) -> usize {
+        self.rings.len()
+    }
+
     /// Deals a worker the next chunk of its ring.
     pub fn deal(&self, worker: usize, chunk: &mut Chunk) -> Taken {
         let Some(ring) = self.rings.get(worker) else {

@@ -66,6 +66,26 @@ pub struct Config {
     pub writers: Vec<WriterConfig>,
     /// The bus.
     pub nats: Settings,
+    /// The cluster, where the configuration names one.
+    pub cluster: ClusterSection,
+    /// The tasks as they are written, for comparison: a name and options each.
+    pub task_texts: Vec<String>,
+}
+
+/// The `cluster` section: what flags and environment do not say.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    /// How many processes.
+    pub processes: Option<usize>,
+    /// Which of them this one is.
+    pub process: Option<usize>,
+    /// Where they listen.
+    pub hostfile: Option<PathBuf>,
+    wait: Option<Spanned<String>>,
+    /// How long to wait for the others.
+    #[serde(skip)]
+    pub patience: Option<Duration>,
 }
 
 /// A configuration file as a program reads it that only needs the bus: the other sections are not looked into.
@@ -78,6 +98,8 @@ struct BusFile {
     _aggregator: IgnoredAny,
     #[serde(default, rename = "writers")]
     _writers: IgnoredAny,
+    #[serde(default, rename = "cluster")]
+    _cluster: IgnoredAny,
 }
 
 /// A configured writer.
@@ -96,6 +118,8 @@ struct File {
     /// The bus of `ns-probe` and `ns-engine`: one file serves all programs.
     #[serde(default)]
     nats: Option<nats::Section>,
+    #[serde(default)]
+    cluster: ClusterSection,
     aggregator: AggregatorSection,
     writers: Spanned<Vec<Spanned<Entry>>>,
 }
@@ -173,7 +197,18 @@ impl Config {
         let tasks = tasks(&place, &section.tasks, registry)?;
         let writers = writers(&place, &parsed.writers)?;
         let nats = nats::settings(&place, parsed.nats)?;
-        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, nats })
+        let mut cluster = parsed.cluster;
+        if let Some(wait) = &cluster.wait {
+            let patience = duration(&wait.value)
+                .map_err(|why| place.wrong(wait.defined, format!("cluster.wait: {why}")))?;
+            cluster.patience = Some(patience);
+        }
+        let text = |entry: &Spanned<Entry>| {
+            let options: BTreeMap<_, _> = entry.value.iter().map(|(key, value)| (key, &value.value)).collect();
+            serde_json::to_string(&options).unwrap_or_default()
+        };
+        let task_texts = section.tasks.value.iter().map(text).collect();
+        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, nats, cluster, task_texts })
     }
 
     /// Reads the `nats` section alone, of a file or of the built-in text.

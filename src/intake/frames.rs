@@ -1,6 +1,7 @@
 //! Chunks of frames, dealt from files or captured from an interface: filtered, decoded and put into windows.
 
 use super::{Intake, Placer, Position, Reader, Taken};
+use crate::account::{Found, InputKey};
 use crate::capture::Chunk;
 use crate::capture::dealer::Dealer;
 use crate::capture::filter::Filter;
@@ -33,6 +34,8 @@ pub struct Files {
     pub dealer: Arc<Dealer>,
     /// The filter.
     pub filter: Option<String>,
+    /// Whose files they are: 0 where all processes of a cluster share them.
+    pub owner: usize,
 }
 
 impl Intake for Files {
@@ -53,31 +56,57 @@ impl Intake for Files {
         self.dealer.wake();
     }
 
-    fn reports(&self) -> Vec<InputReport> {
-        self.dealer.reports()
+    fn key(&self, input: usize) -> InputKey {
+        key(self.owner, input)
+    }
+
+    fn found(&self) -> Vec<(InputKey, Found)> {
+        found(self.owner, self.dealer.reports())
     }
 }
 
-/// An interface, with a ring a worker. What a filter takes out, the kernel keeps.
-impl Intake for Rings {
+/// Names an input of frames by its owner and number.
+fn key(owner: usize, number: usize) -> InputKey {
+    InputKey { process: owner, name: String::new(), number: number as u64 }
+}
+
+fn found(owner: usize, reports: Vec<InputReport>) -> Vec<(InputKey, Found)> {
+    let name = |(number, report)| (key(owner, number), Found::Frames(report));
+    reports.into_iter().enumerate().map(name).collect()
+}
+
+/// An interface of one process, with a ring a worker. What a filter takes out, the kernel keeps.
+pub struct Interface {
+    /// The rings.
+    pub rings: Arc<Rings>,
+    /// Whose they are.
+    pub process: usize,
+}
+
+impl Intake for Interface {
     fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
-        Box::new(FrameReader { from: self, worker, chunk: Chunk::default(), filter: None })
+        let worker = worker % self.rings.len().max(1);
+        Box::new(FrameReader { from: self.rings.clone(), worker, chunk: Chunk::default(), filter: None })
     }
 
     fn register(&self, activator: SyncActivator) {
-        Rings::register(self, activator);
+        self.rings.register(activator);
     }
 
     fn stop(&self) {
-        Rings::stop(self);
+        self.rings.stop();
     }
 
     fn wake(&self) {
-        Rings::wake(self);
+        self.rings.wake();
     }
 
-    fn reports(&self) -> Vec<InputReport> {
-        Rings::reports(self)
+    fn key(&self, input: usize) -> InputKey {
+        key(self.process, input)
+    }
+
+    fn found(&self) -> Vec<(InputKey, Found)> {
+        found(self.process, self.rings.reports())
     }
 }
 
@@ -91,7 +120,8 @@ struct FrameReader<D> {
 impl<D: Deal> Reader for FrameReader<D> {
     fn take(&mut self) -> Result<(Taken, Position), String> {
         let taken = self.from.deal(self.worker, &mut self.chunk)?;
-        Ok((taken, Position { latest: self.chunk.latest, others: self.chunk.others, floor: 0 }))
+        let Chunk { latest, others, .. } = self.chunk;
+        Ok((taken, Position { latest, others, floor: 0, hold: latest.min(others) }))
     }
 
     fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
@@ -114,11 +144,7 @@ impl<D: Deal> Reader for FrameReader<D> {
                 }
             }
             match decode::decode(frame.link, bytes, frame.time, frame.length) {
-                Decoded::Ip(packet) => {
-                    counts.counted += 1;
-                    counts.bytes_counted += u64::from(packet.length);
-                    into.place(packet);
-                }
+                Decoded::Ip(packet) => into.place(packet),
                 Decoded::Malformed => counts.malformed += 1,
                 Decoded::NonIp => {
                     if !frame.link.is_known() {
@@ -128,7 +154,7 @@ impl<D: Deal> Reader for FrameReader<D> {
                 }
             }
         });
-        into.finish(self.chunk.input, counts);
+        into.finish(self.chunk.input, Some(counts));
         failed.map_or(Ok(()), |error| Err(error.to_string()))
     }
 }

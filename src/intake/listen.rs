@@ -1,15 +1,20 @@
 //! Subscribes an engine to the bus: the tasks between the connection and the queue of messages.
 //!
 //! Two connections over core NATS: batches are few and large, single packets many and small, and the room that the client
-//! keeps for each is a number of messages.
+//! keeps for each is a number of messages. One for the durable log, with a consumer for each partition of this process.
 
-use super::bus::{Kind, Messages, Rules};
-use crate::bus::subscribe::Subscription;
+use super::Intake;
+use super::books::Rules;
+use super::bus::Messages;
+use super::log::{Division, Log, LogPosition};
+use crate::bus::subscribe::{Kind, Part, Partition, Subscription, stream};
 use crate::bus::{Bus, BusError, Settings};
-use crate::capture::live::now;
 use crate::wire::v1::Taken;
+use async_nats::Subject;
 use bytes::Bytes;
+use dataflows::window::Epoch;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -30,14 +35,34 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// How often the clock is looked at, and other engines are told what was taken.
 const TICK: Duration = Duration::from_millis(200);
 
-/// A subscription that feeds a queue. Dropped, it ends.
+/// A subscription that feeds the workers. Dropped, it ends.
 pub struct Listening {
-    /// The queue.
-    pub messages: Arc<Messages>,
     /// Subjects and servers, for people.
     pub to: String,
+    from: From,
+    bus: Bus,
     runtime: Runtime,
-    shared: Arc<Shared>,
+}
+
+enum From {
+    Core(Arc<Messages>),
+    Log(Arc<Log>),
+}
+
+/// What this process listens to, and who else does.
+pub struct Listen<'a> {
+    /// Where the bus is.
+    pub settings: &'a Settings,
+    /// How messages are taken.
+    pub rules: Rules,
+    /// Names us to the server.
+    pub program: &'static str,
+    /// Who reads which partitions.
+    pub division: Division,
+    /// The same number for all processes of a cluster, and for no other engine.
+    pub engine: u64,
+    /// What earlier runs have recorded of the durable log, and the first window that they have not written.
+    pub resume: (BTreeMap<u32, LogPosition>, Epoch),
 }
 
 /// What engines of one group tell each other.
@@ -66,7 +91,7 @@ impl Shared {
                 }
                 arrival = others.next(&mut never) => {
                     let Some(arrival) = arrival else { return };
-                    match Taken::decode(arrival.message().payload.clone()) {
+                    match Taken::decode(arrival.payload.clone()) {
                         Ok(taken) if taken.engine != self.engine && taken.engine != 0 => {
                             self.heard.store(true, SeqCst);
                             messages.told(taken.ranges);
@@ -76,6 +101,24 @@ impl Shared {
                     }
                 }
             }
+        }
+    }
+
+    /// When all messages have been taken: tells the others so, and hears what they have taken.
+    async fn settle(&self, messages: &Messages) {
+        if self.bus.is_away() {
+            return;
+        }
+        let telling = async {
+            self.tell(messages, false).await;
+            // Gone through the server, so that the others hear it though we end.
+            self.bus.round_trip().await
+        };
+        // Where the server goes away just now, the others do without it.
+        let _ = tokio::time::timeout(SETTLING, telling).await;
+        let began = Instant::now();
+        while self.heard.load(SeqCst) && messages.missing() > 0 && began.elapsed() < SETTLING {
+            tokio::time::sleep(TICK / 4).await;
         }
     }
 
@@ -102,77 +145,108 @@ impl Shared {
 
 impl Listening {
     /// Connects and subscribes.
-    pub fn start(settings: &Settings, rules: Rules, program: &'static str) -> Result<Self, BusError> {
+    pub fn start(listen: Listen<'_>) -> Result<Self, BusError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|error| BusError::Failed {
-            servers: settings.shown(),
+            servers: listen.settings.shown(),
             action: "start the threads for it".into(),
             why: error.to_string(),
         })?;
-        let (messages, to, shared) = runtime.block_on(subscribe(settings, rules, program))?;
-        Ok(Self { messages, to, runtime, shared })
+        let (bus, from, to) = runtime.block_on(async {
+            let room = if listen.settings.jetstream.enabled { SINGLES } else { BATCHES };
+            let bus = Bus::connect(listen.settings, listen.program, room).await?;
+            let (from, to) = match listen.settings.jetstream.enabled {
+                true => read_log(&bus, listen).await?,
+                false => subscribe(&bus, listen).await?,
+            };
+            Ok((bus, from, to))
+        })?;
+        Ok(Self { to, from, bus, runtime })
     }
 
-    /// When all messages have been taken: tells the other engines of the group so, and hears what they have taken.
+    /// What feeds the workers.
+    pub fn intake(&self) -> Arc<dyn Intake> {
+        match &self.from {
+            From::Core(messages) => messages.clone(),
+            From::Log(log) => log.clone(),
+        }
+    }
+
+    /// Why messages have ended, where nobody stopped them.
+    pub fn failure(&self) -> Option<String> {
+        match &self.from {
+            From::Core(messages) => messages.failure(),
+            From::Log(log) => log.failure(),
+        }
+    }
+
+    /// Waits until the server has heard what is done with. Where it goes away just now, our own records say it.
     pub fn settle(&self) {
-        let shared = &self.shared;
-        self.runtime.block_on(async {
-            if shared.bus.is_away() {
-                return;
-            }
-            let telling = async {
-                shared.tell(&self.messages, false).await;
-                // Gone through the server, so that the others hear it though we end.
-                shared.bus.round_trip().await
-            };
-            // Where the server goes away just now, the others do without it.
-            let _ = tokio::time::timeout(SETTLING, telling).await;
-            let began = Instant::now();
-            while shared.heard.load(SeqCst) && self.messages.missing() > 0 && began.elapsed() < SETTLING {
-                tokio::time::sleep(TICK / 4).await;
-            }
-        });
+        if !self.bus.is_away() {
+            let _ = self.runtime.block_on(async { tokio::time::timeout(SETTLING, self.bus.round_trip()).await });
+        }
     }
 }
 
-async fn subscribe(
-    settings: &Settings,
-    rules: Rules,
-    program: &'static str,
-) -> Result<(Arc<Messages>, String, Arc<Shared>), BusError> {
-    let began = now();
+/// Answers where it is told to.
+fn answer(bus: &Bus, mut replies: mpsc::UnboundedReceiver<Subject>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        while let Some(reply) = replies.recv().await {
+            // Where the answer is lost with the connection, whoever asked asks again.
+            let _ = bus.client().publish(reply, Bytes::new()).await;
+        }
+    });
+}
+
+/// Does something now and then, for as long as the engine lives.
+fn each_tick(tick: impl Fn() + Send + 'static) {
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            tick();
+        }
+    });
+}
+
+async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
+    let Listen { settings, rules, program, division, engine, .. } = listen;
     let (stop, stopped) = watch::channel(false);
-    let (taken, mut to_answer) = mpsc::unbounded_channel();
-    let room = if settings.jetstream.enabled { SINGLES } else { BATCHES };
-    let bus = Bus::connect(settings, program, room).await?;
+    let (taken, to_answer) = mpsc::unbounded_channel();
+    let group = Some(settings.queue_group.as_str());
+    let is_cluster = division.peers > division.workers;
     let mut subscriptions = Vec::new();
-    let mut singles = None;
-    let to;
-    if settings.jetstream.enabled {
-        subscriptions.push(Subscription::log(&bus, settings).await?);
-        to = format!("stream {} at {}", settings.jetstream.stream, bus.servers());
+    if is_cluster {
+        for partition in division.own().filter(|partition| *partition < division.partitions) {
+            let subject = format!("{}.{partition}", settings.batch);
+            subscriptions.push((Kind::Batch, Subscription::core(bus, &subject, group).await?));
+        }
     } else {
-        let group = Some(settings.queue_group.as_str());
+        subscriptions.push((Kind::Batch, Subscription::core(bus, &settings.batches(), group).await?));
+    }
+    let mut singles = None;
+    if division.own().any(|partition| partition == division.partitions) {
         let single_bus = Bus::connect(settings, program, SINGLES).await?;
         single_bus.hush();
-        subscriptions.push(Subscription::core(&bus, &settings.batches(), group).await?);
-        subscriptions.push(Subscription::core(&single_bus, &settings.single, group).await?);
+        subscriptions.push((Kind::Single, Subscription::core(&single_bus, &settings.single, group).await?));
         singles = Some(single_bus);
-        to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     }
+    let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     let taken_subject = settings.taken();
-    let others = Subscription::core(&bus, &taken_subject, None).await?;
+    let others = Subscription::core(bus, &taken_subject, None).await?;
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
-    let messages = Arc::new(Messages::new(rules, began, taken, ends));
-
+    let messages = Arc::new(Messages::new(rules, taken, ends));
     let mut pumps = JoinSet::new();
-    for subscription in subscriptions {
-        let (single, batches) = (settings.single.clone(), format!("{}.", settings.batch));
-        pumps.spawn(pump(single, batches, subscription, messages.clone(), stopped.clone()));
+    for (kind, subscription) in subscriptions {
+        pumps.spawn(pump(kind, subscription, messages.clone(), stopped.clone()));
     }
-    let (ended, answering) = (messages.clone(), bus.clone());
+    let heard = AtomicBool::new(false);
+    let shared = Arc::new(Shared { bus: bus.clone(), subject: taken_subject, engine, heard });
+    let (ended, settling) = (messages.clone(), shared.clone());
     tokio::spawn(async move {
         let mut received_singles = 0;
         while let Some(received) = pumps.join_next().await {
@@ -181,60 +255,91 @@ async fn subscribe(
         if let Some(bus) = singles {
             ended.lost_singles(bus.messages_in().saturating_sub(received_singles));
         }
+        ended.drained().await;
+        settling.settle(&ended).await;
         ended.end();
     });
-    tokio::spawn(async move {
-        while let Some(reply) = to_answer.recv().await {
-            // Where the answer is lost with the connection, whoever asked asks again.
-            let _ = answering.client().publish(reply, Bytes::new()).await;
-        }
-    });
+    answer(bus, to_answer);
     let ticking = messages.clone();
-    tokio::spawn(async move {
-        let mut interval = tokio::time::interval(TICK);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            ticking.tick();
-        }
-    });
-    let shared =
-        Arc::new(Shared { bus, subject: taken_subject, engine: random(), heard: AtomicBool::new(false) });
-    tokio::spawn(shared.clone().run(others, messages.clone()));
-    Ok((messages, to, shared))
+    each_tick(move || ticking.tick());
+    tokio::spawn(shared.run(others, messages.clone()));
+    Ok((From::Core(messages), to))
 }
 
-/// A number that no other engine has.
-fn random() -> u64 {
-    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), now())
+async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
+    let Listen { settings, rules, division, resume, .. } = listen;
+    let stream = stream(bus, settings).await?;
+    let last = stream.cached_info().state.last_sequence;
+    let recorded = resume.0.values().map(|position| position.start.saturating_sub(1)).max().unwrap_or(0);
+    if recorded > last {
+        let why = std::io::Error::other(format!(
+            "its last message is number {last}, and {recorded} has been read; was it made anew? To begin anew too, use \
+             another output folder"
+        ));
+        return Err(bus.failed(format!("go on in the stream {}", settings.jetstream.stream), &why));
+    }
+    let (stop, stopped) = watch::channel(false);
+    let (done, to_answer) = mpsc::unbounded_channel();
+    let own: Vec<u32> = division.own().collect();
+    let (mut partitions, mut waiting) = (Vec::new(), BTreeMap::new());
+    for number in &own {
+        let single = *number == division.partitions;
+        let part = Part {
+            consumer: format!("{}-{}", settings.queue_group, if single { "single".into() } else { number.to_string() }),
+            subject: if single { settings.single.clone() } else { format!("{}.{number}", settings.batch) },
+            start: resume.0.get(number).map_or(1, |position| position.start),
+            acknowledged: !single,
+            beside: own.len(),
+        };
+        let (partition, behind) = Partition::open(bus, &stream, part).await?;
+        waiting.insert(*number, behind);
+        partitions.push((*number, partition));
+    }
+    bus.denied()?;
+    let ends = Box::new(move || {
+        stop.send_replace(true);
+    });
+    let log = Arc::new(Log::new(rules, division, &waiting, resume, done, ends));
+    for (number, mut partition) in partitions {
+        let (log, mut stopped) = (log.clone(), stopped.clone());
+        tokio::spawn(async move {
+            loop {
+                match partition.next(&mut stopped).await {
+                    Ok(Some(message)) => log.put(number, message).await,
+                    Ok(None) => break,
+                    Err(why) => {
+                        log.fail(why);
+                        // Without one partition the others would only run ahead.
+                        log.stop();
+                        break;
+                    }
+                }
+            }
+            log.end(number);
+        });
+    }
+    answer(bus, to_answer);
+    let ticking = log.clone();
+    each_tick(move || ticking.wake());
+    let to = format!("stream {} at {}", settings.jetstream.stream, bus.servers());
+    Ok((From::Log(log), to))
 }
 
 /// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.
 async fn pump(
-    single: String,
-    batches: String,
+    kind: Kind,
     mut subscription: Subscription,
     messages: Arc<Messages>,
     mut stopped: watch::Receiver<bool>,
 ) -> u64 {
-    let mut singles = 0;
-    while let Some(arrival) = subscription.next(&mut stopped).await {
-        let message = arrival.message();
-        let kind = if *message.subject == *single {
-            singles += 1;
-            Kind::Single
-        } else if message.subject.starts_with(&batches) {
-            Kind::Batch
-        } else {
-            // In the log because its stream holds more than our subjects.
-            messages.pass(message);
-            continue;
-        };
+    let mut received = 0;
+    while let Some(message) = subscription.next(&mut stopped).await {
+        received += 1;
         let stopping = *stopped.borrow();
-        messages.put(kind, arrival, stopping).await;
+        messages.put(kind, message, stopping).await;
     }
     if !*stopped.borrow() {
-        messages.fail("the subscription has ended by itself; was the consumer deleted?".into());
+        messages.fail("the subscription has ended by itself".into());
     }
-    singles
+    if kind == Kind::Single { received } else { 0 }
 }

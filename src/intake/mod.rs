@@ -1,17 +1,22 @@
 //! What feeds the workers: each kind of input gives them pieces of work and decodes them into windows.
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
-//! from NATS. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
 //! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
+pub mod books;
 pub mod bus;
 pub mod frames;
 pub mod listen;
+pub mod log;
 
-use crate::ledger::{Counts, InputReport};
+use crate::account::{Found, InputKey};
+use crate::ledger::Counts;
+use crate::intake::log::LogPosition;
 use dataflows::groups::Packets;
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use timely::scheduling::SyncActivator;
@@ -28,6 +33,27 @@ pub struct Position {
     pub others: u64,
     /// What windows have been closed by already, although a stream has joined since that is behind it.
     pub floor: u64,
+    /// The watermark before which the reader hands out nothing any more but what comes late: it may be behind the piece's
+    /// own.
+    pub hold: u64,
+}
+
+impl Position {
+    /// That of no piece, where windows have been closed by this watermark.
+    pub fn nowhere(floor: u64) -> Self {
+        Self { latest: floor, others: u64::MAX, floor, hold: floor }
+    }
+}
+
+/// What a worker tells all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// End the inputs.
+    Stop,
+    /// Single packets, which one worker alone reads, have come up to this watermark.
+    Singles(u64),
+    /// There is nobody left to wait for, and windows were closed as by this watermark.
+    Alone(u64),
 }
 
 /// What a worker got when it asked for work.
@@ -55,8 +81,11 @@ pub trait Intake: Send + Sync {
     /// Activates all registered operators.
     fn wake(&self);
 
-    /// What became of each input; a position in this list is an input's number.
-    fn reports(&self) -> Vec<InputReport>;
+    /// Names an input by its number here.
+    fn key(&self, input: usize) -> InputKey;
+
+    /// At the end: what was found in each input, but for what [`Reader::leave`] tells.
+    fn found(&self) -> Vec<(InputKey, Found)>;
 }
 
 /// A worker's end of an input.
@@ -67,6 +96,28 @@ pub trait Reader {
 
     /// Decodes the piece that was taken last.
     fn decode(&mut self, into: &mut Placer) -> Result<(), String>;
+
+    /// Names an input by its number in what was decoded; `None` where the intake knows.
+    fn key(&self, _input: usize) -> Option<InputKey> {
+        None
+    }
+
+    /// Where the durable log stands since this was last asked, each from an epoch on that this reader had not left then.
+    /// At the end of the input, where it stands for good.
+    fn leave(&mut self, _end: bool) -> Vec<LogPosition> {
+        Vec::new()
+    }
+
+    /// All epochs before this one are written for good; all of them without one.
+    fn written(&mut self, _before: Option<Epoch>) {}
+
+    /// What all other workers are to be told.
+    fn notices(&mut self) -> Vec<Notice> {
+        Vec::new()
+    }
+
+    /// Another worker has told this.
+    fn heed(&mut self, _notice: Notice) {}
 }
 
 /// The operators that wait for an input.
@@ -88,17 +139,28 @@ impl Wakers {
     }
 }
 
+/// Packets of a piece that go the same way.
+struct Place {
+    epoch: Epoch,
+    window: Epoch,
+    packets: Vec<Packet>,
+    /// Packets that have gone on in full batches, and the bytes of all.
+    gone: u64,
+    bytes: u64,
+}
+
 /// Puts decoded packets into batches by window, and keeps the accounts of the input that they come from.
 pub struct Placer {
     windowing: Windowing,
     lateness: u64,
+    /// The first epoch that is not written by an earlier run.
+    first: Epoch,
     watermark: Watermark,
-    /// Accounts of the pieces decoded since they were last taken, by number of input.
-    pub counts: BTreeMap<usize, Counts>,
+    /// Accounts of the pieces decoded since they were last taken, by epoch and number of input.
+    pub counts: BTreeMap<(Epoch, usize), Counts>,
     /// Link types that were met and are not decoded.
     pub unknown_links: BTreeSet<u32>,
-    /// Packets by the epoch they are sent in and the window they belong to.
-    open: Vec<(Epoch, Epoch, Vec<Packet>)>,
+    open: Vec<Place>,
     /// Where in `open` an epoch's window is.
     places: BTreeMap<(Epoch, Epoch), usize>,
     /// Full batches with their epochs.
@@ -109,17 +171,18 @@ pub struct Placer {
     current: std::ops::Range<u64>,
     place: usize,
     closed: Epoch,
-    /// The highest floor met so far: what is closed stays closed.
-    floor: u64,
-    late_packets: u64,
+    /// `closed` where the piece began.
+    began: Epoch,
 }
 
 impl Placer {
-    /// A placer into windows that stay open for `lateness` nanoseconds behind the watermark.
-    pub fn new(windowing: Windowing, lateness: u64) -> Self {
+    /// A placer into windows that stay open for `lateness` nanoseconds behind the watermark; epochs before `first` are
+    /// closed from the beginning.
+    pub fn new(windowing: Windowing, lateness: u64, first: Epoch) -> Self {
         Self {
             windowing,
             lateness,
+            first,
             watermark: Watermark::new(windowing, lateness, 0, 0),
             counts: BTreeMap::new(),
             unknown_links: BTreeSet::new(),
@@ -129,27 +192,37 @@ impl Placer {
             late: BTreeSet::new(),
             current: 0..0,
             place: 0,
-            closed: 0,
-            floor: 0,
-            late_packets: 0,
+            closed: first,
+            began: first,
         }
     }
 
-    /// Goes to where a piece begins; gives the first window that is open there.
+    /// Goes to where a piece begins; gives the first epoch that its reader may still hand out.
     pub fn seek(&mut self, position: Position) -> Epoch {
-        let Position { latest, others, floor } = position;
-        self.floor = self.floor.max(floor);
-        self.watermark = Watermark::new(self.windowing, self.lateness, latest, others).not_before(self.floor);
-        self.closed = self.watermark.first_open();
+        let Position { latest, others, floor, hold } = position;
+        self.watermark = Watermark::new(self.windowing, self.lateness, latest, others).not_before(floor);
+        self.closed = self.watermark.first_open().max(self.first);
+        self.began = self.closed;
         self.current = 0..0;
+        Watermark::new(self.windowing, self.lateness, hold, u64::MAX).first_open().max(self.first)
+    }
+
+    /// The first window that is open where the decoding has come.
+    #[inline(always)]
+    pub fn closed(&self) -> Epoch {
         self.closed
+    }
+
+    /// The highest epoch that a packet of this piece goes out in.
+    pub fn highest(&self) -> Option<Epoch> {
+        self.open.iter().map(|place| place.epoch).max()
     }
 
     /// Moves the watermark by the time of the next frame, counted or not.
     #[inline(always)]
     pub fn observe(&mut self, time: u64) {
         let closed = self.watermark.observe(time);
-        if closed != self.closed {
+        if closed > self.closed {
             self.closed = closed;
             self.current = 0..0;
         }
@@ -161,14 +234,14 @@ impl Placer {
         if !self.current.contains(&packet.time) {
             self.find_place(packet.time);
         }
-        if let Some((epoch, window, packets)) = self.open.get_mut(self.place) {
-            if *window < *epoch {
-                self.late_packets += 1;
-            }
-            packets.push(packet);
-            if packets.len() == BATCH {
-                let packets = Arc::new(std::mem::replace(packets, Vec::with_capacity(BATCH)));
-                self.batches.push((*epoch, Packets { window: *window, packets }));
+        if let Some(place) = self.open.get_mut(self.place) {
+            place.bytes += u64::from(packet.length);
+            place.packets.push(packet);
+            if place.packets.len() == BATCH {
+                let packets = std::mem::replace(&mut place.packets, Vec::with_capacity(BATCH));
+                place.gone += BATCH as u64;
+                let batch = Packets { window: place.window, packets: Arc::new(packets) };
+                self.batches.push((place.epoch, batch));
             }
         }
     }
@@ -181,21 +254,33 @@ impl Placer {
             self.late.insert((epoch, window));
         }
         self.place = *self.places.entry((epoch, window)).or_insert_with(|| {
-            self.open.push((epoch, window, Vec::new()));
+            self.open.push(Place { epoch, window, packets: Vec::new(), gone: 0, bytes: 0 });
             self.open.len() - 1
         });
         let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
         self.current = if window < epoch { 0..0 } else { start..end };
     }
 
-    /// Ends a piece of an input: adds its accounts and makes batches of what is left.
-    pub fn finish(&mut self, input: usize, counts: Counts) {
-        let late = std::mem::take(&mut self.late_packets);
-        *self.counts.entry(input).or_default() += Counts { late, ..counts };
+    /// Ends a piece of an input: adds its accounts and makes batches of what is left. `read` accounts for all frames of the
+    /// piece but for what was counted; without it, what was placed is all that there was.
+    pub fn finish(&mut self, input: usize, read: Option<Counts>) {
         self.places.clear();
         self.current = 0..0;
-        for (epoch, window, packets) in self.open.drain(..).filter(|(_, _, packets)| !packets.is_empty()) {
-            self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
+        let all = read.is_none();
+        if let Some(read) = read {
+            *self.counts.entry((self.began, input)).or_default() += read;
+        }
+        for Place { epoch, window, packets, gone, bytes } in self.open.drain(..) {
+            let counted = gone + packets.len() as u64;
+            let late = if window < epoch { counted } else { 0 };
+            let mut counts = Counts { counted, bytes_counted: bytes, late, ..Counts::default() };
+            if all {
+                (counts.read, counts.bytes_read) = (counted, bytes);
+            }
+            *self.counts.entry((epoch, input)).or_default() += counts;
+            if !packets.is_empty() {
+                self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
+            }
         }
     }
 }

@@ -1,13 +1,18 @@
 //! The csv writer: `DIR/<window>/<task>.csv` and `summary.json` a window, `DIR/ledger.json` a run.
 //!
 //! A window's folder is built aside, under a name that starts with a dot, and renamed; an earlier one is exchanged for
-//! it in one step and then removed. The ledger goes when a run begins to write and comes back when it has ended, so a
+//! it in one step and then removed. What is built for a recorded commit has the commit's number in its name and is synced:
+//! a restart puts it in its place if that commit was recorded, and removes it if not. The ledger goes when a run begins to write and comes back when it has ended, so a
 //! folder without one holds whole windows of an unfinished run.
 
 use super::text::{Text, rfc3339, window_name};
 use super::{SinkError, Writer};
+use crate::engine::{Group, Written};
 use crate::ledger::Ledger;
+use crate::state::{Manifest, sync_folder};
+use dataflows::aggregator::Task;
 use dataflows::rows::{Piece, Snapshot, TaskRows};
+use dataflows::window::{Epoch, Windowing};
 use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 use serde_json::json;
@@ -15,7 +20,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Rows that are formatted at once by one thread.
 const PIECE_ROWS: usize = 8192;
@@ -30,6 +35,9 @@ pub struct CsvWriter {
     /// The folder itself, locked while the writer lives, so that two runs cannot mix their windows.
     _lock: File,
     begun: bool,
+    /// Folders that are built, and what they will be called.
+    prepared: Vec<(PathBuf, PathBuf)>,
+    synced: bool,
 }
 
 impl CsvWriter {
@@ -43,9 +51,34 @@ impl CsvWriter {
             Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
             Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
         }
-        let writer = Self { folder: folder.to_owned(), threads, _lock: lock, begun: false };
-        writer.remove_partials().map_err(failed("clear what a killed run left in"))?;
-        Ok(writer)
+        let folder = folder.to_owned();
+        Ok(Self { folder, threads, _lock: lock, begun: false, prepared: Vec::new(), synced: false })
+    }
+
+    /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
+    /// killed run has left.
+    pub fn recover(&mut self, last: Option<&Manifest>, windowing: Windowing) -> Result<(), SinkError> {
+        for (window, revision) in last.iter().flat_map(|manifest| &manifest.placed) {
+            let name = window_name(windowing.span(*window));
+            let aside = self.aside(&name, last.map(|manifest| manifest.number));
+            // Of an older revision: it was taken out of the place that it had.
+            if aside.is_dir() && read_summary(&aside, None)?.is_some_and(|(found, _)| found == *revision) {
+                self.prepared.push((aside, self.folder.join(name)));
+                self.synced = true;
+            }
+        }
+        self.publish()?;
+        let failed = |error| SinkError::Io {
+            action: "clear what a killed run left in",
+            path: self.folder.clone(),
+            error,
+        };
+        self.remove_partials().map_err(failed)
+    }
+
+    fn aside(&self, window: &str, commit: Option<u64>) -> PathBuf {
+        let commit = commit.map(|number| format!(".{number}")).unwrap_or_default();
+        self.folder.join(format!(".{window}{commit}{PARTIAL}"))
     }
 
     fn remove_partials(&self) -> io::Result<()> {
@@ -62,7 +95,7 @@ impl CsvWriter {
     }
 
     /// Writes all files of a snapshot into a new folder.
-    fn build(&self, folder: &Path, snapshot: &Snapshot) -> Result<(), SinkError> {
+    fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |error| SinkError::Io { action, path, error }
@@ -77,23 +110,50 @@ impl CsvWriter {
             files.push((path, file));
         }
         write_rows(&snapshot.tasks, &files, self.threads)?;
-        write_json(&folder.join("summary.json"), &summary(snapshot))
+        let path = folder.join("summary.json");
+        write_json(&path, &summary(snapshot))?;
+        if sync {
+            for (path, file) in &files {
+                file.sync_all().map_err(failed("sync", path))?;
+            }
+            File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;
+            sync_folder(folder).map_err(failed("sync", folder))?;
+        }
+        Ok(())
     }
 }
 
 impl Writer for CsvWriter {
-    fn write(&mut self, snapshot: &Snapshot) -> Result<(), SinkError> {
+    fn prepare(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError> {
         if !std::mem::replace(&mut self.begun, true) {
             remove_file(&self.folder.join("ledger.json"))?;
         }
         let name = window_name(snapshot.span);
-        let aside = self.folder.join(format!(".{name}{PARTIAL}"));
-        let built = self.build(&aside, snapshot).and_then(|()| put_in_place(&aside, &self.folder.join(name)));
+        let aside = self.aside(&name, commit);
+        let built = self.build(&aside, snapshot, commit.is_some()).and_then(|()| match commit {
+            Some(_) => sync_folder(&self.folder)
+                .map_err(|error| SinkError::Io { action: "sync", path: self.folder.clone(), error }),
+            None => Ok(()),
+        });
         if built.is_err() {
             // The first error is the one to tell; what cannot be removed now is removed by the next run.
             let _ = fs::remove_dir_all(&aside);
         }
+        self.prepared.push((aside, self.folder.join(name)));
+        self.synced = commit.is_some();
         built
+    }
+
+    fn publish(&mut self) -> Result<(), SinkError> {
+        let any = !self.prepared.is_empty();
+        for (aside, path) in self.prepared.drain(..) {
+            put_in_place(&aside, &path)?;
+        }
+        if any && self.synced {
+            let path = self.folder.clone();
+            sync_folder(&path).map_err(|error| SinkError::Io { action: "sync", path, error })?;
+        }
+        Ok(())
     }
 
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
@@ -102,6 +162,80 @@ impl Writer for CsvWriter {
         write_json(&aside, ledger)?;
         fs::rename(&aside, &path).map_err(|error| SinkError::Io { action: "rename to", path, error })
     }
+}
+
+/// Reads back what a csv writer has written.
+pub struct CsvReader {
+    /// The writer's folder.
+    pub folder: PathBuf,
+    /// How the windows are cut.
+    pub windowing: Windowing,
+    /// The first task that counts every packet, if any.
+    pub counting: Option<Arc<str>>,
+}
+
+impl CsvReader {
+    fn window(&self, window: Epoch) -> PathBuf {
+        self.folder.join(window_name(self.windowing.span(window)))
+    }
+}
+
+impl Written for CsvReader {
+    fn groups(&self, task: &Task, window: Epoch) -> Result<Vec<Group>, String> {
+        let path = self.window(window).join(format!("{}.csv", task.name));
+        let wrong = |line: u64, why: &dyn std::fmt::Display| format!("{}:{line}: {why}", path.display());
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // No packet of that window has come before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.window(window).exists() => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        let schema = task.aggregator.schema();
+        let mut reader = ::csv::Reader::from_reader(io::BufReader::new(file));
+        let header = reader.headers().map_err(|error| wrong(1, &error))?;
+        if !header.iter().eq(schema.columns()) {
+            return Err(wrong(1, &"has other columns than this task"));
+        }
+        let (mut record, mut groups) = (::csv::StringRecord::new(), Vec::new());
+        while reader.read_record(&mut record).map_err(|error| wrong(0, &error))? {
+            let line = record.position().map_or(0, |position| position.line());
+            let keys = schema.key.fields().len();
+            let key = schema.key.read(record.iter().take(keys));
+            let number = |column: usize| record.get(keys + column)?.parse::<u64>().ok();
+            let time = |column: usize| {
+                let time: jiff::Timestamp = record.get(keys + column)?.parse().ok()?;
+                u64::try_from(time.as_nanosecond()).ok()
+            };
+            let values = || Some([number(0)?, number(1)?, time(2)?, time(3)?]);
+            let group = key.zip(values()).ok_or_else(|| wrong(line, &"is no row of this task"))?;
+            groups.push(group);
+        }
+        Ok(groups)
+    }
+
+    fn summary(&self, window: Epoch) -> Result<Option<(u32, Option<u64>)>, String> {
+        let folder = self.window(window);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        read_summary(&folder, self.counting.as_deref()).map_err(|error| error.to_string())
+    }
+}
+
+/// Revision of a finished folder, and the packets that a task of it holds.
+fn read_summary(folder: &Path, task: Option<&str>) -> Result<Option<(u32, Option<u64>)>, SinkError> {
+    let path = folder.join("summary.json");
+    let failed = |error: io::Error| SinkError::Io { action: "read", path: path.clone(), error };
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(failed)?,
+    };
+    let summary: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    let revision = summary["revision"].as_u64().and_then(|revision| u32::try_from(revision).ok());
+    let revision = revision.ok_or_else(|| failed(io::Error::other("has no revision")))?;
+    Ok(Some((revision, task.and_then(|task| summary["tasks"][task]["packets"].as_u64()))))
 }
 
 fn remove_file(path: &Path) -> Result<(), SinkError> {

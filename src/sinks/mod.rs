@@ -1,6 +1,7 @@
 //! Where finished snapshots go: one thread hands each to every configured writer, in the order of their epochs.
 //!
-//! A snapshot is confirmed when all writers hold it; nothing upstream waits for a disk but through that.
+//! A commit is confirmed when all writers hold it; nothing upstream waits for a disk but through that. Where commits are
+//! recorded, the record is made between the two steps of every writer: what is prepared is durable and not to be seen.
 
 pub mod csv;
 pub mod text;
@@ -12,6 +13,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use crate::ledger::Ledger;
+use crate::say;
+use crate::state::{Manifest, State};
 
 /// A writer failed; nothing half-written is left where a reader would look.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +37,26 @@ pub enum SinkError {
     },
 }
 
+/// What is written in one step.
+pub struct Commit {
+    /// The snapshots of an epoch.
+    pub snapshots: Vec<Snapshot>,
+    /// The record of it, where commits are recorded.
+    pub manifest: Option<Manifest>,
+    /// What to call once it is written.
+    pub confirm: Box<dyn FnOnce() + Send>,
+}
+
 /// A writer of one kind.
 pub trait Writer: Send {
-    /// Writes a snapshot, whole, in place of an earlier revision of its window.
-    fn write(&mut self, snapshot: &Snapshot) -> Result<(), SinkError>;
+    /// Prepares a snapshot, whole, for the commit of this number; nobody sees it yet. With a number, it is still there
+    /// when the machine has gone down, and so is what says that it belongs to this commit.
+    fn prepare(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError>;
+
+    /// Puts all that was prepared in its place, each in place of an earlier revision of its window.
+    fn publish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
 
     /// Ends a run that went well.
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError>;
@@ -45,58 +64,83 @@ pub trait Writer: Send {
 
 /// Why a run cannot go on; the first reason stays.
 #[derive(Clone, Debug, Default)]
-pub struct Failure(Arc<OnceLock<String>>);
+pub struct Failure {
+    why: Arc<OnceLock<String>>,
+    ends: Option<&'static str>,
+}
 
 impl Failure {
+    /// Of a process of a cluster: it ends the process at once. One that only gave up its inputs would look to the others
+    /// like one that has come to their end, and they would write what is not whole.
+    pub fn ending(program: &'static str) -> Self {
+        Self { ends: Some(program), ..Self::default() }
+    }
+
     /// Fails the run, unless it has failed already.
     pub fn set(&self, why: String) {
-        let _ = self.0.set(why);
+        if let Some(program) = self.ends {
+            say!("{program}: {why}");
+            std::process::exit(1);
+        }
+        let _ = self.why.set(why);
     }
 
     /// Why the run failed, if it did.
     pub fn get(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
+        self.why.get().map(String::as_str)
     }
 }
 
-type Job = (Snapshot, Box<dyn FnOnce() + Send>);
-
 /// The writing thread.
 pub struct Sinks {
-    jobs: Sender<Job>,
+    commits: Sender<Commit>,
     thread: JoinHandle<Vec<Box<dyn Writer>>>,
 }
 
 impl Sinks {
-    /// Starts the thread. When a writer fails, `failure` is set and later snapshots are dropped: the run is over.
-    pub fn start(mut writers: Vec<Box<dyn Writer>>, failure: Failure) -> std::io::Result<Self> {
-        let (jobs, received) = unbounded::<Job>();
+    /// Starts the thread. When a writer fails, `failure` is set and later commits are dropped: the run is over. Commits are
+    /// recorded in `state`, where there is one.
+    pub fn start(
+        mut writers: Vec<Box<dyn Writer>>,
+        state: Option<State>,
+        failure: Failure,
+    ) -> std::io::Result<Self> {
+        let (commits, received) = unbounded::<Commit>();
         let write = move || {
-            for (snapshot, confirm) in received {
-                for writer in &mut writers {
-                    if failure.get().is_some() {
-                        break;
-                    }
-                    if let Err(error) = writer.write(&snapshot) {
-                        failure.set(error.to_string());
-                    }
+            for commit in received {
+                if failure.get().is_none()
+                    && let Err(why) = write(&mut writers, state.as_ref(), &commit)
+                {
+                    failure.set(why);
                 }
-                confirm();
+                (commit.confirm)();
             }
             writers
         };
         let thread = std::thread::Builder::new().name("sinks".into()).spawn(write)?;
-        Ok(Self { jobs, thread })
+        Ok(Self { commits, thread })
     }
 
-    /// Where snapshots are sent, each with what to call once it is written.
-    pub fn sender(&self) -> Sender<Job> {
-        self.jobs.clone()
+    /// Where commits are sent.
+    pub fn sender(&self) -> Sender<Commit> {
+        self.commits.clone()
     }
 
     /// Waits until everything sent is written and gives the writers back. All other senders have to be gone.
     pub fn join(self) -> Vec<Box<dyn Writer>> {
-        drop(self.jobs);
+        drop(self.commits);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &Commit) -> Result<(), String> {
+    let number = commit.manifest.as_ref().map(|manifest| manifest.number);
+    for writer in &mut *writers {
+        let mut snapshots = commit.snapshots.iter();
+        snapshots.try_for_each(|snapshot| writer.prepare(snapshot, number)).map_err(|error| error.to_string())?;
+    }
+    if let Some((state, manifest)) = state.zip(commit.manifest.as_ref()) {
+        state.commit(manifest).map_err(|error| error.to_string())?;
+    }
+    writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())
 }

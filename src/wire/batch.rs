@@ -175,6 +175,15 @@ impl Batch {
         length("raised_to", &columns.raised_to, raised, 8)?;
         ascending("wide", &columns.wide, packets)?;
         ascending("raised_at", &columns.raised_at, packets)?;
+        let last = match columns.time.is_empty() {
+            true => batch.base_time.saturating_add(u32s(&columns.time_offset).max().unwrap_or(0).into()),
+            false => u64s(&columns.time).max().unwrap_or(0),
+        };
+        let last = u64s(&columns.raised_to).fold(last, u64::max);
+        if last > batch.latest && packets > 0 {
+            // Windows are closed by what it says.
+            return Err(range("latest", batch.latest));
+        }
         Ok(batch)
     }
 

@@ -4,7 +4,10 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod cluster;
+pub mod crash;
 pub mod live;
+pub mod partition;
 
 use jiff::Timestamp;
 use serde_json::Value;

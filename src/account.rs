@@ -1,0 +1,133 @@
+//! What the workers of all processes tell the one that commits: what became of which input, and how far it has come.
+//!
+//! An account travels through the dataflow at the time of an epoch, so that it is there when the epoch's snapshot is:
+//! what a commit records is what its snapshots hold, to the packet.
+
+use crate::intake::Notice;
+use crate::intake::books::RunBooks;
+use crate::intake::log::LogPosition;
+use crate::ledger::{Counts, InputReport};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Names an input in all processes; the order of the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InputKey {
+    /// The process that it belongs to; 0 for what all share.
+    pub process: usize,
+    /// A probe's name; empty for what has a number alone.
+    pub name: String,
+    /// A file's number, or a probe's run.
+    pub number: u64,
+}
+
+/// What was found in an input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Found {
+    /// In a file or on an interface.
+    Frames(InputReport),
+    /// By messages of a run of a probe, or by all single packets.
+    Run(RunBooks),
+}
+
+impl Found {
+    /// What becomes of an input that several processes have seen.
+    fn merge(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Run(books), Self::Run(others)) => books.merge(&others),
+            // Processes that share a file each tell of the frames that they have dealt.
+            (Self::Frames(report), Self::Frames(other)) => {
+                report.packets += other.packets;
+                report.clamped = report.clamped.max(other.clamped);
+                report.damage = report.damage.take().or(other.damage);
+            }
+            (Self::Frames(_), Self::Run(_)) | (Self::Run(_), Self::Frames(_)) => {}
+        }
+    }
+
+    /// For the ledger.
+    pub fn report(&self) -> InputReport {
+        match self {
+            Self::Frames(report) => report.clone(),
+            Self::Run(books) => books.report(),
+        }
+    }
+}
+
+/// What a worker tells of an epoch.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Account {
+    /// What became of the frames that it has decoded for the epoch.
+    pub counts: Vec<(InputKey, Counts)>,
+    /// At the end, what was found in the inputs.
+    pub found: Vec<(InputKey, Found)>,
+    /// Link types that were met and are not decoded.
+    pub unknown_links: BTreeSet<u32>,
+    /// From this epoch on: where its partitions of the durable log stand.
+    pub positions: Vec<LogPosition>,
+    /// What all other workers are to be told at once.
+    pub notices: Vec<Notice>,
+}
+
+impl Account {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        let Self { counts, found, unknown_links, positions, notices } = self;
+        counts.is_empty() && found.is_empty() && unknown_links.is_empty() && positions.is_empty() && notices.is_empty()
+    }
+}
+
+/// All accounts so far, put together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Accounts {
+    /// What became of the frames of each input.
+    pub counts: Vec<(InputKey, Counts)>,
+    /// Where the partitions of the durable log stand.
+    pub positions: BTreeMap<u32, LogPosition>,
+    #[serde(skip)]
+    found: BTreeMap<InputKey, Found>,
+    #[serde(skip)]
+    unknown_links: BTreeSet<u32>,
+}
+
+impl Accounts {
+    /// Adds one; they come in the order of their epochs.
+    pub fn add(&mut self, account: Account) {
+        let Account { counts, found, unknown_links, positions, notices: _ } = account;
+        for (input, more) in counts {
+            match self.counts.binary_search_by(|(key, _)| key.cmp(&input)) {
+                Ok(at) => self.counts[at].1 += more,
+                Err(at) => self.counts.insert(at, (input, more)),
+            }
+        }
+        for (input, found) in found {
+            match self.found.get_mut(&input) {
+                Some(known) => known.merge(found),
+                None => drop(self.found.insert(input, found)),
+            }
+        }
+        self.unknown_links.extend(unknown_links);
+        self.positions.extend(positions.into_iter().map(|position| (position.partition, position)));
+    }
+
+    /// What was found in each input and what became of it, in the ledger's order.
+    pub fn inputs(&self) -> Vec<(InputReport, Counts)> {
+        let mut found = self.found.clone();
+        for books in self.positions.values().flat_map(|position| &position.runs) {
+            let run = Found::Run(books.clone());
+            match found.get_mut(&books.key()) {
+                Some(known) => known.merge(run),
+                None => drop(found.insert(books.key(), run)),
+            }
+        }
+        let counts = |key: &InputKey| {
+            self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()
+        };
+        found.iter().map(|(key, found)| (found.report(), counts(key))).collect()
+    }
+
+    /// Link types that were met and are not decoded.
+    pub fn unknown_links(&self) -> &BTreeSet<u32> {
+        &self.unknown_links
+    }
+}

@@ -1,0 +1,534 @@
+//! What is known of the runs of probes: how far each has come, what it has sent, what came of it, and what is lost.
+//!
+//! A run comes in one part or in several, each in order: all that a process hears over core NATS is one, each partition of
+//! the durable log is one. A run has come as far as the part of it that is furthest behind. Windows wait for the least
+//! watermark of the runs; not for one whose time has stood still, nor for one that joins behind what is closed.
+
+use super::Notice;
+use crate::account::InputKey;
+use crate::ledger::{Counts, InputReport, Losses};
+use crate::wire::batch::Batch;
+use crate::wire::v1::Accounts;
+use dataflows::window::Windowing;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Runs of probes that an engine keeps books of.
+const MOST_RUNS: usize = 1 << 16;
+/// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
+pub const MOST_GAPS: usize = 1 << 16;
+/// Batches whose lengths are remembered, in case one comes again that is longer.
+const MOST_TAILS: usize = 64;
+
+/// How an engine takes messages.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How event time is cut: when nobody is left to wait for, the windows begun are closed.
+    pub windowing: Windowing,
+    /// Nanoseconds that a window stays open behind the watermark.
+    pub lateness: u64,
+    /// How long a probe may say nothing before windows close without it.
+    pub silent_after: Duration,
+    /// How long single packets may pause before the clock moves their watermark.
+    pub pause: Duration,
+    /// Bytes of messages that may wait for the workers.
+    pub limit: u64,
+    /// Name of the input of single packets, and of what is no message at all.
+    pub single: String,
+    /// When the engine began to listen, nanoseconds since the Unix epoch; what was sent before that over core NATS is not
+    /// its own.
+    pub began: u64,
+}
+
+impl Rules {
+    /// The first window that a watermark leaves open.
+    pub fn first_open(&self, watermark: u64) -> u64 {
+        match self.windowing {
+            Windowing::All => 0,
+            Windowing::Every(length) => watermark.saturating_sub(self.lateness) / length,
+        }
+    }
+}
+
+/// Ranges of numbers that have been seen: ascending, apart from each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// First of each range, and the first after it.
+    pub ranges: BTreeMap<u64, u64>,
+}
+
+impl Seen {
+    /// Adds `start..end`; gives the parts of it that have not been seen before.
+    pub fn add(&mut self, start: u64, end: u64) -> Vec<Range<u64>> {
+        let mut fresh = Vec::new();
+        let mut merged = start..end;
+        let mut from = start;
+        // Those that overlap it or touch it, in ascending order.
+        let near = self.ranges.range(..=end).rev().map(|(start, end)| *start..*end);
+        let near: Vec<_> = near.take_while(|range| range.end >= start).collect();
+        for range in near.into_iter().rev() {
+            if from < range.start.min(end) {
+                fresh.push(from..range.start.min(end));
+            }
+            from = from.max(range.end);
+            merged = merged.start.min(range.start)..merged.end.max(range.end);
+            self.ranges.remove(&range.start);
+        }
+        if from < end {
+            fresh.push(from..end);
+        }
+        if merged.start < merged.end {
+            self.ranges.insert(merged.start, merged.end);
+        }
+        while self.ranges.len() > MOST_GAPS {
+            // The first gap is filled for good: what comes from it now has come twice, as far as anyone can tell.
+            let Some((first, _)) = self.ranges.pop_first() else { break };
+            if let Some((_, next_end)) = self.ranges.pop_first() {
+                self.ranges.insert(first, next_end);
+            }
+        }
+        fresh
+    }
+}
+
+/// The books of a run of a probe, or of all single packets: those of one part, or of several put together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunBooks {
+    /// The probe's name.
+    pub name: String,
+    /// Which run of it; 0 for single packets.
+    pub run: u64,
+    /// Whether they are single packets.
+    pub single: bool,
+    /// Time up to which everything has come that is not late, and where that began.
+    pub watermark: u64,
+    begun: u64,
+    /// Latest time of a packet.
+    pub newest: u64,
+    /// Nothing more comes.
+    pub ended: bool,
+    /// Numbers of packets or of batches that have come.
+    pub seen: Seen,
+    /// Of the latest batches, by number: packets in them.
+    tails: BTreeMap<u64, u64>,
+    /// Packets taken, and those that came twice.
+    pub taken: u64,
+    /// Packets that came more than once.
+    pub repeated: u64,
+    /// Packets that another engine of the group has taken.
+    pub elsewhere: u64,
+    /// Accounts when this engine first heard of it, and the latest; none before it has.
+    accounts: Option<(Accounts, Accounts)>,
+    /// Packets known to be lost here, where they have no numbers.
+    pub lost: u64,
+    /// Messages that are none.
+    pub refused: u64,
+}
+
+impl RunBooks {
+    /// Books of single packets on this subject.
+    pub fn of_singles(name: String) -> Self {
+        Self { name, single: true, ..Self::default() }
+    }
+
+    /// Names the run in all processes. Single packets come first.
+    pub fn key(&self) -> InputKey {
+        let name = if self.single { String::new() } else { self.name.clone() };
+        InputKey { process: 0, name, number: self.run }
+    }
+
+    /// Whether anything of it has come in this part.
+    pub fn is_heard(&self) -> bool {
+        self.accounts.is_some()
+    }
+
+    /// Takes a probe's own accounts. They only grow, though batches may come again and in another order.
+    fn account(&mut self, batch: &Batch, began: u64) {
+        // What it sent before this engine listened is not ours.
+        let first = if batch.started < began { batch.before } else { Accounts::default() };
+        let (baseline, latest) = self.accounts.get_or_insert((first, first));
+        *latest = each(latest, &batch.after, u64::max);
+        if batch.packets > 0 {
+            // An earlier batch than the first that was heard.
+            *baseline = each(baseline, &batch.before, u64::min);
+        }
+    }
+
+    /// Which of a batch's packets, by number in the run, are new; each batch is told from the others by its own number,
+    /// of which every `step`-th comes here.
+    pub fn fresh_of(&mut self, batch: &Batch, step: u64) -> Vec<Range<u64>> {
+        let packets = u64::from(batch.packets);
+        let all = batch.first_packet..batch.first_packet.saturating_add(packets);
+        if packets == 0 {
+            return Vec::new();
+        }
+        let number = batch.sequence / step.max(1);
+        let had = match self.seen.add(number, number + 1).is_empty() {
+            false => 0,
+            // A run that was stopped and is repeated goes on where a batch was cut short.
+            true => self.tails.get(&number).copied().unwrap_or(u64::MAX).min(packets),
+        };
+        let had_before = self.tails.entry(number).or_default();
+        *had_before = packets.max(*had_before);
+        while self.tails.len() > MOST_TAILS {
+            self.tails.pop_first();
+        }
+        self.count(packets, packets - had);
+        let fresh = all.start + had..all.end;
+        if fresh.is_empty() { Vec::new() } else { vec![fresh] }
+    }
+
+    /// The same where every batch comes here: by the packets' own numbers.
+    pub fn fresh_packets_of(&mut self, batch: &Batch) -> Vec<Range<u64>> {
+        let packets = u64::from(batch.packets);
+        let fresh = self.seen.add(batch.first_packet, batch.first_packet.saturating_add(packets));
+        self.count(packets, fresh.iter().map(|range| range.end - range.start).sum());
+        fresh
+    }
+
+    fn count(&mut self, packets: u64, new: u64) {
+        self.repeated += packets - new;
+        self.taken += new;
+    }
+
+    /// Another engine of the group has taken the packets from `first` up to `end`.
+    pub fn take_elsewhere(&mut self, first: u64, end: u64) {
+        let (baseline, latest) = self.accounts.get_or_insert_default();
+        latest.sent = latest.sent.max(end);
+        let fresh = self.seen.add(first.max(baseline.sent), end);
+        self.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+    }
+
+    /// Adds the books of another part.
+    pub fn merge(&mut self, other: &Self) {
+        self.watermark = self.watermark.min(other.watermark);
+        self.newest = self.newest.max(other.newest);
+        self.ended &= other.ended;
+        self.taken += other.taken;
+        self.repeated += other.repeated;
+        self.elsewhere += other.elsewhere;
+        self.lost += other.lost;
+        self.refused += other.refused;
+        self.accounts = match (self.accounts, other.accounts) {
+            (Some((baseline, latest)), Some((other_baseline, other_latest))) => {
+                Some((each(&baseline, &other_baseline, u64::min), each(&latest, &other_latest, u64::max)))
+            }
+            (own, other) => own.or(other),
+        };
+    }
+
+    /// For the ledger.
+    pub fn report(&self) -> InputReport {
+        let (baseline, latest) = self.accounts.unwrap_or_default();
+        let since = |of: fn(&Accounts) -> u64| of(&latest).saturating_sub(of(&baseline));
+        let filtered = since(|accounts| accounts.filtered);
+        let non_ip = since(|accounts| accounts.non_ip);
+        let malformed = since(|accounts| accounts.malformed) + self.refused;
+        let before = Counts {
+            read: filtered + non_ip + malformed,
+            filtered,
+            non_ip,
+            malformed,
+            bytes_read: since(|accounts| accounts.uncounted_bytes),
+            ..Counts::default()
+        };
+        let losses = Losses {
+            interface: since(|accounts| accounts.interface_dropped),
+            kernel: since(|accounts| accounts.kernel_dropped),
+            probe: since(|accounts| accounts.dropped),
+            bus: since(|accounts| accounts.sent).saturating_sub(self.taken.saturating_add(self.elsewhere))
+                + self.lost,
+        };
+        InputReport {
+            name: self.name.clone(),
+            format: if self.single { "nats-single" } else { "nats-batch" }.into(),
+            packets: self.taken,
+            before,
+            losses: Some(losses),
+            repeated: self.repeated,
+            ..InputReport::default()
+        }
+    }
+}
+
+/// Puts two accounts together, count by count.
+fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts {
+    Accounts {
+        filtered: of(left.filtered, right.filtered),
+        non_ip: of(left.non_ip, right.non_ip),
+        malformed: of(left.malformed, right.malformed),
+        uncounted_bytes: of(left.uncounted_bytes, right.uncounted_bytes),
+        sent: of(left.sent, right.sent),
+        dropped: of(left.dropped, right.dropped),
+        kernel_dropped: of(left.kernel_dropped, right.kernel_dropped),
+        interface_dropped: of(left.interface_dropped, right.interface_dropped),
+        reconnects: of(left.reconnects, right.reconnects),
+    }
+}
+
+/// A run, in all the parts that come here.
+pub struct Run {
+    /// The books of each part.
+    pub parts: Vec<RunBooks>,
+    /// When the message came that last moved a watermark.
+    moved: Instant,
+    /// Whether windows wait for it.
+    active: bool,
+}
+
+impl Run {
+    fn new(parts: Vec<RunBooks>) -> Self {
+        Self { parts, moved: Instant::now(), active: false }
+    }
+
+    /// The watermark of the part that is furthest behind.
+    fn watermark(&self) -> u64 {
+        let least = self.parts.iter().filter(|part| !part.ended).map(|part| part.watermark).min();
+        least.unwrap_or_else(|| self.parts.iter().map(|part| part.watermark).max().unwrap_or(0))
+    }
+
+    fn newest(&self) -> u64 {
+        self.parts.iter().map(|part| part.newest).max().unwrap_or(0)
+    }
+}
+
+/// All runs that come here.
+pub struct Books {
+    /// How messages are taken.
+    pub rules: Rules,
+    /// The single packets come first.
+    pub runs: Vec<Run>,
+    /// Runs by their number, which several probes may have.
+    by_number: HashMap<u64, Vec<usize>>,
+    /// Parts of each batched run.
+    parts: usize,
+    /// Windows have been closed as by this watermark.
+    pub floor: u64,
+    /// The first window that workers have been told is open, and when that was.
+    open: u64,
+    advanced: Instant,
+    /// Since then, packets of closed windows have come.
+    late: bool,
+    /// What the other workers are to hear, and the window of single packets that they have heard of.
+    pub notices: Vec<Notice>,
+    singles_told: u64,
+}
+
+impl Books {
+    /// Books without any run but the single packets.
+    pub fn new(rules: Rules, parts: usize) -> Self {
+        let singles = Run::new(vec![RunBooks::of_singles(rules.single.clone())]);
+        Self {
+            rules,
+            runs: vec![singles],
+            by_number: HashMap::new(),
+            parts,
+            floor: 0,
+            open: 0,
+            advanced: Instant::now(),
+            late: false,
+            notices: Vec::new(),
+            singles_told: 0,
+        }
+    }
+
+    /// The number of a run.
+    pub fn known(&self, probe: &str, run: u64) -> Option<usize> {
+        let mut numbers = self.by_number.get(&run).into_iter().flatten().copied();
+        numbers.find(|number| self.runs[*number].parts[0].name == probe)
+    }
+
+    fn add(&mut self, name: &str, run: u64, begun: u64) -> Option<usize> {
+        if self.runs.len() >= MOST_RUNS {
+            return None;
+        }
+        let part = RunBooks { name: name.to_owned(), run, watermark: begun, begun, ..RunBooks::default() };
+        self.by_number.entry(run).or_default().push(self.runs.len());
+        self.runs.push(Run::new(vec![part; self.parts]));
+        Some(self.runs.len() - 1)
+    }
+
+    /// The number of a batch's run, which may be new, and whether it is; the probe's accounts are taken. `None` where there
+    /// are too many runs to be true.
+    pub fn run_of(&mut self, batch: &Batch, part: usize) -> Option<(usize, bool)> {
+        let known = self.known(&batch.probe, batch.run);
+        // Nothing of it that is not late is from before this, in whatever part.
+        let begun = if batch.watermark > 0 { batch.watermark } else { batch.earliest().min(batch.latest) };
+        let number = known.or_else(|| self.add(&batch.probe, batch.run, begun))?;
+        let began = self.rules.began;
+        let run = &mut self.runs[number];
+        run.parts[part].account(batch, began);
+        // A greeting has no time yet.
+        for part in run.parts.iter_mut().filter(|part| part.begun == 0) {
+            (part.begun, part.watermark) = (begun, begun.max(part.watermark));
+        }
+        Some((number, known.is_none()))
+    }
+
+    /// Takes up the books of a part where an earlier run of the engine has left them.
+    pub fn restore(&mut self, part: usize, books: RunBooks) {
+        if books.single {
+            self.runs[0].active = books.watermark > 0 && !books.ended;
+            self.runs[0].parts[0] = books;
+            return;
+        }
+        let known = self.known(&books.name, books.run);
+        let Some(number) = known.or_else(|| self.add(&books.name, books.run, books.begun)) else { return };
+        let run = &mut self.runs[number];
+        run.parts[part] = books;
+        run.active = run.parts.iter().any(|part| part.watermark > 0 && !part.ended);
+    }
+
+    /// Takes the watermark of a message of a part that came at this moment.
+    pub fn hear(&mut self, number: usize, part: usize, watermark: u64, last: bool, arrived: Instant) {
+        let run = &mut self.runs[number];
+        let books = &mut run.parts[part];
+        books.ended = last;
+        if watermark > books.watermark {
+            books.watermark = watermark;
+            (run.moved, run.active) = (arrived, true);
+        }
+        run.active &= run.parts.iter().any(|part| !part.ended);
+    }
+
+    /// Notes the times of packets that were taken.
+    pub fn note(&mut self, number: usize, part: usize, earliest: u64, newest: u64) {
+        let books = &mut self.runs[number].parts[part];
+        books.newest = books.newest.max(newest);
+        if let Windowing::Every(length) = self.rules.windowing {
+            self.late |= earliest / length < self.rules.first_open(self.floor);
+        }
+    }
+
+    /// The runs that windows wait for, with their numbers. One that has joined, or come back, behind what is closed is not
+    /// waited for until it has caught up.
+    fn awaited(&self) -> impl Iterator<Item = (usize, &Run)> {
+        let runs = self.runs.iter().enumerate();
+        runs.filter(move |(_, run)| run.active && run.watermark() >= self.floor)
+    }
+
+    /// The least watermark of all other runs that windows wait for.
+    pub fn others(&self, number: usize) -> u64 {
+        let others = self.awaited().filter(|(other, _)| *other != number);
+        others.map(|(_, run)| run.watermark()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause.
+    pub fn tick(&mut self, now: Instant) {
+        for run in self.runs.iter_mut().filter(|run| run.active) {
+            let quiet = now.saturating_duration_since(run.moved);
+            if quiet >= self.rules.silent_after {
+                run.active = false;
+            } else if let [singles @ RunBooks { single: true, .. }] = &mut run.parts[..]
+                && quiet >= self.rules.pause
+            {
+                let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
+                singles.watermark = singles.newest.saturating_add(passed).max(singles.watermark);
+            }
+        }
+    }
+
+    /// Moves the floor to the least watermark of those that windows wait for; whether a window was closed by that.
+    pub fn close(&mut self) -> bool {
+        let Windowing::Every(length) = self.rules.windowing else { return false };
+        let end_of = |window: u64| {
+            let (_, end) = self.rules.windowing.span(window).unwrap_or_default();
+            end.saturating_add(self.rules.lateness)
+        };
+        let least = self.awaited().map(|(_, run)| run.watermark()).min();
+        let newest = self.runs.iter().map(Run::newest).max().unwrap_or(0);
+        // One that is a window behind will get here by itself; one whose clock is wrong will not.
+        let near = self.floor.saturating_sub(length.saturating_add(self.rules.lateness));
+        let catches_up = || self.runs.iter().any(|run| run.active && run.watermark() >= near);
+        let mut floor = self.floor;
+        let mut alone = false;
+        match least {
+            Some(watermark) => floor = floor.max(watermark),
+            None if newest == 0 || catches_up() => {}
+            None => {
+                // Nobody is left to wait for: close what was begun. Late packets after that are held in a window that
+                // nobody goes on to fill: it is closed too, no faster than time goes.
+                floor = floor.max(end_of(newest / length));
+                let patience = self.rules.silent_after.max(Duration::from_nanos(length));
+                if self.late && self.advanced.elapsed() >= patience {
+                    floor = floor.max(end_of(self.open));
+                }
+                alone = true;
+            }
+        }
+        self.floor = floor;
+        let open = self.rules.first_open(floor);
+        let closed = open > self.open;
+        if closed {
+            (self.open, self.late, self.advanced) = (open, false, Instant::now());
+            if alone {
+                self.notices.push(Notice::Alone(floor));
+            }
+        }
+        let singles = self.runs[0].watermark();
+        if self.rules.first_open(singles) > self.singles_told {
+            self.singles_told = self.rules.first_open(singles);
+            self.notices.push(Notice::Singles(singles));
+        }
+        closed
+    }
+
+    /// Takes what another worker has said. Who waits for nobody closes windows when another does so.
+    pub fn heed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Singles(watermark) => {
+                self.singles_told = self.singles_told.max(self.rules.first_open(watermark));
+                self.hear(0, 0, watermark, false, Instant::now());
+            }
+            Notice::Alone(floor) if self.awaited().next().is_none() => self.floor = self.floor.max(floor),
+            Notice::Alone(_) | Notice::Stop => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_number_is_seen_once() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.add(0, 10), vec![0..10]);
+        assert_eq!(seen.add(20, 30), vec![20..30]);
+        assert_eq!(seen.add(10, 15), vec![10..15]);
+        assert_eq!(seen.add(0, 10), vec![]);
+        assert_eq!(seen.add(14, 16), vec![15..16]);
+        assert_eq!(seen.add(25, 35), vec![30..35]);
+        assert_eq!(seen.add(5, 40), vec![16..20, 35..40]);
+        assert_eq!(seen.add(7, 7), vec![]);
+        assert_eq!(seen.ranges, BTreeMap::from([(0, 40)]));
+    }
+
+    #[test]
+    fn the_gaps_that_are_remembered_are_bounded() {
+        let mut seen = Seen::default();
+        assert!((0..2 * MOST_GAPS as u64).all(|number| !seen.add(number * 2, number * 2 + 1).is_empty()));
+        assert_eq!(seen.ranges.len(), MOST_GAPS);
+        assert_eq!(seen.add(1, 2), [], "an early gap stays lost");
+        let last = 4 * MOST_GAPS as u64 - 3;
+        assert_eq!(seen.add(last, last + 1), vec![last..last + 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_fresh_is_what_a_set_of_numbers_did_not_hold(
+            ranges in proptest::collection::vec((0u64..60, 0u64..20), 0..40),
+        ) {
+            let (mut seen, mut naive) = (Seen::default(), BTreeSet::new());
+            for (start, length) in ranges {
+                let fresh: Vec<u64> = seen.add(start, start + length).into_iter().flatten().collect();
+                let expected: Vec<u64> = (start..start + length).filter(|number| naive.insert(*number)).collect();
+                prop_assert_eq!(fresh, expected);
+            }
+        }
+    }
+}

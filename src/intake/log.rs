@@ -1,0 +1,635 @@
+//! The partitions of the durable log, each read in order by one worker, so that a restart can go on to the packet.
+//!
+//! Partition p belongs to worker p modulo the number of workers of all processes. Its messages have an order that never
+//! changes, and so have the packets in them. When the watermark closes a window at a packet of a partition, that place is
+//! the *boundary* of the window's epoch: packets before it of this window or earlier ones have been handed out for the
+//! epoch or before, all others come later. With the boundary goes the *start*: the first message that holds any of the
+//! others, and the books as they were before that message. A restart reads on from the start and passes over what lies
+//! before the boundary and belongs to committed windows. Neither depends on other partitions, on clocks or on how many
+//! workers there are.
+//!
+//! A worker takes its messages in the order of their watermarks, and waits for a partition that has more at the server:
+//! so a backlog is read as it was written.
+
+use super::books::{Books, Rules, RunBooks};
+use super::bus::{OVERHEAD, SINGLES};
+use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
+use crate::account::{Found, InputKey};
+use crate::bus::subscribe::Logged;
+use crate::wire::batch::{Batch, Item};
+use crate::wire::single;
+use async_nats::Subject;
+use dataflows::packet::Packet;
+use dataflows::window::Epoch;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use timely::scheduling::SyncActivator;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// How often a worker looks at the clock.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A place in a partition: a message's number in the log, and a packet's in the message.
+pub type Place = (u64, u64);
+
+/// Where a partition stands when an epoch, and those after it up to the next such position, are written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The partition; the one after the last holds single packets.
+    pub partition: u32,
+    /// The first epoch that it is for.
+    pub from: Epoch,
+    /// Before this, every packet of this window or an earlier one is in what is written; all other packets are not.
+    pub boundary: Place,
+    /// Where to read on, and the books before that.
+    pub start: u64,
+    /// The watermark that windows have been closed by here.
+    pub floor: u64,
+    /// Messages that are none.
+    pub refused: u64,
+    /// The books of each run.
+    pub runs: Vec<RunBooks>,
+}
+
+/// The queue of a partition, between the connection and the worker.
+struct Queue {
+    messages: VecDeque<(Logged, Instant)>,
+    bytes: u64,
+    /// Messages that are at the server, as far as was heard.
+    waiting: u64,
+    ended: bool,
+}
+
+/// A partition of this process.
+struct Shared {
+    queue: Mutex<Queue>,
+    room: Notify,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The partitions that the workers of this process read.
+pub struct Log {
+    rules: Rules,
+    /// Partitions of batches; the next one holds single packets.
+    partitions: u32,
+    /// Bytes that may wait in each queue.
+    limit: u64,
+    queues: BTreeMap<u32, Shared>,
+    /// Workers of all processes.
+    peers: usize,
+    /// What earlier runs have recorded, and the first window that they have not written.
+    resume: BTreeMap<u32, LogPosition>,
+    first: Epoch,
+    wakers: Wakers,
+    /// Where the bus hears what is done with.
+    done: UnboundedSender<Subject>,
+    failure: Mutex<Option<String>>,
+    stop: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Who reads which partitions.
+#[derive(Clone, Copy, Debug)]
+pub struct Division {
+    /// Partitions of batches; one more holds single packets.
+    pub partitions: u32,
+    /// The workers of this process among all: the first, and how many.
+    pub first_worker: usize,
+    /// Workers of this process.
+    pub workers: usize,
+    /// Workers of all processes.
+    pub peers: usize,
+}
+
+impl Division {
+    /// The partitions of this process.
+    pub fn own(self) -> impl Iterator<Item = u32> {
+        let ours = self.first_worker..self.first_worker + self.workers;
+        (0..=self.partitions).filter(move |partition| ours.contains(&(*partition as usize % self.peers)))
+    }
+}
+
+impl Log {
+    /// Queues without messages. `waiting` tells how many messages wait at the server, by partition; `stop` ends the
+    /// subscriptions; `done` is told where to answer that messages are done with.
+    pub fn new(
+        rules: Rules,
+        division: Division,
+        waiting: &BTreeMap<u32, u64>,
+        (resume, first): (BTreeMap<u32, LogPosition>, Epoch),
+        done: UnboundedSender<Subject>,
+        stop: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let queue = |number: u32| {
+            let waiting = waiting.get(&number).copied().unwrap_or(0);
+            let queue = Queue { messages: VecDeque::new(), bytes: 0, waiting, ended: false };
+            (number, Shared { queue: Mutex::new(queue), room: Notify::new() })
+        };
+        let queues: BTreeMap<_, _> = division.own().map(queue).collect();
+        Self {
+            limit: rules.limit / (queues.len() as u64).max(1),
+            rules,
+            partitions: division.partitions,
+            queues,
+            peers: division.peers,
+            resume,
+            first,
+            wakers: Wakers::default(),
+            done,
+            failure: Mutex::default(),
+            stop,
+        }
+    }
+
+    /// Puts a partition's next message in; waits for room.
+    pub async fn put(&self, partition: u32, message: Logged) {
+        let Some(shared) = self.queues.get(&partition) else { return };
+        let size = message.message.payload.len() as u64 + OVERHEAD;
+        loop {
+            let room = shared.room.notified();
+            {
+                let mut queue = shared.queue();
+                if queue.messages.is_empty() || queue.bytes + size <= self.limit {
+                    let wake = queue.messages.is_empty();
+                    queue.bytes += size;
+                    queue.waiting = message.waiting;
+                    queue.messages.push_back((message, Instant::now()));
+                    drop(queue);
+                    if wake {
+                        self.wakers.wake();
+                    }
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Nothing comes of a partition any more.
+    pub fn end(&self, partition: u32) {
+        if let Some(shared) = self.queues.get(&partition) {
+            shared.queue().ended = true;
+        }
+        self.wakers.wake();
+    }
+
+    /// Messages have ended, and nobody stopped them.
+    pub fn fail(&self, why: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    /// Why messages have ended, where nobody stopped them.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Intake for Log {
+    fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
+        let own = self.queues.keys().copied().filter(|number| *number as usize % self.peers == worker);
+        let own: Vec<u32> = own.collect();
+        let parts = own.iter().filter(|number| **number < self.partitions).count().max(1);
+        let mut books = Books::new(self.rules.clone(), parts);
+        let mut partition = |(part, number): (usize, u32)| {
+            let single = number == self.partitions;
+            let part = if single { 0 } else { part };
+            let position = self.resume.get(&number);
+            for run in position.iter().flat_map(|position| &position.runs) {
+                books.restore(part, run.clone());
+            }
+            Partition {
+                number,
+                part,
+                single,
+                head: None,
+                floor: position.map_or(0, |position| position.floor),
+                refused: position.map_or(0, |position| position.refused),
+                committed: position.map(|position| position.boundary),
+                closed: self.first,
+                highest: self.first.saturating_sub(1),
+                starts: VecDeque::new(),
+                last: position.map_or(0, |position| position.start.saturating_sub(1)),
+                last_reply: None,
+                taken: position.is_some(),
+                acks: VecDeque::new(),
+            }
+        };
+        let partitions = own.into_iter().enumerate().map(&mut partition).collect();
+        let ticked = Instant::now();
+        Box::new(LogReader { log: self, books, partitions, piece: None, positions: Vec::new(), ticked })
+    }
+
+    fn register(&self, activator: SyncActivator) {
+        self.wakers.add(activator);
+    }
+
+    fn stop(&self) {
+        (self.stop)();
+    }
+
+    fn wake(&self) {
+        self.wakers.wake();
+    }
+
+    fn key(&self, _input: usize) -> InputKey {
+        // Readers know.
+        InputKey::default()
+    }
+
+    fn found(&self) -> Vec<(InputKey, Found)> {
+        // There is always the input of single packets; readers tell of what came.
+        let singles = RunBooks::of_singles(self.rules.single.clone());
+        vec![(singles.key(), Found::Run(singles))]
+    }
+}
+
+/// The message of a partition that is next.
+enum Head {
+    Batch(Box<Batch>),
+    Single(Packet),
+    /// No message of ours.
+    Refused,
+}
+
+impl Head {
+    /// By this, messages of different partitions are put in order.
+    fn watermark(&self) -> u64 {
+        match self {
+            Self::Batch(batch) => batch.watermark,
+            Self::Single(_) | Self::Refused => 0,
+        }
+    }
+}
+
+/// A worker's end of a partition.
+struct Partition {
+    number: u32,
+    /// Its place among the parts of a run.
+    part: usize,
+    /// Whether it holds single packets.
+    single: bool,
+    head: Option<(Head, Logged, Instant)>,
+    /// The watermark that windows have been closed by here.
+    floor: u64,
+    refused: u64,
+    /// Before this, packets of windows that are written have been taken by an earlier run.
+    committed: Option<Place>,
+    /// The first window that is open here, and the highest epoch that anything was handed out for.
+    closed: Epoch,
+    highest: Epoch,
+    /// For epochs from the first up to the second: where to start after them.
+    starts: VecDeque<(Epoch, Epoch, Start)>,
+    /// The last message taken, and how to say that it is done with.
+    last: u64,
+    last_reply: Option<Subject>,
+    /// Whether anything was ever taken.
+    taken: bool,
+    /// From which epoch on which messages are done with.
+    acks: VecDeque<(Epoch, Option<Subject>)>,
+}
+
+/// A message, with the books as they were before it.
+#[derive(Clone)]
+struct Start {
+    number: u64,
+    /// How to say that all before it is done with.
+    before: Option<Subject>,
+    floor: u64,
+    refused: u64,
+    runs: Vec<RunBooks>,
+}
+
+impl Partition {
+    /// The next message, if there is one; whether there will be none.
+    fn look(&mut self, queues: &BTreeMap<u32, Shared>) -> Look {
+        if self.head.is_some() {
+            return Look::Here;
+        }
+        let Some(shared) = queues.get(&self.number) else { return Look::Ended };
+        let mut queue = shared.queue();
+        let Some((logged, arrived)) = queue.messages.pop_front() else {
+            return match (queue.ended, queue.waiting) {
+                (true, _) => Look::Ended,
+                (false, 0) => Look::Nothing,
+                (false, _) => Look::OnItsWay,
+            };
+        };
+        queue.bytes -= logged.message.payload.len() as u64 + OVERHEAD;
+        drop(queue);
+        shared.room.notify_waiters();
+        let payload = logged.message.payload.clone();
+        let head = if self.single {
+            single::decode(payload).map(Head::Single)
+        } else {
+            Batch::read(payload).map(|batch| Head::Batch(Box::new(batch)))
+        };
+        self.head = Some((head.unwrap_or(Head::Refused), logged, arrived));
+        Look::Here
+    }
+
+    /// The books as they are now, for a restart from the next message on.
+    fn start(&self, books: &Books) -> Start {
+        let runs = match self.single {
+            true => vec![books.runs[0].parts[0].clone()],
+            false => {
+                let runs = books.runs.iter().skip(1).map(|run| &run.parts[self.part]);
+                runs.filter(|part| part.is_heard()).cloned().collect()
+            }
+        };
+        let (floor, refused) = (self.floor, self.refused);
+        Start { number: self.last + 1, before: self.last_reply.clone(), floor, refused, runs }
+    }
+
+    /// Notes that a message was taken.
+    fn took(&mut self, logged: Logged) {
+        (self.last, self.last_reply, self.taken) = (logged.number, logged.message.reply, true);
+        if self.committed.is_some_and(|(message, _)| self.last > message) {
+            self.committed = None;
+        }
+    }
+
+    /// Notes that packets were handed out for epochs up to this one, the first of them from a message behind `start`.
+    fn hand_out(&mut self, epoch: Epoch, start: &Start) {
+        if epoch > self.highest {
+            self.starts.push_back((self.highest, epoch, start.clone()));
+            self.highest = epoch;
+        }
+    }
+
+    /// Closes windows before `open` at this place. `here` is where a restart begins if nothing before it is needed.
+    fn close(&mut self, open: Epoch, boundary: Place, here: &Start, positions: &mut Vec<LogPosition>) {
+        let mut from = self.closed;
+        while from < open {
+            let needed = self.starts.iter().find(|(least, end, _)| (*least..*end).contains(&from));
+            let (start, until) = needed.map_or((here, open), |(_, end, start)| (start, *end));
+            let Start { number, before, floor, refused, runs } = start.clone();
+            let (partition, start) = (self.number, number);
+            positions.push(LogPosition { partition, from, boundary, start, floor, refused, runs });
+            if !self.single {
+                self.acks.push_back((from, before));
+            }
+            from = until;
+        }
+        self.closed = self.closed.max(open);
+        self.starts.retain(|(_, end, _)| *end > open);
+    }
+}
+
+/// What a look at a partition finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Here,
+    /// The server has more.
+    OnItsWay,
+    Nothing,
+    Ended,
+}
+
+/// What is decoded next.
+struct Piece {
+    /// The partition's place among those of the worker.
+    at: usize,
+    run: usize,
+    packets: Packets,
+    /// The books before it, where they may be needed.
+    start: Option<Start>,
+}
+
+enum Packets {
+    /// Each with its message's number.
+    Singles(Vec<(u64, Packet)>),
+    /// Of a message's batch, the packets of these numbers.
+    Batch { message: u64, batch: Box<Batch>, fresh: Vec<Range<u64>> },
+}
+
+struct LogReader {
+    log: Arc<Log>,
+    books: Books,
+    partitions: Vec<Partition>,
+    piece: Option<Piece>,
+    positions: Vec<LogPosition>,
+    ticked: Instant,
+}
+
+impl LogReader {
+    /// The partition whose message is next: of the least watermark. `None` where one is on its way that may be before it.
+    fn next_partition(&mut self) -> Result<usize, Taken> {
+        let queues = &self.log.queues;
+        let looks: Vec<Look> = self.partitions.iter_mut().map(|partition| partition.look(queues)).collect();
+        if looks.contains(&Look::OnItsWay) {
+            return Err(Taken::Wait);
+        }
+        let heads = self.partitions.iter().enumerate();
+        let heads = heads.filter_map(|(at, partition)| Some((partition.head.as_ref()?.0.watermark(), at)));
+        let none = if looks.iter().all(|look| *look == Look::Ended) { Taken::End } else { Taken::Wait };
+        heads.min().map(|(_, at)| at).ok_or(none)
+    }
+
+    /// Closes windows that nothing comes for any more, in all partitions.
+    fn close(&mut self) {
+        self.books.close();
+        let open = self.books.rules.first_open(self.books.floor);
+        for partition in self.partitions.iter_mut().filter(|partition| partition.closed < open) {
+            partition.floor = partition.floor.max(self.books.floor);
+            let here = partition.start(&self.books);
+            partition.close(open, (partition.last + 1, 0), &here, &mut self.positions);
+        }
+    }
+
+    /// Whether a piece with times up to `latest` may open or close windows.
+    fn may_turn(&self, partition: &Partition, latest: u64) -> bool {
+        let rules = &self.books.rules;
+        rules.windowing.index(latest) > partition.highest || rules.first_open(latest) > partition.closed
+    }
+
+    /// Where a piece of a run is placed; what is closed in its partition stays closed.
+    fn position(&mut self, at: usize, run: usize, before: u64) -> Position {
+        let others = self.books.others(run);
+        let partition = &mut self.partitions[at];
+        let latest = self.books.runs[run].parts[partition.part].watermark.max(before);
+        partition.floor = partition.floor.max(self.books.floor).max(latest.min(others));
+        Position { latest, others, floor: partition.floor, hold: self.books.floor }
+    }
+
+    fn take_batch(&mut self, at: usize, batch: Box<Batch>, logged: Logged, arrived: Instant) -> Option<Position> {
+        let turns = self.may_turn(&self.partitions[at], batch.latest);
+        let start = turns.then(|| self.partitions[at].start(&self.books));
+        let (message, part) = (logged.number, self.partitions[at].part);
+        self.partitions[at].took(logged);
+        let Some((run, _)) = self.books.run_of(&batch, part) else {
+            self.partitions[at].refused += 1;
+            return None;
+        };
+        let fresh = self.books.runs[run].parts[part].fresh_of(&batch, self.log.partitions.into());
+        let position = self.position(at, run, if fresh.is_empty() { 0 } else { batch.watermark });
+        if !fresh.is_empty() || batch.packets == 0 {
+            self.books.hear(run, part, batch.latest, batch.last, arrived);
+        }
+        if batch.last {
+            // Whoever got none of its packets knows by this which windows it has begun.
+            self.books.note(run, part, u64::MAX, batch.latest);
+        }
+        if fresh.is_empty() {
+            return None;
+        }
+        self.books.note(run, part, batch.earliest(), batch.latest);
+        self.piece = Some(Piece { at, run, packets: Packets::Batch { message, batch, fresh }, start });
+        Some(position)
+    }
+
+    fn take_singles(&mut self, at: usize, first: (Packet, Logged), arrived: Instant) -> Position {
+        let start = self.partitions[at].start(&self.books);
+        let position = self.position(at, 0, 0);
+        let mut packets = Vec::new();
+        let mut next = Some(first);
+        while let Some((packet, logged)) = next.take() {
+            packets.push((logged.number, packet));
+            self.partitions[at].took(logged);
+            let partition = &mut self.partitions[at];
+            if packets.len() < SINGLES && partition.look(&self.log.queues) == Look::Here {
+                match partition.head.take() {
+                    Some((Head::Single(packet), logged, _)) => next = Some((packet, logged)),
+                    other => partition.head = other,
+                }
+            }
+        }
+        let times = packets.iter().map(|(_, packet)| packet.time);
+        if let (Some(earliest), Some(newest)) = (times.clone().min(), times.max()) {
+            self.books.hear(0, 0, newest, false, arrived);
+            self.books.note(0, 0, earliest, newest);
+            self.books.runs[0].parts[0].taken += packets.len() as u64;
+        }
+        self.piece = Some(Piece { at, run: 0, packets: Packets::Singles(packets), start: Some(start) });
+        position
+    }
+}
+
+impl Reader for LogReader {
+    fn take(&mut self) -> Result<(Taken, Position), String> {
+        if self.ticked.elapsed() >= TICK {
+            self.ticked = Instant::now();
+            // What waits has come, though nobody has looked at it yet.
+            let waiting = self.partitions.iter().filter_map(|partition| Some(partition.head.as_ref()?.2));
+            let now = waiting.min().unwrap_or(self.ticked);
+            self.books.tick(now);
+        }
+        loop {
+            self.close();
+            let at = match self.next_partition() {
+                Ok(at) => at,
+                Err(taken) => return Ok((taken, Position::nowhere(self.books.floor))),
+            };
+            let taken = match self.partitions[at].head.take() {
+                Some((Head::Batch(batch), logged, arrived)) => self.take_batch(at, batch, logged, arrived),
+                Some((Head::Single(packet), logged, arrived)) => {
+                    Some(self.take_singles(at, (packet, logged), arrived))
+                }
+                Some((Head::Refused, logged, _)) => {
+                    self.partitions[at].refused += 1;
+                    self.partitions[at].took(logged);
+                    None
+                }
+                None => None,
+            };
+            if let Some(position) = taken {
+                return Ok((Taken::Piece, position));
+            }
+        }
+    }
+
+    fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
+        let Some(Piece { at, run, packets, start }) = self.piece.take() else { return Ok(()) };
+        let partition = &mut self.partitions[at];
+        let (committed, first, windowing) = (partition.committed, self.log.first, self.log.rules.windowing);
+        // Where windows were closed, and the first that was open then.
+        let mut closings: Vec<(Place, Epoch)> = Vec::new();
+        let mut closed = partition.closed;
+        let mut next = |into: &mut Placer, place: Place, packet: Option<Packet>, time: u64| {
+            into.observe(time);
+            if into.closed() > closed {
+                closed = into.closed();
+                closings.push((place, closed));
+            }
+            let Some(packet) = packet else { return };
+            if committed.is_none_or(|boundary| place >= boundary || windowing.index(time) >= first) {
+                into.place(packet);
+            }
+        };
+        match packets {
+            Packets::Singles(packets) => {
+                for (message, packet) in packets {
+                    next(into, (message, 0), Some(packet), packet.time);
+                }
+            }
+            Packets::Batch { message, batch, fresh } => {
+                let whole = fresh[..] == [batch.numbers()];
+                let mut number = batch.first_packet;
+                batch.visit(|item| {
+                    let place = (message, number - batch.first_packet);
+                    match item {
+                        Item::Packet(packet) => {
+                            if whole || fresh.iter().any(|range| range.contains(&number)) {
+                                next(into, place, Some(packet), packet.time);
+                            }
+                            number += 1;
+                        }
+                        Item::Raised(time) => next(into, place, None, time),
+                    }
+                });
+            }
+        }
+        let highest = into.highest();
+        into.finish(run, None);
+        if highest.is_some_and(|highest| highest > partition.highest) || !closings.is_empty() {
+            let start = start.ok_or("a batch has a packet that is later than it says")?;
+            highest.into_iter().for_each(|highest| partition.hand_out(highest, &start));
+            for (place, open) in closings {
+                partition.close(open, place, &start, &mut self.positions);
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&self, input: usize) -> Option<InputKey> {
+        self.books.runs.get(input).map(|run| run.parts[0].key())
+    }
+
+    fn leave(&mut self, end: bool) -> Vec<LogPosition> {
+        if end {
+            for partition in self.partitions.iter_mut().filter(|partition| partition.taken) {
+                let here = partition.start(&self.books);
+                partition.close(Epoch::MAX, (partition.last + 1, 0), &here, &mut self.positions);
+            }
+        }
+        std::mem::take(&mut self.positions)
+    }
+
+    fn written(&mut self, before: Option<Epoch>) {
+        for partition in &mut self.partitions {
+            let mut done = None;
+            while partition.acks.front().is_some_and(|(from, _)| before.is_none_or(|before| *from < before)) {
+                done = partition.acks.pop_front().and_then(|(_, reply)| reply);
+            }
+            if let Some(reply) = done {
+                // The bus is gone only when the engine is.
+                let _ = self.log.done.send(reply);
+            }
+        }
+    }
+
+    fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.books.notices)
+    }
+
+    fn heed(&mut self, notice: Notice) {
+        self.books.heed(notice);
+    }
+}

@@ -1,0 +1,373 @@
+//! Kills: whatever is killed in the middle of a replay through the durable log, and however it is started
+//! again, the tree in the end is that of a run that nothing happened to, ledger and all.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use serde_json::Value;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::crash::*;
+use support::live::{Live, input, number};
+use support::*;
+
+/// Twenty windows, and the first packet of one more.
+const SMALL: &str = "--packets 20000 --flows 2000 --duration 200s";
+/// Seconds that a capture of a round lasts, and how many of them pass in one of its replay.
+const LENGTH: u64 = 200;
+const PACE: u64 = 60;
+
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    let text = env::var(name).unwrap_or(default.to_string());
+    text.parse().unwrap_or_else(|_| panic!("{name}: {text} is no number"))
+}
+
+#[test]
+fn kills_at_random_leave_the_tree_of_a_run_without_kills() {
+    let rounds = setting("NETSPECTRA_CRASH_ROUNDS", 3);
+    let packets = setting("NETSPECTRA_CRASH_PACKETS", 200_000);
+    // With this one the first three rounds kill everything there is, and engines that stop.
+    let first = setting("NETSPECTRA_CRASH_SEED", 35);
+    let flows = packets.div_ceil(20);
+    let case = Case::generated(&format!("--packets {packets} --flows {flows} --duration {LENGTH}s"));
+    for round in 1..=rounds {
+        let seed = first.wrapping_add(round - 1);
+        println!(
+            "round {round} of {rounds}; alone: NETSPECTRA_CRASH_ROUNDS=1 NETSPECTRA_CRASH_SEED={seed} \
+             NETSPECTRA_CRASH_PACKETS={packets}"
+        );
+        let plan = Plan::draw(seed, Duration::from_secs(LENGTH) / PACE as u32);
+        play(&plan, &case, &format!("--pace {PACE}x"));
+    }
+}
+
+// Engines.
+
+/// Asserts that an engine that is killed again and again in the middle of a replay, one process of it each
+/// time, and goes on in the next shape, leaves what one leaves that nothing happened to.
+fn assert_goes_on(killed: &[(Shape, usize)], last: Shape) {
+    let (case, site) = (Case::generated(SMALL), Site::new());
+    let out = site.out();
+    let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
+    for (at, (shape, victim)) in killed.iter().enumerate() {
+        let mut engine = Engine::start(&site, *shape);
+        engine.wait_for_windows(&out, 4 * (at + 1));
+        engine.kill(*victim);
+        case.assert_whole_so_far(&out);
+    }
+    assert!(windows(&out).len() < case.windows(), "nothing was left to do");
+    assert!(!out.join("ledger.json").exists(), "a ledger of an engine that was killed");
+    let mut engine = Engine::start(&site, last);
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(last.processes - 1);
+    case.assert_left(&out, &format!("{killed:?}, then {last}"));
+}
+
+#[test]
+fn a_killed_engine_goes_on_with_another_number_of_workers() {
+    assert_goes_on(&[(shape(1, 1), 0), (shape(1, 3), 0)], shape(1, 2));
+}
+
+#[test]
+fn a_killed_engine_goes_on_with_more_processes() {
+    assert_goes_on(&[(shape(1, 2), 0), (shape(2, 1), 1)], shape(3, 1));
+}
+
+#[test]
+fn a_killed_engine_goes_on_with_fewer_processes() {
+    assert_goes_on(&[(shape(3, 1), 2), (shape(2, 2), 0)], shape(1, 1));
+}
+
+/// Packets of which every fiftieth comes a minute after its time: its window has been committed by then.
+fn out_of_order() -> Vec<Packet> {
+    let delayed = |at: usize| if at.is_multiple_of(50) { at + 6_000 } else { at };
+    let mut packets: Vec<_> = mixed(30, 20_000, LENGTH * SECOND)
+        .into_iter()
+        .enumerate()
+        .map(|(at, packet)| (delayed(at), packet))
+        .collect();
+    packets.sort_by_key(|(place, _)| *place);
+    packets.into_iter().map(|(_, packet)| packet).collect()
+}
+
+/// Revisions of all windows that a reader sees.
+fn revisions(folder: &Path) -> u64 {
+    // A summary that is replaced while it is opened may be in neither of the two folders.
+    let summaries = windows(folder).into_iter().filter_map(|window| {
+        let summary = fs::read_to_string(folder.join(window).join("summary.json")).ok()?;
+        serde_json::from_str::<Value>(&summary).ok()
+    });
+    summaries.map(|summary| number(&summary["revision"])).sum()
+}
+
+#[test]
+fn an_engine_killed_while_late_packets_revise_windows_revises_each_as_often_as_without() {
+    let packets = out_of_order();
+    let (case, site) = (Case::of(&packets), Site::new());
+    let out = site.out();
+    let expected: Value = serde_json::from_slice(&case.tree[Path::new("ledger.json")]).unwrap();
+    assert_eq!(number(&expected["packets"]["late"]), late(&packets, 10 * SECOND));
+    let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
+    for revised in [1, 6] {
+        let mut engine = Engine::start(&site, shape(1, 2));
+        engine.wait_until(&format!("{revised} revisions"), |_| revisions(&out) >= revised);
+        engine.kill(0);
+    }
+    assert!(windows(&out).len() < case.windows(), "nothing was left to do");
+    let mut engine = Engine::start(&site, shape(1, 1));
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "killed while it revised windows");
+}
+
+#[test]
+fn late_packets_after_a_restart_revise_windows_committed_before_it() {
+    let site = Site::new();
+    let out = site.out();
+    let newer = mixed(31, 6_000, 100 * SECOND);
+    // Few enough for one batch, so that each window is revised once.
+    let older = mixed(32, 300, 30 * SECOND);
+    let captures = [("newer.pcap", &newer), ("older.pcap", &older)];
+    let [newer_capture, older_capture] =
+        captures.map(|(name, packets)| site.scratch.write(name, pcap(packets)));
+    let mut engine = Engine::start(&site, shape(1, 2));
+    site.publish("newer", &newer_capture);
+    engine.wait_for_windows(&out, 9);
+    engine.kill(0);
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    site.publish("older", &older_capture);
+    engine.stop(0);
+    assert_holds(&out, &[newer, older].concat(), 10 * SECOND, SHIPPED);
+    for number in 0..10 {
+        let summary = out.join(window_name(START + number * 10 * SECOND)).join("summary.json");
+        assert_eq!(read_json(&summary)["revision"], u64::from(number < 3), "{}", summary.display());
+    }
+    let ledger = site.scratch.ledger("out");
+    assert_eq!(["newer", "older"].map(|probe| number(&input(&ledger, probe)["late"])), [0, 300], "{ledger}");
+}
+
+#[test]
+fn an_engine_killed_while_it_stops_stops_again_with_everything() {
+    let (case, site) = (Case::generated(SMALL), Site::new());
+    let mut engine = Engine::start(&site, shape(1, 2));
+    engine.wait_until_ready(&site);
+    site.publish("tap", &case.capture);
+    engine.tell_to_stop(0);
+    drop(engine);
+    let mut engine = Engine::start(&site, shape(1, 2));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&site.out(), "killed while it stopped");
+}
+
+#[test]
+fn a_stopped_engine_goes_on_later_and_its_ledger_holds_everything() {
+    let site = Site::new();
+    let out = site.out();
+    let packets = mixed(33, 6_000, 100 * SECOND);
+    let (first, rest) = packets.split_at(packets.partition_point(|packet| packet.time < START + 60 * SECOND));
+    // The first two windows are of the past by then.
+    let second = [&mixed(34, 200, 20 * SECOND)[..], rest].concat();
+    let sessions: [(&str, &[Packet], Shape); 2] =
+        [("first", first, shape(1, 2)), ("second", &second, shape(1, 1))];
+    for (name, packets, shape) in sessions {
+        let mut engine = Engine::start(&site, shape);
+        engine.wait_until_ready(&site);
+        site.publish(name, &site.scratch.write(name, pcap(packets)));
+        engine.stop(0);
+    }
+    let before = whole_tree(&out);
+    let mut engine = Engine::start(&site, shape(2, 1));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    assert_exact(&before, &whole_tree(&out), "a start and a stop, and nothing in between");
+    assert_holds(&out, &[first, &second[..]].concat(), 10 * SECOND, SHIPPED);
+    for number in 0..10 {
+        let summary = out.join(window_name(START + number * 10 * SECOND)).join("summary.json");
+        assert_eq!(read_json(&summary)["revision"], u64::from(number < 2), "{}", summary.display());
+    }
+    let ledger = live::assert_balanced(&out);
+    let counted = ["first", "second"].map(|probe| number(&input(&ledger, probe)["counted"]));
+    assert_eq!(counted, [first.len() as u64, second.len() as u64], "{ledger}");
+}
+
+#[test]
+fn a_restart_with_other_settings_is_refused_and_changes_nothing() {
+    let (case, site) = (Case::generated(SMALL), Site::new());
+    let out = site.out();
+    let mut engine = Engine::start(&site, shape(1, 1));
+    site.publish("tap", &case.capture);
+    engine.wait_for_windows(&out, 5);
+    engine.kill(0);
+    let shipped = log_config(SHIPPED, "");
+    let lateness = shipped.replace("window: 60s", "window: 60s\n  allowed_lateness: 1s");
+    let refused = [
+        ("window", shipped, "--window 20s"),
+        ("task", log_config(&SHIPPED[1..], ""), WINDOW),
+        ("lateness", lateness, WINDOW),
+        ("partitions", log_config(SHIPPED, ", partitions: 4"), WINDOW),
+        ("stream", log_config(SHIPPED, ", stream: OTHER"), WINDOW),
+    ];
+    let assert_refused = |(what, config, window): &(&str, String, &str)| {
+        let before = whole_tree(&out);
+        let run = site.run_engine(config, window);
+        run.assert(2, "out.state");
+        assert!(run.stderr.contains(what), "it should name the {what}: {run:?}");
+        assert_exact(&before, &whole_tree(&out), what);
+    };
+    refused.iter().for_each(assert_refused);
+    let mut engine = Engine::start(&site, shape(1, 2));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "after it was refused with other settings");
+    // The ledger of a whole run is not given up either.
+    assert_refused(&refused[0]);
+    case.assert_left(&out, "refused after a good end");
+}
+
+/// The file of a state folder that was written last.
+fn newest_manifest(state: &Path) -> PathBuf {
+    let is_manifest = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        path.is_file() && !name.contains("partial") && name.contains("manifest")
+    };
+    let paths = whole_tree(state).into_keys().map(|below| state.join(below));
+    let newest = paths.filter(is_manifest).max_by_key(|path| {
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        (modified, path.clone())
+    });
+    newest.unwrap_or_else(|| panic!("no manifest in {}: {:?}", state.display(), entries(state)))
+}
+
+#[test]
+fn a_damaged_manifest_is_named_and_changes_nothing() {
+    let (case, site) = (Case::generated(SMALL), Site::new());
+    let out = site.out();
+    let mut engine = Engine::start(&site, shape(1, 1));
+    site.publish("tap", &case.capture);
+    engine.wait_for_windows(&out, 5);
+    engine.kill(0);
+    let manifest = newest_manifest(&site.scratch.path("out.state"));
+    let (name, before) = (manifest.file_name().unwrap().to_str().unwrap(), whole_tree(&out));
+    let whole = fs::read(&manifest).unwrap();
+    let (cut_off, mut flipped) = (whole[..whole.len() / 2].to_vec(), whole.clone());
+    flipped[whole.len() / 2] ^= 1;
+    let garbage = (0..whole.len()).map(|at| (at * 7 + 1) as u8).collect();
+    for (how, bytes) in
+        [("empty", Vec::new()), ("cut off", cut_off), ("one bit", flipped), ("garbage", garbage)]
+    {
+        fs::write(&manifest, bytes).unwrap();
+        let run = site.run_engine(&log_config(SHIPPED, ""), WINDOW);
+        assert!(matches!(run.code, Some(1 | 2)), "{how}: {run:?}");
+        assert!(run.stderr.contains(name), "{how}: it should name {name}: {run:?}");
+        assert_no_panic(&run);
+        assert_exact(&before, &whole_tree(&out), how);
+    }
+    fs::write(&manifest, whole).unwrap();
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "after its manifest was damaged and mended");
+}
+
+#[test]
+fn an_engine_whose_disk_was_full_goes_on_once_there_is_room() {
+    let case = Case::generated(SMALL);
+    // A folder on the small disk, and the disk itself: then the state is inside.
+    for (output, path) in [("disk/out", "out"), ("disk", "")] {
+        let site = Site::new();
+        let disk = Disk::new(&site.scratch.path("disk"), "32m");
+        let out = disk.seen(path);
+        let mut probe = site.start_probe("tap", &case.capture, &format!("--pace {PACE}x"));
+        let mut engine = Engine::start_on(&disk, &site, output);
+        engine.wait_for_windows(&out, 4);
+        disk.fill();
+        let assert_fails = |engine: Engine| {
+            let runs = engine.end();
+            runs[0].assert(1, output);
+            assert_no_panic(&runs[0]);
+            case.assert_whole_so_far(&out);
+            assert!(!out.join("ledger.json").exists(), "a ledger of an engine that failed");
+        };
+        assert_fails(engine);
+        // A supervisor does not know why it has ended.
+        assert_fails(Engine::start_on(&disk, &site, output));
+        assert!(windows(&out).len() < case.windows(), "nothing was left to do");
+        assert_ended_well(&mut probe);
+        disk.make_room();
+        let mut engine = Engine::start_on(&disk, &site, output);
+        engine.wait_until_ready(&site);
+        engine.stop(0);
+        case.assert_left(&out, &format!("-o {output} on a disk that was full"));
+    }
+}
+
+// Probes and servers.
+
+/// Kills a program, and asserts that it had not ended before.
+fn kill_in_the_middle(mut program: Live) {
+    assert!(!program.is_over(), "{:?}", program.wait());
+    kill(&program);
+    assert_eq!(program.wait().code, None);
+}
+
+#[test]
+fn a_replay_that_is_killed_and_started_again_is_counted_once() {
+    let case = Case::generated(SMALL);
+    for log in ["", FORGETFUL] {
+        let site = Site::with(log);
+        let mut engine = Engine::start(&site, shape(1, 2));
+        let start = || site.start_probe("tap", &case.capture, "--pace 100x");
+        let probe = start();
+        engine.wait_for_windows(&site.out(), 6);
+        kill_in_the_middle(probe);
+        assert_ended_well(&mut start());
+        engine.stop(0);
+        case.assert_left(&site.out(), "a replay that was killed");
+    }
+}
+
+#[test]
+fn packets_that_come_twice_are_told_of_and_not_in_the_ledger() {
+    let (case, site) = (Case::generated(SMALL), Site::with(FORGETFUL));
+    let mut engine = Engine::start(&site, shape(1, 1));
+    site.publish("tap", &case.capture);
+    engine.wait_for_windows(&site.out(), 5);
+    engine.kill(0);
+    let mut engine = Engine::start(&site, shape(1, 2));
+    engine.wait_until_ready(&site);
+    let once = site.logged_bytes();
+    wait_for("packets for the second time", || {
+        site.publish("tap", &case.capture);
+        // The server takes them again when it has forgotten them; before, only that a replay begins and ends.
+        (site.logged_bytes() > once + once / 2).then_some(())
+    });
+    let runs = engine.stop(0);
+    assert!(runs[0].stderr.contains("came more than once"), "{runs:?}");
+    case.assert_left(&site.out(), "packets that came twice");
+}
+
+#[test]
+fn a_server_that_is_killed_twice_loses_nothing() {
+    let (case, mut site) = (Case::generated(SMALL), Site::new());
+    let out = site.out();
+    let mut engine = Engine::start(&site, shape(1, 2));
+    let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
+    for count in [4, 10] {
+        engine.wait_for_windows(&out, count);
+        site.server.kill();
+        site.server.start_again();
+    }
+    assert!(windows(&out).len() < case.windows(), "nothing was left to do");
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "a server that was killed");
+}
