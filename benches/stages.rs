@@ -5,9 +5,9 @@
 
 use bytes::Bytes;
 use dataflows::aggregator::{Task, build_tasks};
-use dataflows::block::Block;
+use dataflows::block::{Block, Words};
 use dataflows::exact::Exact;
-use dataflows::groups::Packets;
+use dataflows::groups::{Closed, Packets};
 use dataflows::key::{Key, KeyFields};
 use dataflows::packet::Packet;
 use dataflows::rows::{Snapshot, TaskRows, sort_words};
@@ -49,10 +49,10 @@ static DECODED: LazyLock<Vec<Packet>> = LazyLock::new(|| {
 });
 
 /// Words of its five-tuple groups with IPv4 addresses.
-static GROUPS: LazyLock<Vec<Arc<Vec<u64>>>> = LazyLock::new(|| {
+static GROUPS: LazyLock<Vec<Words>> = LazyLock::new(|| {
     let mut table = Table::<2, 6>::default();
     table.absorb(&keyed());
-    table.into_chunks().map(|chunk| Arc::new(chunk.into_flattened())).collect()
+    table.into_chunks().map(|chunk| chunk.into_flattened().into()).collect()
 });
 
 fn five_tuple() -> KeyFields {
@@ -182,7 +182,8 @@ fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
             let probe = worker.dataflow(|scope| {
                 let stream = scope.input_from(&mut input);
                 let late = timely::dataflow::operators::generic::operator::empty(scope);
-                build_tasks(scope, stream, &late, &shipped_tasks(), || None).probe().0
+                let closed = Closed { archive: &mut || None, recall: None };
+                build_tasks(scope, stream, &late, &shipped_tasks(), closed).probe().0
             });
             for mut batch in share {
                 input.send_batch(&mut batch);
@@ -233,9 +234,9 @@ fn write_csv(bencher: Bencher) {
     let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
     let count = rows.len();
     let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] };
-    bencher
-        .counter(ItemsCount::new(count))
-        .bench_local(|| writer.write(&snapshot).expect("room on the disk"));
+    bencher.counter(ItemsCount::new(count)).bench_local(|| {
+        writer.prepare(&snapshot, None).and_then(|()| writer.publish()).expect("room on the disk");
+    });
 }
 
 fn main() {

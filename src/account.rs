@@ -73,7 +73,11 @@ impl Account {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         let Self { counts, found, unknown_links, positions, notices } = self;
-        counts.is_empty() && found.is_empty() && unknown_links.is_empty() && positions.is_empty() && notices.is_empty()
+        counts.is_empty()
+            && found.is_empty()
+            && unknown_links.is_empty()
+            && positions.is_empty()
+            && notices.is_empty()
     }
 }
 
@@ -119,6 +123,10 @@ impl Accounts {
                 Some(known) => known.merge(run),
                 None => drop(found.insert(books.key(), run)),
             }
+        }
+        // What is no message has no name: it is in the account of single packets.
+        if let Some(Found::Run(singles)) = found.get_mut(&InputKey::default()) {
+            singles.refused += self.positions.values().map(|position| position.refused).sum::<u64>();
         }
         let counts = |key: &InputKey| {
             self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()

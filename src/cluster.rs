@@ -33,6 +33,8 @@ const MOST_KNOWN: usize = 1 << 30;
 /// How long what was sent may stay unacknowledged: then whoever should have is lost. With a quiet line asked after each
 /// second, a cut network is noticed within five.
 const SILENCE: u32 = 3500;
+/// How long a process that has lost another stays connected to the rest.
+pub const LEAVE: Duration = Duration::from_millis(500);
 /// What every introduction begins with.
 const MAGIC: [u8; 8] = *b"nspectra";
 
@@ -139,7 +141,9 @@ pub fn hosts(file: Option<&Path>, processes: usize) -> anyhow::Result<Vec<String
     let mut hosts: Vec<String> = Vec::new();
     for (number, line) in lines {
         let is_address = line.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+            !host.is_empty()
+                && !host.contains(char::is_whitespace)
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
         let place = format!("hostfile {}:{number}", file.display());
         if !is_address {
@@ -164,7 +168,9 @@ static PEERS: OnceLock<Vec<String>> = OnceLock::new();
 pub fn lost(thread: &str) -> Option<String> {
     let process: usize = thread.strip_prefix("timely:")?.split_once('-')?.1.parse().ok()?;
     let host = PEERS.get()?.get(process)?;
-    Some(format!("lost process {process} ({host}): it has ended or cannot be reached; start all processes again"))
+    Some(format!(
+        "lost process {process} ({host}): it has ended or cannot be reached; start all processes again"
+    ))
 }
 
 fn send(socket: &mut TcpStream, message: &impl Serialize, more: &[u8]) -> io::Result<()> {
@@ -207,10 +213,47 @@ fn is_alive(socket: &TcpStream) -> bool {
     alive && socket.set_nonblocking(false).is_ok()
 }
 
-/// An attempt has failed: for good, or so that another may be made.
-enum Trouble {
-    Fatal(FormError),
-    Again(usize, String),
+/// What process 0 hears from each process that is connected to all others, and tells all when it has heard it from all.
+const READY: u8 = b'r';
+const GO: u8 = b'g';
+
+/// A cluster on its way.
+struct Forming {
+    sockets: Vec<Option<TcpStream>>,
+    /// Who has said that it is ready.
+    ready: Vec<bool>,
+    generation: u64,
+    known: Vec<u8>,
+    /// Who was missing last, and why.
+    absent: (usize, String),
+}
+
+impl Forming {
+    fn lose(&mut self, process: usize, why: &dyn std::fmt::Display) {
+        self.sockets[process] = None;
+        self.ready[process] = false;
+        self.absent = (process, why.to_string());
+    }
+
+    /// Takes one byte that a process has sent, if it has.
+    fn hear(&mut self, process: usize, byte: u8) -> bool {
+        let Some(socket) = &mut self.sockets[process] else { return false };
+        let heard = socket.set_nonblocking(true).and_then(|()| {
+            let mut said = [0];
+            let read = socket.read(&mut said);
+            socket.set_nonblocking(false)?;
+            match read {
+                Ok(1) if said[0] == byte => Ok(true),
+                Ok(_) => Err(io::Error::other("it has ended")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(error) => Err(error),
+            }
+        });
+        heard.unwrap_or_else(|error| {
+            self.lose(process, &error);
+            false
+        })
+    }
 }
 
 impl Cluster {
@@ -250,76 +293,127 @@ impl Cluster {
         };
         let (introduced, introductions) = channel();
         listen(listener, introduced);
+        let mut forming = Forming {
+            sockets: self.hosts.iter().map(|_| None).collect(),
+            ready: vec![false; self.hosts.len()],
+            generation: crate::capture::live::now(),
+            known,
+            absent: (usize::from(self.process == 0), "it has not connected".into()),
+        };
         loop {
-            match self.attempt(settings, &known, &introductions, deadline) {
-                Ok(formed) => {
-                    let _ = PEERS.set(self.hosts.clone());
-                    return Ok(formed);
-                }
-                Err(Trouble::Fatal(error)) => return Err(error),
-                Err(Trouble::Again(process, why)) => {
-                    if Instant::now() >= deadline {
-                        let (host, seconds) = (self.hosts[process].clone(), self.wait.as_secs_f64());
-                        return Err(FormError::Absent { process, host, seconds, why });
-                    }
-                    thread::sleep(LOOK);
-                }
+            if self.is_formed(settings, &introductions, deadline, &mut forming)? {
+                let _ = PEERS.set(self.hosts.clone());
+                let Forming { sockets, generation, known, .. } = forming;
+                return Ok(Formed { process: self.process, sockets, generation, known });
+            }
+            if Instant::now() >= deadline {
+                let (process, why) = forming.absent;
+                let (host, seconds) = (self.hosts[process].clone(), self.wait.as_secs_f64());
+                return Err(FormError::Absent { process, host, seconds, why });
             }
         }
     }
 
-    fn attempt(
+    /// Goes a step further; whether all are there and know it.
+    fn is_formed(
         &self,
         settings: &Settings,
-        known: &[u8],
         introductions: &Receiver<(TcpStream, Hello)>,
         deadline: Instant,
-    ) -> Result<Formed, Trouble> {
-        let mut sockets: Vec<Option<TcpStream>> = self.hosts.iter().map(|_| None).collect();
-        let mut generation = if self.process == 0 { crate::capture::live::now() } else { 0 };
-        let mut heard = known.to_vec();
-        for process in 0..self.process {
-            let again = |error: &dyn std::fmt::Display| Trouble::Again(process, error.to_string());
-            let (socket, welcome, known) =
-                self.dial(process, generation, settings, deadline).map_err(|error| again(&error))?;
-            self.compare(process, &welcome.settings, settings).map_err(Trouble::Fatal)?;
-            if process == 0 {
-                (generation, heard) = (welcome.generation, known);
-            } else if welcome.generation != generation {
-                return Err(again(&"it belongs to an earlier start of the cluster"));
-            }
-            sockets[process] = Some(socket);
-        }
-        while let Some(absent) =
-            (self.process + 1..self.hosts.len()).find(|process| sockets[*process].is_none())
+        forming: &mut Forming,
+    ) -> Result<bool, FormError> {
+        for process in
+            (0..self.process).filter(|process| forming.sockets[*process].is_none()).collect::<Vec<_>>()
         {
-            for (process, socket) in sockets.iter_mut().enumerate() {
-                if socket.as_ref().is_some_and(|socket| !is_alive(socket)) {
-                    *socket = None;
-                    if process < self.process {
-                        return Err(Trouble::Again(process, "it has ended".into()));
+            match self.dial(process, forming.generation, settings, deadline) {
+                Ok((socket, welcome, known)) => {
+                    self.compare(process, &welcome.settings, settings)?;
+                    if process == 0 {
+                        // Whoever was there before belongs to an earlier start.
+                        forming.sockets.iter_mut().for_each(|socket| *socket = None);
+                        (forming.generation, forming.known) = (welcome.generation, known);
+                        forming.sockets[0] = Some(socket);
+                    } else if welcome.generation == forming.generation {
+                        forming.sockets[process] = Some(socket);
+                    } else {
+                        forming.lose(process, &"it belongs to an earlier start of the cluster");
                     }
                 }
+                Err(error) => forming.lose(process, &error),
             }
-            if Instant::now() >= deadline {
-                return Err(Trouble::Again(absent, "it has not connected".into()));
-            }
-            let Ok((mut socket, hello)) = introductions.recv_timeout(LOOK) else { continue };
-            let is_ours = hello.to == self.process && (self.process + 1..self.hosts.len()).contains(&hello.from);
-            let known: &[u8] = if self.process == 0 { &heard } else { &[] };
-            let welcome = Welcome { generation, settings: settings.clone(), known: known.len() };
-            let answered = send(&mut socket, &welcome, known);
-            // It has been told what differs; then so are we, where it is one of ours.
-            if is_ours {
-                self.compare(hello.from, &hello.settings, settings).map_err(Trouble::Fatal)?;
-            }
-            let is_now = self.process == 0 || hello.generation == generation;
-            if is_ours && is_now && answered.is_ok() && socket.set_read_timeout(None).is_ok() {
-                // One that comes again has been started again.
-                sockets[hello.from] = Some(socket);
+            if forming.sockets[process].is_none() {
+                thread::sleep(LOOK);
+                return Ok(false);
             }
         }
-        Ok(Formed { process: self.process, sockets, generation, known: heard })
+        while let Ok((socket, hello)) = introductions.recv_timeout(LOOK / 10) {
+            self.welcome(settings, socket, hello, forming)?;
+        }
+        for process in 0..self.hosts.len() {
+            // Process 0 says nothing until all are there; the others say so to it.
+            let silent = self.process != 0 && process != 0 || !forming.ready[process];
+            if silent && forming.sockets[process].as_ref().is_some_and(|socket| !is_alive(socket)) {
+                forming.lose(process, &"it has ended");
+            }
+        }
+        let is_missing = |process: &usize| *process != self.process && forming.sockets[*process].is_none();
+        if let Some(missing) = (0..self.hosts.len()).find(is_missing) {
+            if forming.absent.0 != missing {
+                forming.absent = (missing, "it has not connected".into());
+            }
+            return Ok(false);
+        }
+        let said = |socket: &mut Option<TcpStream>, byte| {
+            socket.as_mut().is_some_and(|socket| socket.write_all(&[byte]).is_ok())
+        };
+        if self.process > 0 {
+            if !std::mem::replace(&mut forming.ready[self.process], true)
+                && !said(&mut forming.sockets[0], READY)
+            {
+                forming.lose(0, &"it has ended");
+            }
+            let go = forming.hear(0, GO);
+            if forming.sockets[0].is_none() {
+                forming.ready[self.process] = false;
+            }
+            return Ok(go);
+        }
+        for process in 1..self.hosts.len() {
+            forming.ready[process] |= !forming.ready[process] && forming.hear(process, READY);
+            if !forming.ready[process] && forming.sockets[process].is_some() {
+                forming.absent = (process, "it is not connected to all others yet".into());
+            }
+        }
+        let all = (1..self.hosts.len()).all(|process| forming.ready[process]);
+        Ok(all && forming.sockets[1..].iter_mut().all(|socket| said(socket, GO)))
+    }
+
+    /// Answers one that has connected.
+    fn welcome(
+        &self,
+        settings: &Settings,
+        mut socket: TcpStream,
+        hello: Hello,
+        forming: &mut Forming,
+    ) -> Result<(), FormError> {
+        let behind = self.process + 1..self.hosts.len();
+        let is_ours = hello.to == self.process && behind.contains(&hello.from);
+        let known: &[u8] = if self.process == 0 { &forming.known } else { &[] };
+        let welcome =
+            Welcome { generation: forming.generation, settings: settings.clone(), known: known.len() };
+        let answered = send(&mut socket, &welcome, known);
+        if !is_ours {
+            return Ok(());
+        }
+        // It has been told what differs; then so are we.
+        self.compare(hello.from, &hello.settings, settings)?;
+        let is_now = self.process == 0 || hello.generation == forming.generation;
+        if is_now && answered.is_ok() && socket.set_read_timeout(None).is_ok() {
+            // One that comes again has been started again.
+            forming.ready[hello.from] = false;
+            forming.sockets[hello.from] = Some(socket);
+        }
+        Ok(())
     }
 
     fn dial(
@@ -419,7 +513,9 @@ mod tests {
         let settings = vec![("window".to_owned(), "60s".to_owned())];
         let start = |process: usize| {
             let (cluster, settings) = (cluster(process, &hosts), settings.clone());
-            thread::spawn(move || cluster.form(&settings, if process == 0 { b"known".to_vec() } else { Vec::new() }))
+            thread::spawn(move || {
+                cluster.form(&settings, if process == 0 { b"known".to_vec() } else { Vec::new() })
+            })
         };
         let running: Vec<_> = [2, 1, 0].map(start).into_iter().collect();
         let formed: Vec<_> =

@@ -181,7 +181,8 @@ pub fn run(
         }
         Some(Formed { process, sockets, .. }) => {
             let hooks = Hooks::default();
-            let threads = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
+            let threads =
+                ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
             let (builders, guard) =
                 initialize_networking_from_sockets(threads, sockets, process, workers, hooks)
                     .map_err(|error| format!("cannot use the connections of the cluster: {error}"))?;

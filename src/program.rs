@@ -68,7 +68,11 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
         let lost = thread::current().name().and_then(cluster::lost);
         if !said.swap(true, SeqCst) {
             match lost {
-                Some(lost) => say!("{name}: {lost}"),
+                Some(lost) => {
+                    say!("{name}: {lost}");
+                    // The others are to notice who was lost before they lose this process too.
+                    thread::sleep(cluster::LEAVE);
+                }
                 None => say!("{name}: internal error, please report: {panic}"),
             }
             std::process::exit(1);
@@ -198,17 +202,19 @@ impl Aggregation {
         if !(1..=cluster::MOST_PROCESSES).contains(&processes) {
             return Err(anyhow!("--processes: {processes} processes; 1 to {}", cluster::MOST_PROCESSES));
         }
+        let hostfile = self.hostfile.as_deref().or(section.hostfile.as_deref());
+        let hosts = cluster::hosts(hostfile.filter(|_| processes > 1), processes)?;
         let process = match process {
             Some(process) if process >= processes => {
-                return Err(anyhow!("--process: there is no process {process} of {processes}; they count from 0"));
+                return Err(anyhow!(
+                    "--process: there is no process {process} of {processes}; they count from 0"
+                ));
             }
             None if processes > 1 => {
                 return Err(anyhow!("--process: which of the {processes} processes is this?"));
             }
             process => process.unwrap_or(0),
         };
-        let hostfile = self.hostfile.as_deref().or(section.hostfile.as_deref());
-        let hosts = cluster::hosts(hostfile.filter(|_| processes > 1), processes)?;
         Ok(Cluster { process, hosts, wait: self.wait.or(section.patience).unwrap_or(WAIT) })
     }
 }
@@ -225,7 +231,12 @@ pub fn settings(windowing: Windowing, config: &Config) -> cluster::Settings {
 }
 
 /// What they have to agree on beside that.
-pub fn add_cluster_settings(settings: &mut cluster::Settings, program: &str, cluster: &Cluster, workers: usize) {
+pub fn add_cluster_settings(
+    settings: &mut cluster::Settings,
+    program: &str,
+    cluster: &Cluster,
+    workers: usize,
+) {
     let order = if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" };
     settings.extend(
         [
@@ -251,8 +262,7 @@ pub fn form(
         return Ok(None);
     }
     let formed = cluster.form(settings, known);
-    let formed =
-        formed.map_err(|error| if error.is_usage() { usage(error) } else { running(error) })?;
+    let formed = formed.map_err(|error| if error.is_usage() { usage(error) } else { running(error) })?;
     if !quiet {
         say!("{name}: cluster of {processes} processes has formed; this is process {}", cluster.process);
     }

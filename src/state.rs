@@ -144,7 +144,9 @@ impl State {
         let mut numbers = Vec::new();
         for entry in entries {
             let name = entry.map_err(failed("read", &self.folder))?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("manifest-")?.strip_suffix(".json")?.parse().ok());
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("manifest-")?.strip_suffix(".json")?.parse().ok());
             numbers.extend::<Option<u64>>(number);
         }
         numbers.sort_unstable();
@@ -193,9 +195,9 @@ impl State {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => return Err(StateError::Overtaken { path }),
             // This file system cannot refuse to replace; a link can.
-            Err(rustix::io::Errno::INVAL) => {
-                fs::hard_link(&aside, &path).and_then(|()| fs::remove_file(&aside)).map_err(failed("create", &path))?
-            }
+            Err(rustix::io::Errno::INVAL) => fs::hard_link(&aside, &path)
+                .and_then(|()| fs::remove_file(&aside))
+                .map_err(failed("create", &path))?,
             Err(error) => return Err(failed("create", &path)(error.into())),
         }
         sync_folder(&self.folder).map_err(failed("sync", &self.folder))?;

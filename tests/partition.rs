@@ -66,6 +66,7 @@ impl Trial {
         self.engines = machines.iter().enumerate().map(start).collect();
         for engine in &mut self.engines {
             engine.wait_until_says(&format!("cluster of {count} processes has formed"));
+            engine.wait_until_says("subscribed to");
         }
     }
 
@@ -207,6 +208,12 @@ fn assert_exact_through(cut_off: usize, cut: Cut) {
 #[test]
 fn a_process_cut_off_for_three_seconds_changes_no_answer() {
     assert_exact_through(1, Cut::Lasts(Duration::from_secs(3)));
+}
+
+#[test]
+fn a_process_cut_off_until_it_is_noticed_changes_no_answer_or_a_restart_gives_it() {
+    // What it has said when it ends comes out of its cable while the next one starts.
+    assert_exact_through(1, Cut::Lasts(Duration::from_millis(3_800)));
 }
 
 #[test]

@@ -182,13 +182,7 @@ impl Tables {
     fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
         let compact = self.compact.into_chunks().map(|chunk| (false, chunk.into_flattened()));
         let wide = self.wide.into_chunks().map(|chunk| (true, chunk.into_flattened()));
-        compact.chain(wide).map(move |(wide, words)| Block {
-            to,
-            task: 0,
-            window,
-            wide,
-            words: words.into(),
-        })
+        compact.chain(wide).map(move |(wide, words)| Block { to, task: 0, window, wide, words: words.into() })
     }
 }
 
@@ -329,14 +323,20 @@ fn merge<'s>(
 
 /// On one worker: the groups that an earlier run has written of a window, for their owners, once when the first packets
 /// come late for it. From then on the archive has them.
-fn recalled<'s>(late: Stream<'s, Epoch, Block>, mask: Mask, recall: Option<Rc<dyn Recall>>) -> Stream<'s, Epoch, Block> {
+fn recalled<'s>(
+    late: Stream<'s, Epoch, Block>,
+    mask: Mask,
+    recall: Option<Rc<dyn Recall>>,
+) -> Stream<'s, Epoch, Block> {
     let peers = late.scope().peers();
     late.unary::<BlockBuilder, _, _, _>(to_named_worker(), "Recall", move |_, _| {
         let mut recalled: BTreeSet<Epoch> = BTreeSet::new();
         move |input, output| {
             input.for_each(|message, block| {
                 let window = block.window;
-                let Some(recall) = recall.as_ref().filter(|recall| window < recall.first_new()) else { return };
+                let Some(recall) = recall.as_ref().filter(|recall| window < recall.first_new()) else {
+                    return;
+                };
                 if !recalled.insert(window) {
                     return;
                 }

@@ -148,9 +148,8 @@ pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
     let by = key_words(wide) + schema.order_by;
     let row = |(block, number): (u32, u32)| &blocks[block as usize][number as usize * width..][..width];
     let rows = || {
-        let places = |(block, words): (u32, &Words)| {
-            (0..(words.len() / width) as u32).map(move |row| (block, row))
-        };
+        let places =
+            |(block, words): (u32, &Words)| (0..(words.len() / width) as u32).map(move |row| (block, row));
         (0..).zip(blocks).flat_map(places)
     };
     let mut sorted = Vec::with_capacity(blocks.iter().map(|words| words.len()).sum());

@@ -89,7 +89,9 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     }
     let mut earlier = Earlier::default();
     let (mut state, mut writers) = (None, Vec::new());
-    if commits {
+    // A process alone that goes on from nowhere makes no folder before it knows that it can begin.
+    let early = recorded || processes > 1;
+    if commits && early {
         let csv = program::csv_writers(&folders, workers).map_err(running)?;
         let mut last = None;
         if recorded {
@@ -103,7 +105,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     }
     let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
-    settings.push(("input".into(), input_kind(flags, recorded).into()));
+    settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
     let formed = program::form(NAME, &cluster, &settings, known, how.quiet)?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
         earlier.manifest = serde_json::from_slice(&formed.known).map_err(running)?;
@@ -130,6 +132,10 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         peers: processes * workers,
     };
     let input = Input::open(flags, &config, lateness, division, generation, &earlier)?;
+    if !early {
+        let csv = program::csv_writers(&folders, workers).map_err(running)?;
+        writers = program::recover(csv, None, windowing).map_err(running)?;
+    }
     let intake = input.intake(cluster.process);
     writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));
     let spill = if commits { folders[0].clone() } else { program::spill_folder() };
@@ -205,8 +211,12 @@ fn no_records(error: StateError) -> Failed {
 fn log_settings(nats: &Settings) -> [(String, String); 3] {
     let subjects = format!("{} {}", nats.single, nats.batches());
     let JetStream { stream, partitions, .. } = &nats.jetstream;
-    [("stream", stream.clone()), ("number of partitions", partitions.to_string()), ("list of subjects", subjects)]
-        .map(|(what, value)| (what.to_owned(), value))
+    [
+        ("stream", stream.clone()),
+        ("number of partitions", partitions.to_string()),
+        ("list of subjects", subjects),
+    ]
+    .map(|(what, value)| (what.to_owned(), value))
 }
 
 fn input_kind(flags: &Flags, recorded: bool) -> &'static str {

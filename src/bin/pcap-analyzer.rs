@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use netspectra::capture::dealer::Dealer;
+use netspectra::capture::dealer::{self, Dealer};
 use netspectra::capture::filter::Filter;
 use netspectra::config;
 use netspectra::engine::{self, Earlier, Job, Progress};
@@ -62,10 +62,11 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let (process, processes) = (cluster.process, cluster.hosts.len());
     let workers = program::workers(how.workers, config.workers);
     let shares = if flags.local { (0, 1) } else { (process, processes) };
-    let dealer = Dealer::open(&flags.files).map_err(usage)?.divided(shares.0, shares.1).map_err(|name| {
-        usage(anyhow!("{name}: processes cannot divide what can be read only once; --local if it is this one's own"))
-    })?;
-    let dealer = Arc::new(dealer);
+    if let Some(name) = dealer::one_time(&flags.files).filter(|_| shares.1 > 1) {
+        let why = "processes cannot divide what can be read only once; --local if it is this one's own";
+        return Err(usage(anyhow!("{}: {why}", name.display())));
+    }
+    let dealer = Arc::new(Dealer::open(&flags.files).map_err(usage)?.divided(shares.0, shares.1));
     if let Some(expression) = &flags.filter {
         let mut filter = Filter::new(expression);
         dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
@@ -190,10 +191,7 @@ fn show_progress(quiet: bool, dealer: &Arc<Dealer>, progress: &Arc<Progress>) ->
     let draw = move || {
         while !shown.is_finished() {
             shown.set_position(dealer.progress().0);
-            shown.set_message(format!(
-                "{:.1} M packets",
-                progress.read() as f64 / 1e6
-            ));
+            shown.set_message(format!("{:.1} M packets", progress.read() as f64 / 1e6));
             thread::sleep(Duration::from_millis(100));
         }
     };

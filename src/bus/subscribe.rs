@@ -135,7 +135,11 @@ pub struct Part {
 
 impl Partition {
     /// Begins to read; gives the number of messages that wait, too.
-    pub async fn open(bus: &Bus, stream: &jetstream::stream::Stream, part: Part) -> Result<(Self, u64), BusError> {
+    pub async fn open(
+        bus: &Bus,
+        stream: &jetstream::stream::Stream,
+        part: Part,
+    ) -> Result<(Self, u64), BusError> {
         let Part { consumer: name, subject, start, acknowledged, beside } = part;
         let config = pull::Config {
             durable_name: Some(name),

@@ -124,7 +124,8 @@ impl Dealer {
         let waking = wakers.clone();
         let wake: Wake = Arc::new(move || waking.wake());
         let mut seen: Vec<((u64, u64), String)> = Vec::new();
-        let mut state = State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new(), chunks: 0 };
+        let mut state =
+            State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new(), chunks: 0 };
         let mut total_bytes = 0;
         let mut first_links = BTreeSet::new();
         for (number, path) in names.iter().enumerate() {
@@ -182,18 +183,10 @@ impl Dealer {
     }
 
     /// Deals one of so many shares of the frames: the processes of a cluster that are given the same files each find all
-    /// chunks, and each deals its own. Names the first input that only one process can read.
-    pub fn divided(mut self, share: usize, shares: usize) -> Result<Self, String> {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let pipe = state.waiting.values().find_map(|waiting| match waiting {
-            Waiting::Open { number, .. } => Some(*number),
-            Waiting::Closed { .. } => None,
-        });
-        if let Some(number) = pipe.filter(|_| shares > 1) {
-            return Err(state.reports[number].name.clone());
-        }
+    /// chunks, and each deals its own. Each has to be able to read every input from its beginning: see [`one_time`].
+    pub fn divided(mut self, share: usize, shares: usize) -> Self {
         (self.share, self.shares) = (share as u64, shares as u64);
-        Ok(self)
+        self
     }
 
     /// The link types that show in the inputs' first bytes.
@@ -284,6 +277,15 @@ impl Dealer {
             }
         }
     }
+}
+
+/// The first of these inputs that can be read only once: standard input, a pipe.
+pub fn one_time(names: &[PathBuf]) -> Option<&Path> {
+    let is_one_time = |path: &&PathBuf| {
+        path.as_path() == Path::new("-")
+            || path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir())
+    };
+    names.iter().find(is_one_time).map(PathBuf::as_path)
 }
 
 fn refuse_twice(

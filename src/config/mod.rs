@@ -204,7 +204,8 @@ impl Config {
             cluster.patience = Some(patience);
         }
         let text = |entry: &Spanned<Entry>| {
-            let options: BTreeMap<_, _> = entry.value.iter().map(|(key, value)| (key, &value.value)).collect();
+            let options: BTreeMap<_, _> =
+                entry.value.iter().map(|(key, value)| (key, &value.value)).collect();
             serde_json::to_string(&options).unwrap_or_default()
         };
         let task_texts = section.tasks.value.iter().map(text).collect();

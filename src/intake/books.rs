@@ -1,8 +1,10 @@
 //! What is known of the runs of probes: how far each has come, what it has sent, what came of it, and what is lost.
 //!
-//! A run comes in one part or in several, each in order: all that a process hears over core NATS is one, each partition of
-//! the durable log is one. A run has come as far as the part of it that is furthest behind. Windows wait for the least
-//! watermark of the runs; not for one whose time has stood still, nor for one that joins behind what is closed.
+//! A run comes in one part or in several, each in order: all that a process alone hears over core NATS is one, each
+//! partition of the durable log is one. A run has come as far as the part of it that is furthest behind. Windows wait for
+//! the least watermark of the runs; not for one whose time has stood still, nor for one that joins behind what is closed.
+//! A probe greets every partition, and tells each at least once a second how far it is: so a run is known in all its parts
+//! soon after it is known in one, and until then nothing is closed.
 
 use super::Notice;
 use crate::account::InputKey;
@@ -102,9 +104,8 @@ pub struct RunBooks {
     pub run: u64,
     /// Whether they are single packets.
     pub single: bool,
-    /// Time up to which everything has come that is not late, and where that began.
+    /// Time up to which everything has come that is not late; 0 until anything with a time has.
     pub watermark: u64,
-    begun: u64,
     /// Latest time of a packet.
     pub newest: u64,
     /// Nothing more comes.
@@ -279,14 +280,21 @@ pub struct Run {
 }
 
 impl Run {
+    /// A run that has just been heard of: until all its parts have shown how far they are, no window is closed.
     fn new(parts: Vec<RunBooks>) -> Self {
-        Self { parts, moved: Instant::now(), active: false }
+        let active = parts.iter().all(|part| !part.single);
+        Self { parts, moved: Instant::now(), active }
     }
 
     /// The watermark of the part that is furthest behind.
     fn watermark(&self) -> u64 {
         let least = self.parts.iter().filter(|part| !part.ended).map(|part| part.watermark).min();
         least.unwrap_or_else(|| self.parts.iter().map(|part| part.watermark).max().unwrap_or(0))
+    }
+
+    /// Whether some part of it has not been heard of yet, or only that it is there.
+    fn is_beginning(&self) -> bool {
+        self.active && self.parts.iter().any(|part| part.watermark == 0 && !part.ended)
     }
 
     fn newest(&self) -> u64 {
@@ -340,11 +348,11 @@ impl Books {
         numbers.find(|number| self.runs[*number].parts[0].name == probe)
     }
 
-    fn add(&mut self, name: &str, run: u64, begun: u64) -> Option<usize> {
+    fn add(&mut self, name: &str, run: u64) -> Option<usize> {
         if self.runs.len() >= MOST_RUNS {
             return None;
         }
-        let part = RunBooks { name: name.to_owned(), run, watermark: begun, begun, ..RunBooks::default() };
+        let part = RunBooks { name: name.to_owned(), run, ..RunBooks::default() };
         self.by_number.entry(run).or_default().push(self.runs.len());
         self.runs.push(Run::new(vec![part; self.parts]));
         Some(self.runs.len() - 1)
@@ -354,16 +362,9 @@ impl Books {
     /// are too many runs to be true.
     pub fn run_of(&mut self, batch: &Batch, part: usize) -> Option<(usize, bool)> {
         let known = self.known(&batch.probe, batch.run);
-        // Nothing of it that is not late is from before this, in whatever part.
-        let begun = if batch.watermark > 0 { batch.watermark } else { batch.earliest().min(batch.latest) };
-        let number = known.or_else(|| self.add(&batch.probe, batch.run, begun))?;
+        let number = known.or_else(|| self.add(&batch.probe, batch.run))?;
         let began = self.rules.began;
-        let run = &mut self.runs[number];
-        run.parts[part].account(batch, began);
-        // A greeting has no time yet.
-        for part in run.parts.iter_mut().filter(|part| part.begun == 0) {
-            (part.begun, part.watermark) = (begun, begun.max(part.watermark));
-        }
+        self.runs[number].parts[part].account(batch, began);
         Some((number, known.is_none()))
     }
 
@@ -375,10 +376,10 @@ impl Books {
             return;
         }
         let known = self.known(&books.name, books.run);
-        let Some(number) = known.or_else(|| self.add(&books.name, books.run, books.begun)) else { return };
+        let Some(number) = known.or_else(|| self.add(&books.name, books.run)) else { return };
         let run = &mut self.runs[number];
         run.parts[part] = books;
-        run.active = run.parts.iter().any(|part| part.watermark > 0 && !part.ended);
+        run.active = run.parts.iter().any(|part| !part.ended);
     }
 
     /// Takes the watermark of a message of a part that came at this moment.
@@ -437,6 +438,9 @@ impl Books {
             let (_, end) = self.rules.windowing.span(window).unwrap_or_default();
             end.saturating_add(self.rules.lateness)
         };
+        if self.runs.iter().any(Run::is_beginning) {
+            return false;
+        }
         let least = self.awaited().map(|(_, run)| run.watermark()).min();
         let newest = self.runs.iter().map(Run::newest).max().unwrap_or(0);
         // One that is a window behind will get here by itself; one whose clock is wrong will not.

@@ -7,7 +7,7 @@ use super::Intake;
 use super::books::Rules;
 use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
-use crate::bus::subscribe::{Kind, Part, Partition, Subscription, stream};
+use crate::bus::subscribe::{Kind, Logged, Part, Partition, Subscription, stream};
 use crate::bus::{Bus, BusError, Settings};
 use crate::wire::v1::Taken;
 use async_nats::Subject;
@@ -157,6 +157,7 @@ impl Listening {
             let bus = Bus::connect(listen.settings, listen.program, room).await?;
             let (from, to) = match listen.settings.jetstream.enabled {
                 true => read_log(&bus, listen).await?,
+                false if listen.division.peers > listen.division.workers => divide(&bus, listen).await?,
                 false => subscribe(&bus, listen).await?,
             };
             Ok((bus, from, to))
@@ -183,7 +184,8 @@ impl Listening {
     /// Waits until the server has heard what is done with. Where it goes away just now, our own records say it.
     pub fn settle(&self) {
         if !self.bus.is_away() {
-            let _ = self.runtime.block_on(async { tokio::time::timeout(SETTLING, self.bus.round_trip()).await });
+            let _ =
+                self.runtime.block_on(async { tokio::time::timeout(SETTLING, self.bus.round_trip()).await });
         }
     }
 }
@@ -212,27 +214,16 @@ fn each_tick(tick: impl Fn() + Send + 'static) {
 }
 
 async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
-    let Listen { settings, rules, program, division, engine, .. } = listen;
+    let Listen { settings, rules, program, engine, .. } = listen;
     let (stop, stopped) = watch::channel(false);
     let (taken, to_answer) = mpsc::unbounded_channel();
     let group = Some(settings.queue_group.as_str());
-    let is_cluster = division.peers > division.workers;
-    let mut subscriptions = Vec::new();
-    if is_cluster {
-        for partition in division.own().filter(|partition| *partition < division.partitions) {
-            let subject = format!("{}.{partition}", settings.batch);
-            subscriptions.push((Kind::Batch, Subscription::core(bus, &subject, group).await?));
-        }
-    } else {
-        subscriptions.push((Kind::Batch, Subscription::core(bus, &settings.batches(), group).await?));
-    }
-    let mut singles = None;
-    if division.own().any(|partition| partition == division.partitions) {
-        let single_bus = Bus::connect(settings, program, SINGLES).await?;
-        single_bus.hush();
-        subscriptions.push((Kind::Single, Subscription::core(&single_bus, &settings.single, group).await?));
-        singles = Some(single_bus);
-    }
+    let single_bus = Bus::connect(settings, program, SINGLES).await?;
+    single_bus.hush();
+    let subscriptions = [
+        (Kind::Batch, Subscription::core(bus, &settings.batches(), group).await?),
+        (Kind::Single, Subscription::core(&single_bus, &settings.single, group).await?),
+    ];
     let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     let taken_subject = settings.taken();
     let others = Subscription::core(bus, &taken_subject, None).await?;
@@ -252,9 +243,7 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
         while let Some(received) = pumps.join_next().await {
             received_singles += received.unwrap_or(0);
         }
-        if let Some(bus) = singles {
-            ended.lost_singles(bus.messages_in().saturating_sub(received_singles));
-        }
+        ended.lost_singles(single_bus.messages_in().saturating_sub(received_singles));
         ended.drained().await;
         settling.settle(&ended).await;
         ended.end();
@@ -264,6 +253,52 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
     each_tick(move || ticking.tick());
     tokio::spawn(shared.run(others, messages.clone()));
     Ok((From::Core(messages), to))
+}
+
+/// Subscribes to the partitions of this process, over core NATS.
+async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
+    let Listen { settings, rules, program, division, resume, .. } = listen;
+    let (stop, stopped) = watch::channel(false);
+    let (taken, to_answer) = mpsc::unbounded_channel();
+    let group = Some(settings.queue_group.as_str());
+    let mut subscriptions = Vec::new();
+    for number in division.own() {
+        let (bus, subject) = if number == division.partitions {
+            let single_bus = Bus::connect(settings, program, SINGLES).await?;
+            single_bus.hush();
+            (single_bus, settings.single.clone())
+        } else {
+            (bus.clone(), format!("{}.{number}", settings.batch))
+        };
+        subscriptions.push((number, Subscription::core(&bus, &subject, group).await?, bus));
+    }
+    let ends = Box::new(move || {
+        stop.send_replace(true);
+    });
+    let log = Arc::new(Log::new(rules, division, None, resume, taken, ends));
+    for (number, mut subscription, bus) in subscriptions {
+        let (log, mut stopped) = (log.clone(), stopped.clone());
+        tokio::spawn(async move {
+            let mut received = 0;
+            while let Some(message) = subscription.next(&mut stopped).await {
+                received += 1;
+                let stopping = *stopped.borrow();
+                log.put(number, Logged { message, number: received, waiting: 0 }, stopping).await;
+            }
+            if !*stopped.borrow() {
+                log.fail("the subscription has ended by itself".into());
+            }
+            if number == division.partitions {
+                log.lost_singles(bus.messages_in().saturating_sub(received));
+            }
+            log.end(number);
+        });
+    }
+    answer(bus, to_answer);
+    let ticking = log.clone();
+    each_tick(move || ticking.wake());
+    let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
+    Ok((From::Log(log), to))
 }
 
 async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
@@ -285,7 +320,11 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     for number in &own {
         let single = *number == division.partitions;
         let part = Part {
-            consumer: format!("{}-{}", settings.queue_group, if single { "single".into() } else { number.to_string() }),
+            consumer: format!(
+                "{}-{}",
+                settings.queue_group,
+                if single { "single".into() } else { number.to_string() }
+            ),
             subject: if single { settings.single.clone() } else { format!("{}.{number}", settings.batch) },
             start: resume.0.get(number).map_or(1, |position| position.start),
             acknowledged: !single,
@@ -299,13 +338,13 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
-    let log = Arc::new(Log::new(rules, division, &waiting, resume, done, ends));
+    let log = Arc::new(Log::new(rules, division, Some(&waiting), resume, done, ends));
     for (number, mut partition) in partitions {
         let (log, mut stopped) = (log.clone(), stopped.clone());
         tokio::spawn(async move {
             loop {
                 match partition.next(&mut stopped).await {
-                    Ok(Some(message)) => log.put(number, message).await,
+                    Ok(Some(message)) => log.put(number, message, true).await,
                     Ok(None) => break,
                     Err(why) => {
                         log.fail(why);

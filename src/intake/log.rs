@@ -24,6 +24,7 @@ use dataflows::window::Epoch;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use timely::scheduling::SyncActivator;
@@ -86,6 +87,8 @@ pub struct Log {
     queues: BTreeMap<u32, Shared>,
     /// Workers of all processes.
     peers: usize,
+    /// Over core NATS, whoever asks is answered when a message is taken, and what there is no room for is lost.
+    passing: bool,
     /// What earlier runs have recorded, and the first window that they have not written.
     resume: BTreeMap<u32, LogPosition>,
     first: Epoch,
@@ -93,6 +96,8 @@ pub struct Log {
     /// Where the bus hears what is done with.
     done: UnboundedSender<Subject>,
     failure: Mutex<Option<String>>,
+    /// Single packets that there was no room for.
+    lost: AtomicU64,
     stop: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -119,17 +124,18 @@ impl Division {
 
 impl Log {
     /// Queues without messages. `waiting` tells how many messages wait at the server, by partition; `stop` ends the
-    /// subscriptions; `done` is told where to answer that messages are done with.
+    /// subscriptions; `done` is told where to answer that messages are done with. Without `waiting`, they come over core
+    /// NATS: no log remembers them.
     pub fn new(
         rules: Rules,
         division: Division,
-        waiting: &BTreeMap<u32, u64>,
+        waiting: Option<&BTreeMap<u32, u64>>,
         (resume, first): (BTreeMap<u32, LogPosition>, Epoch),
         done: UnboundedSender<Subject>,
         stop: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let queue = |number: u32| {
-            let waiting = waiting.get(&number).copied().unwrap_or(0);
+            let waiting = waiting.and_then(|waiting| waiting.get(&number).copied()).unwrap_or(0);
             let queue = Queue { messages: VecDeque::new(), bytes: 0, waiting, ended: false };
             (number, Shared { queue: Mutex::new(queue), room: Notify::new() })
         };
@@ -140,17 +146,19 @@ impl Log {
             partitions: division.partitions,
             queues,
             peers: division.peers,
+            passing: waiting.is_none(),
             resume,
             first,
             wakers: Wakers::default(),
             done,
             failure: Mutex::default(),
+            lost: AtomicU64::new(0),
             stop,
         }
     }
 
-    /// Puts a partition's next message in; waits for room.
-    pub async fn put(&self, partition: u32, message: Logged) {
+    /// Puts a partition's next message in; waits for room, or loses it where `waits` is not set.
+    pub async fn put(&self, partition: u32, message: Logged, waits: bool) {
         let Some(shared) = self.queues.get(&partition) else { return };
         let size = message.message.payload.len() as u64 + OVERHEAD;
         loop {
@@ -169,8 +177,18 @@ impl Log {
                     return;
                 }
             }
+            if !waits {
+                // Batches are known to be missing by their numbers.
+                self.lost.fetch_add(u64::from(partition == self.partitions), SeqCst);
+                return;
+            }
             room.await;
         }
+    }
+
+    /// Single packets that were lost before they could be put in.
+    pub fn lost_singles(&self, packets: u64) {
+        self.lost.fetch_add(packets, SeqCst);
     }
 
     /// Nothing comes of a partition any more.
@@ -246,7 +264,9 @@ impl Intake for Log {
 
     fn found(&self) -> Vec<(InputKey, Found)> {
         // There is always the input of single packets; readers tell of what came.
-        let singles = RunBooks::of_singles(self.rules.single.clone());
+        let lost = self.lost.load(SeqCst);
+        let mut singles = RunBooks::of_singles(self.rules.single.clone());
+        singles.lost = lost;
         vec![(singles.key(), Found::Run(singles))]
     }
 }
@@ -349,8 +369,13 @@ impl Partition {
     }
 
     /// Notes that a message was taken.
-    fn took(&mut self, logged: Logged) {
-        (self.last, self.last_reply, self.taken) = (logged.number, logged.message.reply, true);
+    fn took(&mut self, logged: Logged, log: &Log) {
+        let reply = logged.message.reply;
+        if let Some(reply) = reply.clone().filter(|_| log.passing) {
+            // The bus is gone only when the engine is.
+            let _ = log.done.send(reply);
+        }
+        (self.last, self.last_reply, self.taken) = (logged.number, reply.filter(|_| !log.passing), true);
         if self.committed.is_some_and(|(message, _)| self.last > message) {
             self.committed = None;
         }
@@ -459,11 +484,17 @@ impl LogReader {
         Position { latest, others, floor: partition.floor, hold: self.books.floor }
     }
 
-    fn take_batch(&mut self, at: usize, batch: Box<Batch>, logged: Logged, arrived: Instant) -> Option<Position> {
+    fn take_batch(
+        &mut self,
+        at: usize,
+        batch: Box<Batch>,
+        logged: Logged,
+        arrived: Instant,
+    ) -> Option<Position> {
         let turns = self.may_turn(&self.partitions[at], batch.latest);
         let start = turns.then(|| self.partitions[at].start(&self.books));
         let (message, part) = (logged.number, self.partitions[at].part);
-        self.partitions[at].took(logged);
+        self.partitions[at].took(logged, &self.log);
         let Some((run, _)) = self.books.run_of(&batch, part) else {
             self.partitions[at].refused += 1;
             return None;
@@ -492,7 +523,7 @@ impl LogReader {
         let mut next = Some(first);
         while let Some((packet, logged)) = next.take() {
             packets.push((logged.number, packet));
-            self.partitions[at].took(logged);
+            self.partitions[at].took(logged, &self.log);
             let partition = &mut self.partitions[at];
             if packets.len() < SINGLES && partition.look(&self.log.queues) == Look::Here {
                 match partition.head.take() {
@@ -534,7 +565,7 @@ impl Reader for LogReader {
                 }
                 Some((Head::Refused, logged, _)) => {
                     self.partitions[at].refused += 1;
-                    self.partitions[at].took(logged);
+                    self.partitions[at].took(logged, &self.log);
                     None
                 }
                 None => None,

@@ -11,8 +11,8 @@ pub mod listen;
 pub mod log;
 
 use crate::account::{Found, InputKey};
-use crate::ledger::Counts;
 use crate::intake::log::LogPosition;
+use crate::ledger::Counts;
 use dataflows::groups::Packets;
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};

@@ -131,8 +131,11 @@ impl Writer for CsvWriter {
         let name = window_name(snapshot.span);
         let aside = self.aside(&name, commit);
         let built = self.build(&aside, snapshot, commit.is_some()).and_then(|()| match commit {
-            Some(_) => sync_folder(&self.folder)
-                .map_err(|error| SinkError::Io { action: "sync", path: self.folder.clone(), error }),
+            Some(_) => sync_folder(&self.folder).map_err(|error| SinkError::Io {
+                action: "sync",
+                path: self.folder.clone(),
+                error,
+            }),
             None => Ok(()),
         });
         if built.is_err() {

@@ -137,7 +137,9 @@ fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &Commit
     let number = commit.manifest.as_ref().map(|manifest| manifest.number);
     for writer in &mut *writers {
         let mut snapshots = commit.snapshots.iter();
-        snapshots.try_for_each(|snapshot| writer.prepare(snapshot, number)).map_err(|error| error.to_string())?;
+        snapshots
+            .try_for_each(|snapshot| writer.prepare(snapshot, number))
+            .map_err(|error| error.to_string())?;
     }
     if let Some((state, manifest)) = state.zip(commit.manifest.as_ref()) {
         state.commit(manifest).map_err(|error| error.to_string())?;
