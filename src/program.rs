@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -94,12 +94,20 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
     }
 }
 
-/// What a signal does, once there is something to stop.
-type Stop = Box<dyn Fn() + Send>;
-
 /// What SIGINT and SIGTERM do.
 #[derive(Clone, Default)]
-pub struct Stopping(Arc<Mutex<Option<Stop>>>);
+pub struct Stopping(Arc<Mutex<OnSignal>>);
+
+#[derive(Default)]
+enum OnSignal {
+    /// Nothing has been received: the inputs are still being opened.
+    #[default]
+    Exit,
+    /// Others count on this process: it stops as soon as it can do so in order. Whether it is to.
+    Wait(bool),
+    /// There is something to stop.
+    Stop(Box<dyn Fn() + Send>),
+}
 
 impl Stopping {
     /// From now on the first signal ends the input, and so the run: gracefully. A second one ends the process.
@@ -112,10 +120,10 @@ impl Stopping {
                 if number > 0 {
                     std::process::exit(128 + signal);
                 }
-                match &*shared.0.lock().unwrap_or_else(PoisonError::into_inner) {
-                    Some(stop) => stop(),
-                    // Nothing has been received: the inputs are still being opened.
-                    None => std::process::exit(0),
+                match &mut *shared.lock() {
+                    OnSignal::Exit => std::process::exit(0),
+                    OnSignal::Wait(stops) => *stops = true,
+                    OnSignal::Stop(stop) => stop(),
                 }
             }
         };
@@ -123,9 +131,22 @@ impl Stopping {
         Ok(stopping)
     }
 
+    fn lock(&self) -> MutexGuard<'_, OnSignal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on a signal is kept until it is known what it does.
+    pub fn wait(&self) {
+        *self.lock() = OnSignal::Wait(false);
+    }
+
     /// What a signal does from now on.
     pub fn begin(&self, stop: impl Fn() + Send + 'static) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(stop));
+        let mut on_signal = self.lock();
+        if let OnSignal::Wait(true) = *on_signal {
+            stop();
+        }
+        *on_signal = OnSignal::Stop(Box::new(stop));
     }
 }
 
@@ -255,7 +276,7 @@ pub fn form(
     cluster: &Cluster,
     settings: &cluster::Settings,
     known: Vec<u8>,
-    quiet: bool,
+    (stopping, quiet): (&Stopping, bool),
 ) -> Result<Option<Formed>, Failed> {
     let processes = cluster.hosts.len();
     if processes == 1 {
@@ -263,6 +284,7 @@ pub fn form(
     }
     let formed = cluster.form(settings, known);
     let formed = formed.map_err(|error| if error.is_usage() { usage(error) } else { running(error) })?;
+    stopping.wait();
     if !quiet {
         say!("{name}: cluster of {processes} processes has formed; this is process {}", cluster.process);
     }

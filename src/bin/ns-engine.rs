@@ -106,7 +106,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
     settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
-    let formed = program::form(NAME, &cluster, &settings, known, how.quiet)?;
+    let formed = program::form(NAME, &cluster, &settings, known, (&stopping, how.quiet))?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
         earlier.manifest = serde_json::from_slice(&formed.known).map_err(running)?;
     }

@@ -89,7 +89,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         let input = if flags.local { "its own".to_owned() } else { names };
         settings.push(("input".into(), input));
         settings.push(("filter".into(), flags.filter.clone().unwrap_or_else(|| "none".into())));
-        program::form(NAME, &cluster, &settings, Vec::new(), how.quiet)?
+        program::form(NAME, &cluster, &settings, Vec::new(), (&stopping, how.quiet))?
     } else {
         None
     };

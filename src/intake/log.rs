@@ -469,10 +469,14 @@ impl LogReader {
         }
     }
 
-    /// Whether a piece with times up to `latest` may open or close windows.
-    fn may_turn(&self, partition: &Partition, latest: u64) -> bool {
+    /// Whether a batch may be handed out for an epoch that nothing was handed out for before, or close windows.
+    fn may_turn(&self, partition: &Partition, batch: &Batch) -> bool {
         let rules = &self.books.rules;
-        rules.windowing.index(latest) > partition.highest || rules.first_open(latest) > partition.closed
+        let known = self.books.known(&batch.probe, batch.run);
+        let before = known.map_or(0, |run| self.books.runs[run].parts[partition.part].watermark);
+        let floor = partition.floor.max(self.books.floor);
+        let closes = rules.first_open(batch.latest.max(before).max(floor)) > partition.closed;
+        closes || rules.windowing.index(batch.latest).max(partition.closed) > partition.highest
     }
 
     /// Where a piece of a run is placed; what is closed in its partition stays closed.
@@ -491,7 +495,7 @@ impl LogReader {
         logged: Logged,
         arrived: Instant,
     ) -> Option<Position> {
-        let turns = self.may_turn(&self.partitions[at], batch.latest);
+        let turns = self.may_turn(&self.partitions[at], &batch);
         let start = turns.then(|| self.partitions[at].start(&self.books));
         let (message, part) = (logged.number, self.partitions[at].part);
         self.partitions[at].took(logged, &self.log);
@@ -620,7 +624,7 @@ impl Reader for LogReader {
         let highest = into.highest();
         into.finish(run, None);
         if highest.is_some_and(|highest| highest > partition.highest) || !closings.is_empty() {
-            let start = start.ok_or("a batch has a packet that is later than it says")?;
+            let start = start.ok_or("internal error: a batch has turned what it could not")?;
             highest.into_iter().for_each(|highest| partition.hand_out(highest, &start));
             for (place, open) in closings {
                 partition.close(open, place, &start, &mut self.positions);
