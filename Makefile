@@ -1,7 +1,7 @@
 # NetSpectra's tasks. `make demo` and `make test` need nothing but Rust on a Debian machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live live-demo test bench live-bench fuzz install-deps
+.PHONY: help demo live live-demo test crash-test bench live-bench cluster-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
 TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux
@@ -11,6 +11,8 @@ SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 TARGET     := $(abspath $(or $(CARGO_TARGET_DIR),target))
 CORPUS     := $(wildcard $(or $(NETSPECTRA_CORPUS),../shared/pcaps))
 SECONDS    ?= 600
+ROUNDS     ?= 30
+SEED       ?= 1
 IFACE      ?= $(or $(shell ip -o route show default 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p;q'),any)
 
 # Installs those of the packages $(1) that are missing; elsewhere than on Debian it only says what is needed.
@@ -70,6 +72,11 @@ test: install-deps	## formatting, lints, every test, documentation
 	cargo test --workspace
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
+crash-test: install-deps	## kill -9 at random: ROUNDS=30 of 2 M packets from SEED=1 on, each held against a run without kills
+	$(call install,$(TEST_DEPS))
+	NETSPECTRA_CRASH_ROUNDS=$(ROUNDS) NETSPECTRA_CRASH_PACKETS=2000000 NETSPECTRA_CRASH_SEED=$(SEED) \
+		cargo test --release --test crash -- --nocapture kills_at_random
+
 bench: install-deps	## every stage, then whole programs against tcpdump, wc and nfpcapd (BENCH_FLAGS=--scale: 1, 10 and 40 M packets)
 	$(call install,$(BENCH_DEPS))
 	cargo build --release
@@ -80,6 +87,11 @@ live-bench: install-deps	## rate over NATS, capture cost beside tcpdump, latency
 	$(call install,$(TEST_DEPS) python3)
 	cargo build --release
 	python3 benches/live.py $(BENCH_FLAGS)
+
+cluster-bench: install-deps	## processor time of 1, 2 and 4 processes, a slow sink (BENCH_FLAGS=--quick, --slow-sink); root for the latter
+	$(call install,$(TEST_DEPS) python3 strace)
+	cargo build --release
+	python3 benches/cluster.py $(BENCH_FLAGS)
 
 # No sanitizer, so that a stable compiler of any version will do.
 # New inputs go under target/; the committed seeds and, where it is, the corpus of .ci/run are only read.

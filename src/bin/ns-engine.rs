@@ -230,7 +230,7 @@ fn input_kind(flags: &Flags, recorded: bool) -> &'static str {
 /// Where packets come from.
 enum Input {
     Interface(Arc<Rings>),
-    Bus(Listening),
+    Bus(Box<Listening>),
 }
 
 impl Input {
@@ -258,7 +258,7 @@ impl Input {
             let resume = (positions.unwrap_or_default(), earlier.first);
             let engine = generation;
             let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume };
-            return Listening::start(listen).map(Self::Bus).map_err(no_bus);
+            return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
         };
         let options = Options {
             interface: interface.clone(),
