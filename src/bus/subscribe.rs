@@ -19,6 +19,10 @@ const RENEWED: Duration = Duration::from_secs(4);
 /// How long the log waits to be told that a message is done with, before it hands it out again: longer than any window
 /// stays open.
 const UNTOLD: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often something may fail while the server is there.
+const PATIENCE: u32 = 100;
+/// How long the server keeps a consumer that nobody reads.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// How often an idle log is asked whether there is more, while we are told to stop; else how often to see whether the
 /// connection was lost.
 const LOOK: Duration = Duration::from_millis(100);
@@ -120,8 +124,11 @@ pub struct Partition {
 /// Which part of the log to read.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Name of the consumer at the server.
+    /// Name of the consumer at the server, and what tells it from those of other starts: a request of a process that was
+    /// lost may reach the server late, and is not to hit ours.
     pub consumer: String,
+    /// A number that no other start has.
+    pub generation: u64,
     /// The subject.
     pub subject: String,
     /// Number of the first message wanted, from 1.
@@ -140,20 +147,30 @@ impl Partition {
         stream: &jetstream::stream::Stream,
         part: Part,
     ) -> Result<(Self, u64), BusError> {
-        let Part { consumer: name, subject, start, acknowledged, beside } = part;
+        let Part { consumer: name, generation, subject, start, acknowledged, beside } = part;
+        let failed = |error: &dyn std::error::Error| bus.failed(format!("read {subject}"), error);
+        let mut others = stream.consumer_names();
+        while let Some(other) = others.next().await {
+            let other = other.map_err(|error| failed(&error))?;
+            if other.strip_prefix(&name).is_some_and(|rest| rest.starts_with('-')) {
+                // Of an earlier start, or of an engine that thinks that it is alone: it is told so by this.
+                let _ = stream.delete_consumer(&other).await;
+            }
+        }
+        let name = format!("{name}-{generation:x}");
         let config = pull::Config {
             durable_name: Some(name),
-            filter_subject: subject,
+            filter_subject: subject.clone(),
             ack_policy: if acknowledged { AckPolicy::All } else { AckPolicy::None },
             ack_wait: UNTOLD,
             max_ack_pending: if acknowledged { -1 } else { 0 },
+            inactive_threshold: FORGOTTEN,
             ..pull::Config::default()
         };
         let at_once = ((AT_ONCE / beside).max(64), (AT_ONCE_BYTES / beside).max(2 << 20));
         let reconnects = bus.reconnects();
-        let (consumer, messages) = consume(stream, &config, start, at_once)
-            .await
-            .map_err(|error| bus.failed(format!("read {}", config.filter_subject), &*error))?;
+        let (consumer, messages) =
+            consume(stream, &config, start, at_once).await.map_err(|error| failed(&*error))?;
         let waiting = consumer.cached_info().num_pending;
         let partition = Self {
             bus: bus.clone(),
@@ -174,13 +191,21 @@ impl Partition {
     /// no more.
     pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Logged>, String> {
         let mut last_look = false;
+        let mut patience = PATIENCE;
         loop {
             let stopping = *stop.borrow_and_update();
+            if stopping && self.bus.is_away() {
+                // It hands out nothing more either.
+                return Ok(None);
+            }
             if stopping && self.until.is_none() {
-                // Where the server is away, it hands out nothing more either.
-                let info = tokio::time::timeout(ANSWER, self.stream.get_info()).await;
-                let last = info.ok().and_then(Result::ok).map(|info| info.state.last_sequence);
-                self.until = Some(last.unwrap_or(0));
+                match tokio::time::timeout(ANSWER, self.stream.get_info()).await {
+                    Ok(Ok(info)) => self.until = Some(info.state.last_sequence),
+                    _ => {
+                        patience = self.impatient(patience).await?;
+                        continue;
+                    }
+                }
             }
             if self.until.is_some_and(|until| self.last >= until) {
                 return Ok(None);
@@ -211,26 +236,37 @@ impl Partition {
                         if !self.bus.is_away() {
                             self.bus.complain(&format!("reading {}: {error}", self.config.filter_subject));
                         }
-                        if stopping {
-                            return Ok(None);
-                        }
-                        tokio::time::sleep(LOOK).await;
+                        patience = self.impatient(patience).await?;
                         self.again(stop).await;
                     }
-                    None if stopping => return Ok(None),
-                    None => self.again(stop).await,
+                    None => {
+                        patience = self.impatient(patience).await?;
+                        self.again(stop).await;
+                    }
                 },
                 () = tokio::time::sleep(if stopping { LOOK } else { SELDOM }) => if stopping {
                     if last_look {
                         return Ok(None);
                     }
                     match tokio::time::timeout(ANSWER, self.consumer.get_info()).await {
-                        Ok(Ok(info)) if info.num_pending > 0 => {}
                         // What it has handed out just now is here already: one more look.
-                        _ => last_look = true,
+                        Ok(Ok(info)) => last_look = info.num_pending == 0,
+                        _ => {
+                            patience = self.impatient(patience).await?;
+                            self.again(stop).await;
+                        }
                     }
                 },
             }
+        }
+    }
+
+    /// Waits a little after something has failed, but not for ever: the server is there.
+    async fn impatient(&self, patience: u32) -> Result<u32, String> {
+        tokio::time::sleep(LOOK).await;
+        match patience.checked_sub(u32::from(!self.bus.is_away())) {
+            Some(left) => Ok(left),
+            None => Err(format!("{} cannot be read to its end", self.config.filter_subject)),
         }
     }
 
@@ -248,9 +284,10 @@ impl Partition {
         Order::Next(Logged { message: incoming(message.message), number, waiting })
     }
 
-    /// Makes the consumer anew behind the last message handed out; tries until it can, or is told to stop.
+    /// Makes the consumer anew behind the last message handed out; tries until it can, or until it is told to stop and the
+    /// server is away.
     async fn again(&mut self, stop: &watch::Receiver<bool>) {
-        while !*stop.borrow() {
+        while !(*stop.borrow() && self.bus.is_away()) {
             let reconnects = self.bus.reconnects();
             match consume(&self.stream, &self.config, self.last + 1, self.at_once).await {
                 Ok((consumer, messages)) => {
@@ -328,8 +365,16 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         description: Some(format!("{PARTITIONS}{}", wanted.partitions)),
         ..Config::default()
     };
-    let stream = context.get_or_create_stream(config).await;
-    let stream = stream.map_err(|error| {
+    let mut made = context.get_or_create_stream(config.clone()).await;
+    for _ in 0..ATTEMPTS {
+        if made.is_ok() {
+            break;
+        }
+        // Another process may be making it at this moment.
+        tokio::time::sleep(LOOK).await;
+        made = context.get_or_create_stream(config.clone()).await;
+    }
+    let stream = made.map_err(|error| {
         let hint = "; is nats-server running with --jetstream?";
         bus.failed(format!("use the stream {}{hint}", wanted.stream), &error)
     })?;
@@ -345,6 +390,9 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         _ => Ok(stream),
     }
 }
+
+/// How often to try to make a stream.
+const ATTEMPTS: u32 = 5;
 
 /// How the description of a stream that we make says how many partitions its batches are spread over.
 const PARTITIONS: &str = "NetSpectra packets, partitions: ";

@@ -45,6 +45,14 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The least watermark that leaves this window open and none before it.
+    pub fn closes_before(&self, open: u64) -> u64 {
+        match self.windowing {
+            Windowing::All => 0,
+            Windowing::Every(length) => open.saturating_mul(length).saturating_add(self.lateness),
+        }
+    }
+
     /// The first window that a watermark leaves open.
     pub fn first_open(&self, watermark: u64) -> u64 {
         match self.windowing {

@@ -302,7 +302,7 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
 }
 
 async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
-    let Listen { settings, rules, division, resume, .. } = listen;
+    let Listen { settings, rules, division, engine, resume, .. } = listen;
     let stream = stream(bus, settings).await?;
     let last = stream.cached_info().state.last_sequence;
     let recorded = resume.0.values().map(|position| position.start.saturating_sub(1)).max().unwrap_or(0);
@@ -325,6 +325,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
                 settings.queue_group,
                 if single { "single".into() } else { number.to_string() }
             ),
+            generation: engine,
             subject: if single { settings.single.clone() } else { format!("{}.{number}", settings.batch) },
             start: resume.0.get(number).map_or(1, |position| position.start),
             acknowledged: !single,

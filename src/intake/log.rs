@@ -5,7 +5,8 @@
 //! the *boundary* of the window's epoch: packets before it of this window or earlier ones have been handed out for the
 //! epoch or before, all others come later. With the boundary goes the *start*: the first message that holds any of the
 //! others, and the books as they were before that message. A restart reads on from the start and passes over what lies
-//! before the boundary and belongs to committed windows. Neither depends on other partitions, on clocks or on how many
+//! before the boundary and belongs to committed windows. Until it has passed the boundary it closes no window either: none
+//! of those that are not committed had been closed there. So neither depends on other partitions, on clocks or on how many
 //! workers there are.
 //!
 //! A worker takes its messages in the order of their watermarks, and waits for a partition that has more at the server:
@@ -336,11 +337,14 @@ impl Partition {
         let Some(shared) = queues.get(&self.number) else { return Look::Ended };
         let mut queue = shared.queue();
         let Some((logged, arrived)) = queue.messages.pop_front() else {
-            return match (queue.ended, queue.waiting) {
+            let look = match (queue.ended, queue.waiting) {
                 (true, _) => Look::Ended,
                 (false, 0) => Look::Nothing,
-                (false, _) => Look::OnItsWay,
+                (false, _) => return Look::OnItsWay,
             };
+            // What it has not read again is not there any more.
+            self.committed = None;
+            return look;
         };
         queue.bytes -= logged.message.payload.len() as u64 + OVERHEAD;
         drop(queue);
@@ -353,6 +357,11 @@ impl Partition {
         };
         self.head = Some((head.unwrap_or(Head::Refused), logged, arrived));
         Look::Here
+    }
+
+    /// Whether it reads again what an earlier run has read before its last commit.
+    fn is_reading_again(&self) -> bool {
+        self.committed.is_some_and(|boundary| (self.last + 1, 0) < boundary)
     }
 
     /// The books as they are now, for a restart from the next message on.
@@ -376,9 +385,6 @@ impl Partition {
             let _ = log.done.send(reply);
         }
         (self.last, self.last_reply, self.taken) = (logged.number, reply.filter(|_| !log.passing), true);
-        if self.committed.is_some_and(|(message, _)| self.last > message) {
-            self.committed = None;
-        }
     }
 
     /// Notes that packets were handed out for epochs up to this one, the first of them from a message behind `start`.
@@ -458,12 +464,22 @@ impl LogReader {
         heads.min().map(|(_, at)| at).ok_or(none)
     }
 
+    /// The watermark before which nothing is handed out any more but what comes late.
+    fn hold(&self) -> u64 {
+        let floor = self.books.floor;
+        match self.partitions.iter().any(Partition::is_reading_again) {
+            true => floor.min(self.books.rules.closes_before(self.log.first)),
+            false => floor,
+        }
+    }
+
     /// Closes windows that nothing comes for any more, in all partitions.
     fn close(&mut self) {
         self.books.close();
-        let open = self.books.rules.first_open(self.books.floor);
+        let hold = self.hold();
+        let open = self.books.rules.first_open(hold);
         for partition in self.partitions.iter_mut().filter(|partition| partition.closed < open) {
-            partition.floor = partition.floor.max(self.books.floor);
+            partition.floor = partition.floor.max(hold);
             let here = partition.start(&self.books);
             partition.close(open, (partition.last + 1, 0), &here, &mut self.positions);
         }
@@ -481,11 +497,11 @@ impl LogReader {
 
     /// Where a piece of a run is placed; what is closed in its partition stays closed.
     fn position(&mut self, at: usize, run: usize, before: u64) -> Position {
-        let others = self.books.others(run);
+        let (others, hold) = (self.books.others(run), self.hold());
         let partition = &mut self.partitions[at];
         let latest = self.books.runs[run].parts[partition.part].watermark.max(before);
-        partition.floor = partition.floor.max(self.books.floor).max(latest.min(others));
-        Position { latest, others, floor: partition.floor, hold: self.books.floor }
+        partition.floor = partition.floor.max(hold).max(latest.min(others));
+        Position { latest, others, floor: partition.floor, hold }
     }
 
     fn take_batch(
@@ -498,13 +514,14 @@ impl LogReader {
         let turns = self.may_turn(&self.partitions[at], &batch);
         let start = turns.then(|| self.partitions[at].start(&self.books));
         let (message, part) = (logged.number, self.partitions[at].part);
-        self.partitions[at].took(logged, &self.log);
         let Some((run, _)) = self.books.run_of(&batch, part) else {
+            self.partitions[at].took(logged, &self.log);
             self.partitions[at].refused += 1;
             return None;
         };
         let fresh = self.books.runs[run].parts[part].fresh_of(&batch, self.log.partitions.into());
         let position = self.position(at, run, if fresh.is_empty() { 0 } else { batch.watermark });
+        self.partitions[at].took(logged, &self.log);
         if !fresh.is_empty() || batch.packets == 0 {
             self.books.hear(run, part, batch.latest, batch.last, arrived);
         }
@@ -549,6 +566,10 @@ impl LogReader {
 
 impl Reader for LogReader {
     fn take(&mut self) -> Result<(Taken, Position), String> {
+        if let Some(why) = self.log.failure() {
+            // What is not read is not counted, and a restart reads it.
+            return Err(why);
+        }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
             // What waits has come, though nobody has looked at it yet.
@@ -560,7 +581,7 @@ impl Reader for LogReader {
             self.close();
             let at = match self.next_partition() {
                 Ok(at) => at,
-                Err(taken) => return Ok((taken, Position::nowhere(self.books.floor))),
+                Err(taken) => return Ok((taken, Position::nowhere(self.hold()))),
             };
             let taken = match self.partitions[at].head.take() {
                 Some((Head::Batch(batch), logged, arrived)) => self.take_batch(at, batch, logged, arrived),
@@ -587,7 +608,13 @@ impl Reader for LogReader {
         // Where windows were closed, and the first that was open then.
         let mut closings: Vec<(Place, Epoch)> = Vec::new();
         let mut closed = partition.closed;
+        if committed.is_some() {
+            into.restrain();
+        }
         let mut next = |into: &mut Placer, place: Place, packet: Option<Packet>, time: u64| {
+            if committed.is_none_or(|boundary| place >= boundary) {
+                into.release();
+            }
             into.observe(time);
             if into.closed() > closed {
                 closed = into.closed();
@@ -621,6 +648,9 @@ impl Reader for LogReader {
                 });
             }
         }
+        if committed.is_some_and(|boundary| boundary <= (partition.last + 1, 0)) {
+            partition.committed = None;
+        }
         let highest = into.highest();
         into.finish(run, None);
         if highest.is_some_and(|highest| highest > partition.highest) || !closings.is_empty() {
@@ -629,6 +659,8 @@ impl Reader for LogReader {
             for (place, open) in closings {
                 partition.close(open, place, &start, &mut self.positions);
             }
+            // Another run's messages may be behind this one's; what is closed in this partition stays closed.
+            partition.floor = partition.floor.max(self.books.rules.closes_before(partition.closed));
         }
         Ok(())
     }
@@ -666,5 +698,196 @@ impl Reader for LogReader {
 
     fn heed(&mut self, notice: Notice) {
         self.books.heed(notice);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::subscribe::Incoming;
+    use crate::wire::batch::{BatchBuilder, Header};
+    use crate::wire::v1::Accounts;
+    use dataflows::packet::{Address, Transport};
+    use dataflows::window::Windowing;
+    use proptest::prelude::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    const PARTITIONS: u32 = 3;
+    const LENGTH: u64 = 100;
+
+    fn packet(number: u64, time: u64) -> Packet {
+        let transport = Transport::new(number as u16, 1, 6, 0, 0, 4);
+        Packet {
+            time,
+            transport,
+            source: Address::v4(number as u32),
+            destination: Address::v4(1),
+            length: 60,
+        }
+    }
+
+    /// What two probes put into the log, by partition: their packets, at these times, in batches of three, and in the end
+    /// that there are no more. Each packet has a number of its own.
+    fn log_of(runs: &[Vec<u64>]) -> Vec<Vec<Vec<u8>>> {
+        let mut log: Vec<Vec<Vec<u8>>> = vec![Vec::new(); PARTITIONS as usize];
+        let batches = |times: &[u64]| times.chunks(3).count() as u64;
+        let most = runs.iter().map(|times| batches(times)).max().unwrap_or(0);
+        for sequence in 0..=most {
+            for (run, times) in runs.iter().enumerate() {
+                let own = batches(times);
+                if sequence > own {
+                    continue;
+                }
+                let first = (sequence * 3).min(times.len() as u64);
+                let chunk = times.chunks(3).nth(sequence as usize).unwrap_or_default();
+                let before = &times[..first as usize];
+                let mut latest = before.iter().copied().max().unwrap_or(0);
+                let watermark = latest;
+                let mut builder = BatchBuilder::new(watermark);
+                for (at, time) in chunk.iter().enumerate() {
+                    latest = latest.max(*time);
+                    builder.push(&packet(first + at as u64 + 1000 * run as u64, *time), latest);
+                }
+                let sent = |packets| Accounts { sent: packets, ..Accounts::default() };
+                let payload = builder.finish(Header {
+                    probe: format!("probe {run}"),
+                    run: 7,
+                    sequence,
+                    first_packet: first,
+                    watermark,
+                    latest,
+                    before: sent(first),
+                    after: sent(first + chunk.len() as u64),
+                    last: chunk.is_empty(),
+                    ..Header::default()
+                });
+                if chunk.is_empty() {
+                    log.iter_mut().for_each(|partition| partition.push(payload.to_vec()));
+                } else {
+                    log[(sequence % u64::from(PARTITIONS)) as usize].push(payload.to_vec());
+                }
+            }
+        }
+        log
+    }
+
+    fn rules(lateness: u64) -> Rules {
+        let hour = Duration::from_secs(3600);
+        Rules {
+            windowing: Windowing::Every(LENGTH),
+            lateness,
+            silent_after: hour,
+            pause: hour,
+            limit: 1 << 20,
+            single: "single".into(),
+            began: 0,
+        }
+    }
+
+    /// What is in the snapshots so far, by number of the packet, and what was recorded with them.
+    #[derive(Default)]
+    struct Written {
+        packets: BTreeMap<u64, u64>,
+        positions: BTreeMap<u32, LogPosition>,
+        first: Epoch,
+    }
+
+    impl Written {
+        /// Reads the log from where it stands, on so many workers, and commits epochs as the workers leave them; killed
+        /// after so many commits.
+        fn read_on(&mut self, log: &[Vec<Vec<u8>>], peers: usize, lateness: u64, most: usize) {
+            let resume = (self.positions.clone(), self.first);
+            let division = Division { partitions: PARTITIONS, first_worker: 0, workers: peers, peers };
+            let (done, _replies) = unbounded_channel();
+            let queues = Log::new(rules(lateness), division, None, resume, done, Box::new(|| {}));
+            for (partition, messages) in log.iter().enumerate() {
+                let start = self.positions.get(&(partition as u32)).map_or(1, |position| position.start);
+                for (number, payload) in (1..).zip(messages).filter(|(number, _)| *number >= start) {
+                    let message =
+                        Incoming { subject: "s".into(), payload: payload.clone().into(), reply: None };
+                    let message = Logged { message, number, waiting: 0 };
+                    let mut queue = queues.queues[&(partition as u32)].queue();
+                    queue.bytes += message.message.payload.len() as u64 + OVERHEAD;
+                    queue.messages.push_back((message, Instant::now()));
+                }
+            }
+            let queues = Arc::new(queues);
+            (0..=PARTITIONS).for_each(|partition| queues.end(partition));
+            let mut readers: Vec<_> = (0..peers).map(|worker| Some(queues.clone().reader(worker))).collect();
+            let mut placers: Vec<_> =
+                (0..peers).map(|_| Placer::new(Windowing::Every(LENGTH), lateness, self.first)).collect();
+            let mut holds = vec![self.first; peers];
+            let mut sent: BTreeMap<Epoch, Vec<u64>> = BTreeMap::new();
+            let mut positions: Vec<LogPosition> = Vec::new();
+            let mut commits = 0;
+            while readers.iter().any(Option::is_some) {
+                for ((slot, placer), hold) in readers.iter_mut().zip(&mut placers).zip(&mut holds) {
+                    let Some(reader) = slot else { continue };
+                    let (taken, position) = reader.take().expect("taken");
+                    if taken == Taken::End {
+                        positions.extend(reader.leave(true));
+                        (*slot, *hold) = (None, Epoch::MAX);
+                        continue;
+                    }
+                    positions.extend(reader.leave(false));
+                    let open = placer.seek(position);
+                    assert!(open >= *hold, "a capability never goes back");
+                    *hold = open;
+                    if taken == Taken::Piece {
+                        reader.decode(placer).expect("decoded");
+                        positions.extend(reader.leave(false));
+                        for (epoch, batch) in placer.batches.drain(..) {
+                            assert!(epoch >= *hold && batch.window <= epoch, "{epoch} {hold}");
+                            let numbers = batch.packets.iter().map(|packet| packet.source.0 as u32 as u64);
+                            sent.entry(epoch).or_default().extend(numbers);
+                        }
+                    }
+                }
+                let least = *holds.iter().min().expect("a worker");
+                while let Some(epoch) = sent.first_key_value().map(|(epoch, _)| *epoch).filter(|e| *e < least)
+                {
+                    if commits == most {
+                        return;
+                    }
+                    commits += 1;
+                    for number in sent.remove(&epoch).unwrap_or_default() {
+                        *self.packets.entry(number).or_default() += 1;
+                    }
+                    positions.sort_by_key(|position| position.from);
+                    for position in positions.iter().filter(|position| position.from <= epoch) {
+                        self.positions.insert(position.partition, position.clone());
+                    }
+                    self.first = epoch + 1;
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn killed_after_any_commit_and_read_on_by_any_number_of_workers_every_packet_is_written_once(
+            runs in proptest::collection::vec(proptest::collection::vec(1u64..1500, 0..40), 1..3),
+            sorted in any::<bool>(),
+            lateness in 0u64..150,
+            lives in proptest::collection::vec((1usize..4, 0usize..6), 0..5),
+            last in 1usize..4,
+        ) {
+            let mut runs = runs;
+            if sorted {
+                runs.iter_mut().for_each(|times| times.sort_unstable());
+            }
+            let log = log_of(&runs);
+            let mut written = Written::default();
+            for (peers, commits) in lives {
+                written.read_on(&log, peers, lateness, commits);
+            }
+            written.read_on(&log, last, lateness, usize::MAX);
+            let all = runs.iter().enumerate().flat_map(|(run, times)| (0..times.len() as u64).map(move |at| at + 1000 * run as u64));
+            let expected: BTreeMap<u64, u64> = all.map(|number| (number, 1)).collect();
+            prop_assert_eq!(&written.packets, &expected);
+            let taken: u64 = written.positions.values().flat_map(|position| &position.runs).map(|run| run.taken).sum();
+            prop_assert_eq!(taken, expected.len() as u64, "the books");
+        }
     }
 }

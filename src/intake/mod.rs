@@ -173,6 +173,8 @@ pub struct Placer {
     closed: Epoch,
     /// `closed` where the piece began.
     began: Epoch,
+    /// No window from this one on is closed.
+    ceiling: Epoch,
 }
 
 impl Placer {
@@ -194,6 +196,7 @@ impl Placer {
             place: 0,
             closed: first,
             began: first,
+            ceiling: Epoch::MAX,
         }
     }
 
@@ -203,8 +206,23 @@ impl Placer {
         self.watermark = Watermark::new(self.windowing, self.lateness, latest, others).not_before(floor);
         self.closed = self.watermark.first_open().max(self.first);
         self.began = self.closed;
+        self.ceiling = Epoch::MAX;
         self.current = 0..0;
         Watermark::new(self.windowing, self.lateness, hold, u64::MAX).first_open().max(self.first)
+    }
+
+    /// Closes no window from the first new one on until released: where an earlier run has closed none of them either.
+    pub fn restrain(&mut self) {
+        self.ceiling = self.first;
+        (self.closed, self.began) = (self.first, self.first);
+    }
+
+    /// Closes windows again, by all that was observed.
+    pub fn release(&mut self) {
+        if std::mem::replace(&mut self.ceiling, Epoch::MAX) < Epoch::MAX {
+            self.closed = self.watermark.first_open().max(self.first);
+            self.current = 0..0;
+        }
     }
 
     /// The first window that is open where the decoding has come.
@@ -221,7 +239,7 @@ impl Placer {
     /// Moves the watermark by the time of the next frame, counted or not.
     #[inline(always)]
     pub fn observe(&mut self, time: u64) {
-        let closed = self.watermark.observe(time);
+        let closed = self.watermark.observe(time).min(self.ceiling);
         if closed > self.closed {
             self.closed = closed;
             self.current = 0..0;
