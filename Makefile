@@ -4,7 +4,7 @@
 .PHONY: help demo live live-demo test crash-test bench live-bench cluster-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
-TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux
+TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd
 BENCH_DEPS := tcpdump nfdump hyperfine python3
 FUZZ_DEPS  := g++
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)

@@ -7,9 +7,11 @@ mod support;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 use support::cluster::*;
@@ -569,5 +571,22 @@ fn bad_usage_of_a_cluster_is_refused_before_anything_is_started() {
         for process in [0, 1] {
             refused(ANALYZER, &format!("{} {only_once}", hosts.flags(process)), &["--local"]);
         }
+    }
+}
+
+#[test]
+fn the_service_unit_is_one_that_systemd_takes() {
+    let scratch = Scratch::new();
+    let shipped =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/ns-engine@.service")).unwrap();
+    assert!(shipped.contains("/usr/bin/ns-engine "), "{shipped}");
+    // It has to name a program that is there.
+    let unit =
+        scratch.write("ns-engine@.service", shipped.replace("/usr/bin/ns-engine ", &format!("{ENGINE} ")));
+    let verified = Command::new(tool("systemd-analyze")).arg("verify").arg(&unit).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && said.is_empty(), "{said}");
+    for setting in ["Restart=on-failure", "RestartPreventExitStatus=2", "Environment=NETSPECTRA_PROCESS=%i"] {
+        assert!(shipped.lines().any(|line| line == setting), "{setting}");
     }
 }
