@@ -321,36 +321,44 @@ fn merge<'s>(
     )
 }
 
-/// On one worker: the groups that an earlier run has written of a window, for their owners, once when the first packets
-/// come late for it. From then on the archive has them.
+/// On one worker: the groups that an earlier run has written of a window, for their owners, in the first epoch whose
+/// packets come late for it. From then on the archive has them.
 fn recalled<'s>(
     late: Stream<'s, Epoch, Block>,
     mask: Mask,
     recall: Option<Rc<dyn Recall>>,
 ) -> Stream<'s, Epoch, Block> {
     let peers = late.scope().peers();
-    late.unary::<BlockBuilder, _, _, _>(to_named_worker(), "Recall", move |_, _| {
+    late.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Recall", move |_, _| {
+        // A later epoch may be announced first, by a worker that is ahead.
+        let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
         let mut recalled: BTreeSet<Epoch> = BTreeSet::new();
-        move |input, output| {
+        move |(input, frontier), output| {
+            let port = output.output_index();
             input.for_each(|message, block| {
-                let window = block.window;
-                let Some(recall) = recall.as_ref().filter(|recall| window < recall.first_new()) else {
-                    return;
-                };
-                if !recalled.insert(window) {
-                    return;
-                }
-                let (mut batches, mut shares) = (Batches::new(peers), Vec::new());
-                shares.resize_with(peers, Tables::default);
-                for (key, values) in recall.recall(mask, window) {
-                    batches.push(key, values, &mut shares);
-                }
-                batches.finish(&mut shares);
-                let mut session = output.session_with_builder(&message);
-                for (to, tables) in shares.into_iter().enumerate() {
-                    tables.into_blocks(to, window).for_each(|mut block| session.give_container(&mut block));
+                let is_earlier = |recall: &Rc<dyn Recall>| block.window < recall.first_new();
+                if recall.as_ref().is_some_and(is_earlier)
+                    && let Some((_, windows)) = epochs.at(&message, port)
+                {
+                    windows.insert(block.window);
                 }
             });
+            while let (Some(recall), Some((held, windows))) = (&recall, epochs.close(&[frontier])) {
+                let mut session = output.session_with_builder(&held);
+                for window in windows.into_iter().filter(|window| recalled.insert(*window)) {
+                    let (mut batches, mut shares) = (Batches::new(peers), Vec::new());
+                    shares.resize_with(peers, Tables::default);
+                    for (key, values) in recall.recall(mask, window) {
+                        batches.push(key, values, &mut shares);
+                    }
+                    batches.finish(&mut shares);
+                    for (to, tables) in shares.into_iter().enumerate() {
+                        tables
+                            .into_blocks(to, window)
+                            .for_each(|mut block| session.give_container(&mut block));
+                    }
+                }
+            }
         }
     })
 }
