@@ -351,3 +351,116 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SinkError> {
     };
     write().map_err(|error| SinkError::Io { action: "write", path: path.to_owned(), error })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dataflows::block::Block;
+    use dataflows::exact::Exact;
+    use dataflows::key::{Key, KeyFields};
+    use dataflows::packet::{Address, Packet, Transport};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const KEYS: [&[&str]; 6] = [
+        &["SrcIP", "DstIP", "SrcPort", "DstPort", "Protocol"],
+        &["SrcIP/24/48", "SrcIP"],
+        &["DstIP/8/3", "TCPFlags"],
+        &["VLAN", "IPVersion"],
+        &["DstIP", "SrcIP/1/1"],
+        &["DstPort"],
+    ];
+
+    fn any_packet() -> impl Strategy<Value = Packet> {
+        let address = || {
+            prop_oneof![
+                any::<u32>().prop_map(Address::v4),
+                any::<u128>().prop_map(Address),
+                Just(Address(0)),
+                Just(Address(0xffff << 32 | 1)),
+            ]
+        };
+        let transport = (any::<u16>(), any::<u16>(), any::<u8>(), any::<u8>(), 0u16..4096);
+        (address(), address(), transport).prop_map(
+            |(source, destination, (from, to, protocol, flags, vlan))| {
+                let version = if source.is_v4() { 4 } else { 6 };
+                let transport = Transport::new(from, to, protocol, flags, vlan, version);
+                Packet { time: 0, transport, source, destination, length: 60 }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(50))]
+        #[test]
+        fn groups_are_read_back_as_they_were_written(
+            packets in proptest::collection::vec(any_packet(), 0..60),
+            values in proptest::collection::vec((1u64..1 << 53, 1u64..1 << 53, any::<u64>(), any::<u64>()), 60),
+            keys in 0..KEYS.len(),
+        ) {
+            let fields = KeyFields::parse(KEYS[keys]).expect("fields");
+            let values = values.iter().map(|(packets, bytes, first, last)| [*packets, *bytes, *first, *last]);
+            let groups: BTreeMap<String, Group> = packets.iter().zip(values).map(|(packet, values)| {
+                let key = fields.mask().of(packet);
+                (format!("{key:?}"), (key, values))
+            }).collect();
+            let (mut compact, mut wide) = (Vec::new(), Vec::new());
+            for (key, values) in groups.values() {
+                match key {
+                    Key::Compact(key) => compact.extend(key.iter().chain(values)),
+                    Key::Wide(key) => wide.extend(key.iter().chain(values)),
+                }
+            }
+            let runs = [(false, compact), (true, wide)].map(|(wide, words): (bool, Vec<u64>)| Block { wide, words: words.into(), ..Block::default() });
+            let task = Task { name: "task".into(), aggregator: Arc::new(Exact::new(fields)) };
+            let rows = TaskRows { name: task.name.clone(), schema: task.aggregator.schema(), runs: runs.to_vec() };
+            let folder = tempfile::tempdir().expect("a folder");
+            let windowing = Windowing::Every(60_000_000_000);
+            let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+            let snapshot = Snapshot { window: 7, span: windowing.span(7), revision: 3, tasks: vec![rows] };
+            writer.prepare(&snapshot, Some(1)).and_then(|()| writer.publish()).expect("written");
+            let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: Some(task.name.clone()) };
+            let found = reader.groups(&task, 7).expect("groups");
+            let found: BTreeMap<String, Group> = found.into_iter().map(|group| (format!("{:?}", group.0), group)).collect();
+            prop_assert_eq!(&found, &groups);
+            let total = groups.values().map(|(_, values)| values[0]).sum();
+            prop_assert_eq!(reader.summary(7), Ok(Some((3, Some(total)))));
+            prop_assert_eq!(reader.summary(8), Ok(None));
+            prop_assert_eq!(reader.groups(&task, 8), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn a_commit_that_was_recorded_is_finished_and_one_that_was_not_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let windowing = Windowing::Every(60_000_000_000);
+        let snapshot =
+            |window, revision| Snapshot { window, span: windowing.span(window), revision, tasks: Vec::new() };
+        let mut manifest = Manifest::new(Vec::new(), 0);
+        (manifest.number, manifest.placed) = (4, vec![(1, 1), (2, 0)]);
+        let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+        for (window, revision, commit) in [(1, 0, 3), (2, 0, 4), (1, 1, 4), (3, 0, 5)] {
+            writer.prepare(&snapshot(window, revision), Some(commit)).expect("prepared");
+            if commit == 3 {
+                writer.publish().expect("published");
+            }
+        }
+        drop(writer);
+        let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: None };
+        for _ in 0..2 {
+            // A second time there is nothing left to do.
+            let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+            writer.recover(Some(&manifest), windowing).expect("recovered");
+            let found = [1, 2, 3]
+                .map(|window| reader.summary(window).expect("a summary").map(|(revision, _)| revision));
+            assert_eq!(found, [Some(1), Some(0), None]);
+            assert!(
+                fs::read_dir(folder.path()).expect("a folder").all(|entry| !entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with('.'))
+            );
+        }
+    }
+}
