@@ -166,7 +166,8 @@ static PEERS: OnceLock<Vec<String>> = OnceLock::new();
 
 /// What has happened when a thread of this name, which moves data between processes, cannot go on.
 pub fn lost(thread: &str) -> Option<String> {
-    let process: usize = thread.strip_prefix("timely:")?.split_once('-')?.1.parse().ok()?;
+    let moved = thread.strip_prefix("timely:send-").or_else(|| thread.strip_prefix("timely:recv-"));
+    let process: usize = moved?.parse().ok()?;
     let host = PEERS.get()?.get(process)?;
     Some(format!(
         "lost process {process} ({host}): it has ended or cannot be reached; start all processes again"
@@ -322,6 +323,13 @@ impl Cluster {
         deadline: Instant,
         forming: &mut Forming,
     ) -> Result<bool, FormError> {
+        for process in 0..self.hosts.len() {
+            // Process 0 says nothing until all are there; the others say so to it.
+            let silent = self.process != 0 && process != 0 || !forming.ready[process];
+            if silent && forming.sockets[process].as_ref().is_some_and(|socket| !is_alive(socket)) {
+                forming.lose(process, &"it has ended");
+            }
+        }
         for process in
             (0..self.process).filter(|process| forming.sockets[*process].is_none()).collect::<Vec<_>>()
         {
@@ -331,12 +339,15 @@ impl Cluster {
                     if process == 0 {
                         // Whoever was there before belongs to an earlier start.
                         forming.sockets.iter_mut().for_each(|socket| *socket = None);
+                        forming.ready.fill(false);
                         (forming.generation, forming.known) = (welcome.generation, known);
                         forming.sockets[0] = Some(socket);
                     } else if welcome.generation == forming.generation {
                         forming.sockets[process] = Some(socket);
                     } else {
-                        forming.lose(process, &"it belongs to an earlier start of the cluster");
+                        // Or this process does: process 0 may have been started again.
+                        forming.lose(0, &"the cluster is being started again");
+                        forming.lose(process, &"it belongs to another start of the cluster");
                     }
                 }
                 Err(error) => forming.lose(process, &error),
@@ -348,13 +359,6 @@ impl Cluster {
         }
         while let Ok((socket, hello)) = introductions.recv_timeout(LOOK / 10) {
             self.welcome(settings, socket, hello, forming)?;
-        }
-        for process in 0..self.hosts.len() {
-            // Process 0 says nothing until all are there; the others say so to it.
-            let silent = self.process != 0 && process != 0 || !forming.ready[process];
-            if silent && forming.sockets[process].as_ref().is_some_and(|socket| !is_alive(socket)) {
-                forming.lose(process, &"it has ended");
-            }
         }
         let is_missing = |process: &usize| *process != self.process && forming.sockets[*process].is_none();
         if let Some(missing) = (0..self.hosts.len()).find(is_missing) {

@@ -328,6 +328,14 @@ fn read<'s>(
         let account_capability = capabilities.pop();
         let late_capability = capabilities.pop();
         let mut held = capabilities.pop().zip(late_capability).zip(account_capability);
+        if let Some(((capability, late_capability), account_capability)) = &mut held {
+            // Nothing is told of epochs that are written.
+            for capability in [capability, late_capability, account_capability] {
+                capability.downgrade(&job.earlier.first);
+            }
+        }
+        // Once the input has ended: to tell of a stop that is asked for here.
+        let mut ended: Option<Capability<Epoch>> = None;
         let mut reader = job.intake.clone().reader(worker);
         let mut placer = Placer::new(job.windowing, job.lateness, job.earlier.first);
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
@@ -338,12 +346,11 @@ fn read<'s>(
                 notice => reader.heed(notice),
             });
             let frontier = frontiers[0].frontier().first().copied();
-            if frontier != first_unwritten {
+            // After a failure what counts as written may not be.
+            if frontier != first_unwritten && progress.failure.get().is_none() {
                 first_unwritten = frontier;
                 reader.written(frontier);
             }
-            let Some(((capability, late_capability), account_capability)) = &mut held else { return };
-            unwritten = unwritten.split_off(&first_unwritten.unwrap_or(Epoch::MAX));
             let (mut output, mut late_output) = (output.activate(), late_output.activate());
             let mut account_output = account_output.activate();
             let mut tell = |account: &Account, at: Epoch, capability: &Capability<Epoch>| {
@@ -351,11 +358,19 @@ fn read<'s>(
                 let at = capability.delayed(&at.max(*capability.time()));
                 account_output.session_with_builder(&at).give_container(&mut Block::message(0, &bytes));
             };
-            let mut notices = reader.notices();
-            notices.extend(job.stopping.swap(false, SeqCst).then_some(Notice::Stop));
-            if !notices.is_empty() {
-                tell(&Account { notices, ..Account::default() }, 0, account_capability);
+            let teller = held.as_ref().map(|(_, capability)| capability).or(ended.as_ref());
+            if let Some(capability) = teller {
+                let mut notices = reader.notices();
+                notices.extend(job.stopping.swap(false, SeqCst).then_some(Notice::Stop));
+                if !notices.is_empty() {
+                    tell(&Account { notices, ..Account::default() }, 0, capability);
+                }
             }
+            if frontier.is_none_or(|frontier| frontier == Epoch::MAX) {
+                ended = None;
+            }
+            let Some(((capability, late_capability), account_capability)) = &mut held else { return };
+            unwritten = unwritten.split_off(&first_unwritten.unwrap_or(Epoch::MAX));
 
             if unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
                 // The frontier of what is written wakes this operator.
@@ -373,6 +388,11 @@ fn read<'s>(
                     // Nobody in this process takes any more: what was found is known.
                     let found = Account { found: job.intake.found(), ..Account::default() };
                     tell(&found, 0, account_capability);
+                }
+                if progress.failure.get().is_none() {
+                    let mut last = account_capability.clone();
+                    last.downgrade(&Epoch::MAX);
+                    ended = Some(last);
                 }
                 held = None;
                 return;
@@ -539,10 +559,12 @@ impl Committer {
         }
         let manifest = self.manifest.as_mut().map(|manifest| {
             manifest.number += 1;
-            manifest.epoch = Some(epoch);
+            if !snapshots.is_empty() {
+                // An epoch without packets closes nothing: whoever stops and starts uses up no window.
+                manifest.epoch = manifest.epoch.max(Some(epoch));
+            }
             manifest.accounts = books.accounts.clone();
             (manifest.windows, manifest.held) = (books.windows, books.held);
-            manifest.placed = snapshots.iter().map(|snapshot| (snapshot.window, snapshot.revision)).collect();
             manifest.clone()
         });
         Some(Commit { snapshots, manifest, confirm: Box::new(|| {}) })

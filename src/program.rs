@@ -327,13 +327,9 @@ pub fn csv_writers(folders: &[PathBuf], threads: usize) -> Result<Vec<CsvWriter>
 }
 
 /// Has csv writers finish what `last` has committed, and clear away what else a killed run has left.
-pub fn recover(
-    writers: Vec<CsvWriter>,
-    last: Option<&Manifest>,
-    windowing: Windowing,
-) -> Result<Vec<Box<dyn Writer>>, SinkError> {
+pub fn recover(writers: Vec<CsvWriter>, last: Option<&Manifest>) -> Result<Vec<Box<dyn Writer>>, SinkError> {
     let recovered = |mut writer: CsvWriter| {
-        writer.recover(last, windowing)?;
+        writer.recover(last)?;
         Ok(Box::new(writer) as Box<dyn Writer>)
     };
     writers.into_iter().map(recovered).collect()

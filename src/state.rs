@@ -28,8 +28,8 @@ pub struct Manifest {
     format: u32,
     /// From 1, one more each commit.
     pub number: u64,
-    /// Which forming of a cluster committed it.
-    pub generation: u64,
+    /// When the stream was made that it is of, as the server says; empty before that is known.
+    pub stream: String,
     /// What has to be the same in every run: a name and a value each.
     pub settings: Vec<(String, String)>,
     /// When the first of the runs began, nanoseconds since the Unix epoch.
@@ -40,10 +40,21 @@ pub struct Manifest {
     pub windows: u64,
     /// Packets in the latest revisions of all windows, where a task counts every packet once.
     pub held: Option<u64>,
-    /// Windows that this commit puts in their places, with their revisions.
-    pub placed: Vec<(Epoch, u32)>,
+    /// Folders that this commit puts in their places.
+    pub prepared: Vec<Prepared>,
     /// What became of what was read.
     pub accounts: Accounts,
+}
+
+/// A folder that is built aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Its name while it is aside, and its name in its place.
+    pub aside: String,
+    /// The window's name.
+    pub name: String,
+    /// Tells it from the one whose place it takes, which is aside after that.
+    pub inode: u64,
 }
 
 /// The records of earlier runs cannot be used.
@@ -127,6 +138,12 @@ impl State {
             _ => within,
         };
         fs::create_dir_all(&folder).map_err(failed("create the folder", &folder))?;
+        // Both folders may be new.
+        for folder in [snapshots, &folder] {
+            let parent = fs::canonicalize(folder).map_err(failed("find", folder))?;
+            let parent = parent.parent().unwrap_or(&parent);
+            sync_folder(parent).map_err(failed("sync", parent))?;
+        }
         Ok(Self { folder })
     }
 

@@ -101,10 +101,13 @@ fn run(flags: &Flags) -> Result<End, Failed> {
             earlier.manifest =
                 Some(last.clone().unwrap_or_else(|| Manifest::new(settings.clone(), live::now())));
         }
-        writers = program::recover(csv, last.as_ref(), windowing).map_err(running)?;
+        writers = program::recover(csv, last.as_ref()).map_err(running)?;
     }
     let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
+    if !recorded && flags.iface.is_none() {
+        settings.extend(log_settings(&config.nats));
+    }
     settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
     let formed = program::form(NAME, &cluster, &settings, known, (&stopping, how.quiet))?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
@@ -112,7 +115,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     }
     let generation = formed.as_ref().map_or_else(live::now, |formed| formed.generation);
     if let Some(manifest) = &mut earlier.manifest {
-        (manifest.generation, earlier.first) = (generation, manifest.first());
+        earlier.first = manifest.first();
         if manifest.number > 0 && commits && !how.quiet {
             let until = manifest.epoch.map_or_else(|| "-".into(), |epoch| window_name(windowing.span(epoch)));
             say!("{NAME}: going on behind commit {}, window {until}", manifest.number);
@@ -132,9 +135,12 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         peers: processes * workers,
     };
     let input = Input::open(flags, &config, lateness, division, generation, &earlier)?;
+    if let (Some(manifest), Input::Bus(listening)) = (&mut earlier.manifest, &input) {
+        listening.made().clone_into(&mut manifest.stream);
+    }
     if !early {
         let csv = program::csv_writers(&folders, workers).map_err(running)?;
-        writers = program::recover(csv, None, windowing).map_err(running)?;
+        writers = program::recover(csv, None).map_err(running)?;
     }
     let intake = input.intake(cluster.process);
     writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));
@@ -257,7 +263,8 @@ impl Input {
             let positions = earlier.manifest.as_ref().map(|manifest| manifest.accounts.positions.clone());
             let resume = (positions.unwrap_or_default(), earlier.first);
             let engine = generation;
-            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume };
+            let made = earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
+            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, made };
             return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
         };
         let options = Options {

@@ -77,7 +77,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
     if commits {
         let csv = program::csv_writers(&folders, workers).map_err(running)?;
-        writers.extend(program::recover(csv, None, windowing).map_err(running)?);
+        writers.extend(program::recover(csv, None).map_err(running)?);
     }
     if how.verbose {
         say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
@@ -85,8 +85,10 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     let connected = if processes > 1 {
         let mut settings = program::settings(windowing, &config);
         program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
-        let names = flags.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" ");
-        let input = if flags.local { "its own".to_owned() } else { names };
+        let input = match flags.local {
+            true => "its own".to_owned(),
+            false => dealer::describe(&flags.files).map_err(usage)?,
+        };
         settings.push(("input".into(), input));
         settings.push(("filter".into(), flags.filter.clone().unwrap_or_else(|| "none".into())));
         program::form(NAME, &cluster, &settings, Vec::new(), (&stopping, how.quiet))?

@@ -59,6 +59,15 @@ pub struct Logged {
     pub waiting: u64,
 }
 
+/// What comes of a partition.
+#[derive(Debug)]
+pub enum Got {
+    /// The next message.
+    Message(Logged),
+    /// None for a while; so many wait at the server.
+    Waiting(u64),
+}
+
 /// A subscription to a subject over core NATS.
 pub struct Subscription {
     bus: Bus,
@@ -119,6 +128,8 @@ pub struct Partition {
     reconnects: u64,
     /// Number of the log's last message when we were told to stop.
     until: Option<u64>,
+    /// Whether more waits at the server, as far as was heard.
+    waits: bool,
 }
 
 /// Which part of the log to read.
@@ -152,7 +163,8 @@ impl Partition {
         let mut others = stream.consumer_names();
         while let Some(other) = others.next().await {
             let other = other.map_err(|error| failed(&error))?;
-            if other.strip_prefix(&name).is_some_and(|rest| rest.starts_with('-')) {
+            let generation = other.strip_prefix(&name).and_then(|rest| rest.strip_prefix('-'));
+            if generation.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit())) {
                 // Of an earlier start, or of an engine that thinks that it is alone: it is told so by this.
                 let _ = stream.delete_consumer(&other).await;
             }
@@ -183,13 +195,14 @@ impl Partition {
             delivered: 0,
             reconnects,
             until: None,
+            waits: waiting > 0,
         };
         Ok((partition, waiting))
     }
 
     /// The next message. `None` when `stop` has come and all that was there before it has been handed out, or why there are
     /// no more.
-    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Logged>, String> {
+    pub async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Got>, String> {
         let mut last_look = false;
         let mut patience = PATIENCE;
         loop {
@@ -212,7 +225,7 @@ impl Partition {
             }
             if self.bus.reconnects() != self.reconnects && !self.bus.is_away() {
                 // What was on its way is lost, and the server does not know.
-                self.again(stop).await;
+                self.again(stop).await?;
             }
             tokio::select! {
                 biased;
@@ -223,9 +236,9 @@ impl Partition {
                             // What was published after we were told to stop stays in the log.
                             return Ok(None);
                         }
-                        Order::Next(logged) => return Ok(Some(logged)),
+                        Order::Next(logged) => return Ok(Some(Got::Message(logged))),
                         Order::Before => {}
-                        Order::Gap => self.again(stop).await,
+                        Order::Gap => self.again(stop).await?,
                     },
                     Some(Err(error)) if error.kind() == MessagesErrorKind::ConsumerDeleted => {
                         let name = self.config.durable_name.as_deref().unwrap_or_default();
@@ -237,14 +250,20 @@ impl Partition {
                             self.bus.complain(&format!("reading {}: {error}", self.config.filter_subject));
                         }
                         patience = self.impatient(patience).await?;
-                        self.again(stop).await;
+                        self.again(stop).await?;
                     }
                     None => {
                         patience = self.impatient(patience).await?;
-                        self.again(stop).await;
+                        self.again(stop).await?;
                     }
                 },
-                () = tokio::time::sleep(if stopping { LOOK } else { SELDOM }) => if stopping {
+                () = tokio::time::sleep(if stopping { LOOK } else { SELDOM }) => if !stopping {
+                    // More may have been said to wait than does: messages are removed, too.
+                    if let (true, Ok(info)) = (self.waits, self.consumer.get_info().await) {
+                        self.waits = info.num_pending > 0;
+                        return Ok(Some(Got::Waiting(info.num_pending)));
+                    }
+                } else {
                     if last_look {
                         return Ok(None);
                     }
@@ -253,7 +272,7 @@ impl Partition {
                         Ok(Ok(info)) => last_look = info.num_pending == 0,
                         _ => {
                             patience = self.impatient(patience).await?;
-                            self.again(stop).await;
+                            self.again(stop).await?;
                         }
                     }
                 },
@@ -280,29 +299,39 @@ impl Partition {
         if number <= self.last {
             return Order::Before;
         }
-        self.last = number;
+        (self.last, self.waits) = (number, waiting > 0);
         Order::Next(Logged { message: incoming(message.message), number, waiting })
     }
 
     /// Makes the consumer anew behind the last message handed out; tries until it can, or until it is told to stop and the
     /// server is away.
-    async fn again(&mut self, stop: &watch::Receiver<bool>) {
+    async fn again(&mut self, stop: &watch::Receiver<bool>) -> Result<(), String> {
+        let mut patience = PATIENCE;
         while !(*stop.borrow() && self.bus.is_away()) {
             let reconnects = self.bus.reconnects();
-            match consume(&self.stream, &self.config, self.last + 1, self.at_once).await {
-                Ok((consumer, messages)) => {
+            let made = match consume(&self.stream, &self.config, self.last + 1, self.at_once).await {
+                Ok(made) => self.stream.get_info().await.map(|info| (made, info)).map_err(AnyError::from),
+                Err(error) => Err(error),
+            };
+            match made {
+                Ok((_, info)) if info.state.last_sequence < self.last => {
+                    let (subject, last) = (&self.config.filter_subject, self.last);
+                    return Err(format!("{subject}: the log has lost message {last}, which had been read"));
+                }
+                Ok(((consumer, messages), _)) => {
                     (self.consumer, self.messages) = (consumer, messages);
                     (self.delivered, self.reconnects) = (0, reconnects);
-                    return;
+                    return Ok(());
                 }
                 Err(error) => {
                     if !self.bus.is_away() {
                         self.bus.complain(&format!("reading {}: {error}", self.config.filter_subject));
                     }
-                    tokio::time::sleep(LOOK).await;
+                    patience = self.impatient(patience).await?;
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -288,6 +288,22 @@ pub fn one_time(names: &[PathBuf]) -> Option<&Path> {
     names.iter().find(is_one_time).map(PathBuf::as_path)
 }
 
+/// Names files so that processes can tell whether they have the same: length, and a hash of the first 64 KiB.
+pub fn describe(names: &[PathBuf]) -> Result<String, InputError> {
+    let describe = |path: &PathBuf| {
+        let name = path.display().to_string();
+        let io_error = |error| InputError::Io { name: name.clone(), error };
+        let mut file = File::open(path).map_err(io_error)?;
+        let length = file.metadata().map_err(io_error)?.len();
+        let head = read_up_to(&mut file, 64 << 10).map_err(io_error)?;
+        // FNV-1a: the same number on every machine.
+        let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        let hash = head.iter().fold(0xcbf2_9ce4_8422_2325, hash);
+        Ok(format!("{name} ({length} bytes, {hash:016x})"))
+    };
+    Ok(names.iter().map(describe).collect::<Result<Vec<_>, _>>()?.join(" "))
+}
+
 fn refuse_twice(
     seen: &mut Vec<((u64, u64), String)>,
     identity: (u64, u64),

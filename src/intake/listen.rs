@@ -7,8 +7,9 @@ use super::Intake;
 use super::books::Rules;
 use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
-use crate::bus::subscribe::{Kind, Logged, Part, Partition, Subscription, stream};
+use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, stream};
 use crate::bus::{Bus, BusError, Settings};
+use crate::say;
 use crate::wire::v1::Taken;
 use async_nats::Subject;
 use bytes::Bytes;
@@ -46,7 +47,8 @@ pub struct Listening {
 
 enum From {
     Core(Arc<Messages>),
-    Log(Arc<Log>),
+    /// With the time when the stream was made, where it is one.
+    Log(Arc<Log>, String),
 }
 
 /// What this process listens to, and who else does.
@@ -63,6 +65,8 @@ pub struct Listen<'a> {
     pub engine: u64,
     /// What earlier runs have recorded of the durable log, and the first window that they have not written.
     pub resume: (BTreeMap<u32, LogPosition>, Epoch),
+    /// When the stream was made that they have read; empty where none has.
+    pub made: String,
 }
 
 /// What engines of one group tell each other.
@@ -169,7 +173,15 @@ impl Listening {
     pub fn intake(&self) -> Arc<dyn Intake> {
         match &self.from {
             From::Core(messages) => messages.clone(),
-            From::Log(log) => log.clone(),
+            From::Log(log, _) => log.clone(),
+        }
+    }
+
+    /// When the stream was made that is read, as the server says; empty where none is.
+    pub fn made(&self) -> &str {
+        match &self.from {
+            From::Core(_) => "",
+            From::Log(_, made) => made,
         }
     }
 
@@ -177,7 +189,7 @@ impl Listening {
     pub fn failure(&self) -> Option<String> {
         match &self.from {
             From::Core(messages) => messages.failure(),
-            From::Log(log) => log.failure(),
+            From::Log(log, _) => log.failure(),
         }
     }
 
@@ -298,20 +310,30 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
     let ticking = log.clone();
     each_tick(move || ticking.wake());
     let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
-    Ok((From::Log(log), to))
+    Ok((From::Log(log, String::new()), to))
 }
 
 async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
-    let Listen { settings, rules, division, engine, resume, .. } = listen;
+    let Listen { settings, rules, program, division, engine, resume, made } = listen;
     let stream = stream(bus, settings).await?;
-    let last = stream.cached_info().state.last_sequence;
-    let recorded = resume.0.values().map(|position| position.start.saturating_sub(1)).max().unwrap_or(0);
-    if recorded > last {
+    let info = stream.cached_info();
+    let (now_made, last) = (info.created.unix_timestamp_nanos().to_string(), info.state.last_sequence);
+    let read =
+        |position: &LogPosition| position.start.saturating_sub(1).max(position.boundary.0.saturating_sub(1));
+    let recorded = resume.0.values().map(read).max().unwrap_or(0);
+    if recorded > last || !made.is_empty() && made != now_made {
         let why = std::io::Error::other(format!(
-            "its last message is number {last}, and {recorded} has been read; was it made anew? To begin anew too, use \
-             another output folder"
+            "it was made anew or has lost messages: its last is number {last}, and earlier runs have read {recorded} of \
+             theirs; to begin anew too, use another output folder"
         ));
         return Err(bus.failed(format!("go on in the stream {}", settings.jetstream.stream), &why));
+    }
+    let earliest = resume.0.values().map(|position| position.start).min().unwrap_or(0);
+    if earliest > 0 && earliest < info.state.first_sequence {
+        let first = info.state.first_sequence;
+        say!(
+            "{program}: warning: the log now begins with message {first}; those from {earliest} on were not read"
+        );
     }
     let (stop, stopped) = watch::channel(false);
     let (done, to_answer) = mpsc::unbounded_channel();
@@ -345,7 +367,8 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
         tokio::spawn(async move {
             loop {
                 match partition.next(&mut stopped).await {
-                    Ok(Some(message)) => log.put(number, message, true).await,
+                    Ok(Some(Got::Message(message))) => log.put(number, message, true).await,
+                    Ok(Some(Got::Waiting(waiting))) => log.wait_for(number, waiting),
                     Ok(None) => break,
                     Err(why) => {
                         log.fail(why);
@@ -362,7 +385,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     let ticking = log.clone();
     each_tick(move || ticking.wake());
     let to = format!("stream {} at {}", settings.jetstream.stream, bus.servers());
-    Ok((From::Log(log), to))
+    Ok((From::Log(log, now_made), to))
 }
 
 /// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.

@@ -6,8 +6,8 @@
 //! epoch or before, all others come later. With the boundary goes the *start*: the first message that holds any of the
 //! others, and the books as they were before that message. A restart reads on from the start and passes over what lies
 //! before the boundary and belongs to committed windows. Until it has passed the boundary it closes no window either: none
-//! of those that are not committed had been closed there. So neither depends on other partitions, on clocks or on how many
-//! workers there are.
+//! of those that are not committed had been closed there. Where a boundary falls may depend on what else its worker has
+//! read; once it is recorded it is a place, the same for whoever reads on.
 //!
 //! A worker takes its messages in the order of their watermarks, and waits for a partition that has more at the server:
 //! so a backlog is read as it was written.
@@ -86,8 +86,8 @@ pub struct Log {
     /// Bytes that may wait in each queue.
     limit: u64,
     queues: BTreeMap<u32, Shared>,
-    /// Workers of all processes.
-    peers: usize,
+    /// Who reads which.
+    division: Division,
     /// Over core NATS, whoever asks is answered when a message is taken, and what there is no room for is lost.
     passing: bool,
     /// What earlier runs have recorded, and the first window that they have not written.
@@ -119,7 +119,13 @@ impl Division {
     /// The partitions of this process.
     pub fn own(self) -> impl Iterator<Item = u32> {
         let ours = self.first_worker..self.first_worker + self.workers;
-        (0..=self.partitions).filter(move |partition| ours.contains(&(*partition as usize % self.peers)))
+        (0..=self.partitions).filter(move |partition| ours.contains(&self.reader_of(*partition)))
+    }
+
+    /// The worker that reads a partition, among all. Where there are more workers than partitions, the last have none; single
+    /// packets are read beside batches, from which their worker knows how far time is.
+    pub fn reader_of(self, partition: u32) -> usize {
+        partition as usize % self.peers.min(self.partitions as usize).max(1)
     }
 }
 
@@ -146,7 +152,7 @@ impl Log {
             rules,
             partitions: division.partitions,
             queues,
-            peers: division.peers,
+            division,
             passing: waiting.is_none(),
             resume,
             first,
@@ -192,6 +198,14 @@ impl Log {
         self.lost.fetch_add(packets, SeqCst);
     }
 
+    /// So many messages of a partition wait at the server.
+    pub fn wait_for(&self, partition: u32, waiting: u64) {
+        if let Some(shared) = self.queues.get(&partition) {
+            shared.queue().waiting = waiting;
+        }
+        self.wakers.wake();
+    }
+
     /// Nothing comes of a partition any more.
     pub fn end(&self, partition: u32) {
         if let Some(shared) = self.queues.get(&partition) {
@@ -213,7 +227,7 @@ impl Log {
 
 impl Intake for Log {
     fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
-        let own = self.queues.keys().copied().filter(|number| *number as usize % self.peers == worker);
+        let own = self.queues.keys().copied().filter(|number| self.division.reader_of(*number) == worker);
         let own: Vec<u32> = own.collect();
         let parts = own.iter().filter(|number| **number < self.partitions).count().max(1);
         let mut books = Books::new(self.rules.clone(), parts);
@@ -285,7 +299,8 @@ impl Head {
     fn watermark(&self) -> u64 {
         match self {
             Self::Batch(batch) => batch.watermark,
-            Self::Single(_) | Self::Refused => 0,
+            Self::Single(packet) => packet.time,
+            Self::Refused => 0,
         }
     }
 }
@@ -337,14 +352,11 @@ impl Partition {
         let Some(shared) = queues.get(&self.number) else { return Look::Ended };
         let mut queue = shared.queue();
         let Some((logged, arrived)) = queue.messages.pop_front() else {
-            let look = match (queue.ended, queue.waiting) {
+            return match (queue.ended, queue.waiting) {
                 (true, _) => Look::Ended,
                 (false, 0) => Look::Nothing,
-                (false, _) => return Look::OnItsWay,
+                (false, _) => Look::OnItsWay,
             };
-            // What it has not read again is not there any more.
-            self.committed = None;
-            return look;
         };
         queue.bytes -= logged.message.payload.len() as u64 + OVERHEAD;
         drop(queue);
@@ -454,7 +466,15 @@ impl LogReader {
     /// The partition whose message is next: of the least watermark. `None` where one is on its way that may be before it.
     fn next_partition(&mut self) -> Result<usize, Taken> {
         let queues = &self.log.queues;
-        let looks: Vec<Look> = self.partitions.iter_mut().map(|partition| partition.look(queues)).collect();
+        let look = |partition: &mut Partition| {
+            let look = partition.look(queues);
+            if look == Look::Nothing {
+                // What it has not read again is not there any more.
+                partition.committed = None;
+            }
+            look
+        };
+        let looks: Vec<Look> = self.partitions.iter_mut().map(look).collect();
         if looks.contains(&Look::OnItsWay) {
             return Err(Taken::Wait);
         }
@@ -519,7 +539,9 @@ impl LogReader {
             self.partitions[at].refused += 1;
             return None;
         };
-        let fresh = self.books.runs[run].parts[part].fresh_of(&batch, self.log.partitions.into());
+        // A probe with other partitions than ours is told by the stream, but not by core NATS.
+        let step = if self.log.passing { 1 } else { self.log.partitions.into() };
+        let fresh = self.books.runs[run].parts[part].fresh_of(&batch, step);
         let position = self.position(at, run, if fresh.is_empty() { 0 } else { batch.watermark });
         self.partitions[at].took(logged, &self.log);
         if !fresh.is_empty() || batch.packets == 0 {
@@ -581,6 +603,14 @@ impl Reader for LogReader {
             self.close();
             let at = match self.next_partition() {
                 Ok(at) => at,
+                Err(Taken::End) if self.partitions.iter().any(Partition::is_reading_again) => {
+                    // Its place in the log would be recorded as before what is committed.
+                    return Err(
+                        "stopped before the log was read again up to the last commit; nothing is lost, and \
+                                a start goes on from there"
+                            .into(),
+                    );
+                }
                 Err(taken) => return Ok((taken, Position::nowhere(self.hold()))),
             };
             let taken = match self.partitions[at].head.take() {

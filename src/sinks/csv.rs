@@ -9,7 +9,7 @@ use super::text::{Text, rfc3339, window_name};
 use super::{SinkError, Writer};
 use crate::engine::{Group, Written};
 use crate::ledger::Ledger;
-use crate::state::{Manifest, sync_folder};
+use crate::state::{Manifest, Prepared, sync_folder};
 use dataflows::aggregator::Task;
 use dataflows::rows::{Piece, Snapshot, TaskRows};
 use dataflows::window::{Epoch, Windowing};
@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -57,12 +58,11 @@ impl CsvWriter {
 
     /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
     /// killed run has left.
-    pub fn recover(&mut self, last: Option<&Manifest>, windowing: Windowing) -> Result<(), SinkError> {
-        for (window, revision) in last.iter().flat_map(|manifest| &manifest.placed) {
-            let name = window_name(windowing.span(*window));
-            let aside = self.aside(&name, last.map(|manifest| manifest.number));
-            // Of an older revision: it was taken out of the place that it had.
-            if aside.is_dir() && read_summary(&aside, None)?.is_some_and(|(found, _)| found == *revision) {
+    pub fn recover(&mut self, last: Option<&Manifest>) -> Result<(), SinkError> {
+        for Prepared { aside, name, inode } in last.iter().flat_map(|manifest| &manifest.prepared) {
+            let aside = self.folder.join(aside);
+            // Another one of this name is what was taken out of the place.
+            if fs::metadata(&aside).is_ok_and(|found| found.ino() == *inode) {
                 self.prepared.push((aside, self.folder.join(name)));
                 self.synced = true;
             }
@@ -147,6 +147,15 @@ impl Writer for CsvWriter {
         built
     }
 
+    fn prepared(&self) -> Vec<Prepared> {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let prepared = self.prepared.iter().filter_map(|(aside, path)| {
+            let inode = fs::metadata(aside).ok()?.ino();
+            Some(Prepared { aside: name(aside)?, name: name(path)?, inode })
+        });
+        prepared.collect()
+    }
+
     fn publish(&mut self) -> Result<(), SinkError> {
         let any = !self.prepared.is_empty();
         for (aside, path) in self.prepared.drain(..) {
@@ -163,6 +172,10 @@ impl Writer for CsvWriter {
         let path = self.folder.join("ledger.json");
         let aside = self.folder.join(format!(".ledger.json{PARTIAL}"));
         write_json(&aside, ledger)?;
+        if self.synced {
+            let synced = File::open(&aside).and_then(|file| file.sync_all());
+            synced.map_err(|error| SinkError::Io { action: "sync", path: aside.clone(), error })?;
+        }
         fs::rename(&aside, &path).map_err(|error| SinkError::Io { action: "rename to", path, error })
     }
 }
@@ -437,23 +450,28 @@ mod tests {
         let snapshot =
             |window, revision| Snapshot { window, span: windowing.span(window), revision, tasks: Vec::new() };
         let mut manifest = Manifest::new(Vec::new(), 0);
-        (manifest.number, manifest.placed) = (4, vec![(1, 1), (2, 0)]);
         let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
-        for (window, revision, commit) in [(1, 0, 3), (2, 0, 4), (1, 1, 4), (3, 0, 5)] {
+        for (window, revision, commit) in [(1, 0, 3), (2, 0, 4), (1, 0, 4), (3, 0, 5)] {
             writer.prepare(&snapshot(window, revision), Some(commit)).expect("prepared");
             if commit == 3 {
                 writer.publish().expect("published");
             }
+            if commit == 4 {
+                manifest.prepared = writer.prepared();
+            }
         }
+        let newer = manifest.prepared[1].inode;
         drop(writer);
         let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: None };
         for _ in 0..2 {
             // A second time there is nothing left to do.
             let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
-            writer.recover(Some(&manifest), windowing).expect("recovered");
+            writer.recover(Some(&manifest)).expect("recovered");
             let found = [1, 2, 3]
                 .map(|window| reader.summary(window).expect("a summary").map(|(revision, _)| revision));
-            assert_eq!(found, [Some(1), Some(0), None]);
+            assert_eq!(found, [Some(0), Some(0), None]);
+            // The one that was there before has the same revision.
+            assert_eq!(fs::metadata(reader.window(1)).expect("a folder").ino(), newer);
             assert!(
                 fs::read_dir(folder.path()).expect("a folder").all(|entry| !entry
                     .expect("an entry")

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use crate::ledger::Ledger;
 use crate::say;
-use crate::state::{Manifest, State};
+use crate::state::{Manifest, Prepared, State};
 
 /// A writer failed; nothing half-written is left where a reader would look.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,11 @@ pub trait Writer: Send {
     /// Prepares a snapshot, whole, for the commit of this number; nobody sees it yet. With a number, it is still there
     /// when the machine has gone down, and so is what says that it belongs to this commit.
     fn prepare(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError>;
+
+    /// The folders that are prepared, for the record.
+    fn prepared(&self) -> Vec<Prepared> {
+        Vec::new()
+    }
 
     /// Puts all that was prepared in its place, each in place of an earlier revision of its window.
     fn publish(&mut self) -> Result<(), SinkError> {
@@ -107,9 +112,9 @@ impl Sinks {
     ) -> std::io::Result<Self> {
         let (commits, received) = unbounded::<Commit>();
         let write = move || {
-            for commit in received {
+            for mut commit in received {
                 if failure.get().is_none()
-                    && let Err(why) = write(&mut writers, state.as_ref(), &commit)
+                    && let Err(why) = write(&mut writers, state.as_ref(), &mut commit)
                 {
                     failure.set(why);
                 }
@@ -133,7 +138,7 @@ impl Sinks {
     }
 }
 
-fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &Commit) -> Result<(), String> {
+fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &mut Commit) -> Result<(), String> {
     let number = commit.manifest.as_ref().map(|manifest| manifest.number);
     for writer in &mut *writers {
         let mut snapshots = commit.snapshots.iter();
@@ -141,7 +146,8 @@ fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &Commit
             .try_for_each(|snapshot| writer.prepare(snapshot, number))
             .map_err(|error| error.to_string())?;
     }
-    if let Some((state, manifest)) = state.zip(commit.manifest.as_ref()) {
+    if let Some((state, manifest)) = state.zip(commit.manifest.as_mut()) {
+        manifest.prepared = writers.iter().flat_map(|writer| writer.prepared()).collect();
         state.commit(manifest).map_err(|error| error.to_string())?;
     }
     writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())
