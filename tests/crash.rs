@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::crash::*;
-use support::live::{Live, input, number};
+use support::live::{self, Live, input, number};
 use support::*;
 
 /// Twenty windows, and the first packet of one more.
@@ -370,4 +370,70 @@ fn a_server_that_is_killed_twice_loses_nothing() {
     engine.wait_until_ready(&site);
     engine.stop(0);
     case.assert_left(&out, "a server that was killed");
+}
+
+// What was found by reading, and kept from coming back.
+
+/// Without the ledgers, whose inputs are other ones.
+fn snapshots_of(tree: &Tree) -> Tree {
+    let mut tree = tree.clone();
+    tree.remove(Path::new("ledger.json"));
+    tree
+}
+
+#[test]
+fn single_packets_are_read_again_once_by_an_engine_that_was_killed() {
+    let packets = mixed(40, 4_000, LENGTH * SECOND);
+    let (case, site) = (Case::of(&packets), Site::new());
+    let out = site.out();
+    let mut probe = site.start_probe("tap", &case.capture, "--encoding single --pace 40x");
+    for (at, shape) in [shape(1, 1), shape(1, 2), shape(2, 1)].into_iter().enumerate() {
+        let mut engine = Engine::start(&site, shape);
+        engine.wait_for_windows(&out, 4 * (at + 1));
+        engine.kill(0);
+        case.assert_whole_so_far(&out);
+    }
+    let mut engine = Engine::start(&site, shape(1, 1));
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    assert_exact(&snapshots_of(&case.tree), &snapshots_of(&whole_tree(&out)), "single packets");
+    assert_eq!(number(&live::assert_balanced(&out)["packets"]["counted"]), packets.len() as u64);
+}
+
+#[test]
+fn processes_without_a_partition_change_nothing_and_pass_a_signal_on() {
+    let (case, site) = (Case::generated(SMALL), Site::with(", partitions: 2"));
+    let out = site.out();
+    let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
+    for windows in [4, 8] {
+        let mut engine = Engine::start(&site, shape(3, 1));
+        engine.wait_for_windows(&out, windows);
+        engine.kill(0);
+    }
+    let mut engine = Engine::start(&site, shape(3, 1));
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(2);
+    case.assert_left(&out, "three processes and two partitions");
+}
+
+#[test]
+fn a_stop_and_a_start_use_up_no_window() {
+    let packets = mixed(41, 3_000, 100 * SECOND);
+    let (first, rest) = packets.split_at(packets.partition_point(|packet| packet.time < START + 50 * SECOND));
+    let site = Site::new();
+    let out = site.out();
+    for (name, packets) in [("first", first), ("none", &[][..]), ("none", &[]), ("none", &[]), ("rest", rest)]
+    {
+        let mut engine = Engine::start(&site, shape(1, 1));
+        engine.wait_until_ready(&site);
+        if !packets.is_empty() {
+            site.publish(name, &site.scratch.write(name, pcap(packets)));
+        }
+        engine.stop(0);
+    }
+    assert_holds(&out, &packets, 10 * SECOND, SHIPPED);
+    assert_eq!(revisions(&out), 0);
+    assert_eq!(number(&live::assert_balanced(&out)["packets"]["late"]), 0);
 }
