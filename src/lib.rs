@@ -1,10 +1,12 @@
-//! NetSpectra: packets from capture files to exact, reproducible snapshots.
+//! NetSpectra: packets from capture files, links and NATS to exact, reproducible snapshots.
 //!
-//! The modules in the order that data moves: [`capture`] finds frames in files and deals them to the workers,
-//! [`decode`] turns a frame into a packet, [`engine`] runs the dataflows of the crate `dataflows` over them (with
-//! [`archive`] for windows that get late packets), [`sinks`] write the snapshots, [`ledger`] keeps the books and
-//! [`report`] tells the user. [`config`] (with [`interpolate`]) says what to run; [`generate`] makes captures to try
-//! it on.
+//! The modules in the order that data moves: [`capture`] finds frames in files and on links, [`decode`] turns a frame into a
+//! packet; [`probe`] puts packets into messages ([`wire`]) on the [`bus`], and [`tail`] prints those; [`intake`] feeds all of
+//! that to the workers of the [`engine`], which run the dataflows of the crate `dataflows` over it (with [`archive`] for
+//! windows that get late packets) in the processes of a [`cluster`]. An [`account`] is what they tell the one that commits;
+//! [`sinks`] write the snapshots, [`state`] records what is committed, [`ledger`] keeps the books and [`report`] tells the
+//! user. [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`generate`] makes
+//! captures to try it on, and [`fingerprint`] a number for bytes.
 //!
 //! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put stages
 //! together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
@@ -17,6 +19,7 @@ pub mod cluster;
 pub mod config;
 pub mod decode;
 pub mod engine;
+pub mod fingerprint;
 pub mod generate;
 pub mod intake;
 pub mod interpolate;

@@ -7,6 +7,7 @@
 //! A manifest has a number and is never replaced: of two that think themselves the committer, one cannot go on.
 
 use crate::account::Accounts;
+use crate::fingerprint::fingerprint;
 use dataflows::window::Epoch;
 use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
@@ -225,10 +226,9 @@ impl State {
     }
 }
 
-/// The last line of a manifest: 64 bits of the FNV-1a hash of what is before it, in hexadecimal digits.
+/// The last line of a manifest: the fingerprint of what is before it, in hexadecimal digits.
 fn check_line(text: &[u8]) -> [u8; 18] {
-    let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let line = format!("\n{:016x}\n", text.iter().fold(0xcbf2_9ce4_8422_2325, hash));
+    let line = format!("\n{:016x}\n", fingerprint(text));
     line.as_bytes().try_into().expect("16 digits and 2 ends of lines")
 }
 

@@ -6,6 +6,7 @@
 
 use super::subscribe::stream;
 use super::{Bus, BusError, Settings};
+use crate::fingerprint::fingerprint;
 use async_nats::jetstream::{self, context::PublishAckFuture, message::PublishMessage};
 use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
@@ -219,9 +220,7 @@ impl Publisher {
         pacing: Pacing,
     ) -> Self {
         let (bus, subject, partitions) = (bus.clone(), subject.to_owned(), u64::from(partitions.max(1)));
-        // The same number on every machine: FNV-1a.
-        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        let first_partition = identity.bytes().fold(0xcbf2_9ce4_8422_2325, hash) % partitions;
+        let first_partition = fingerprint(identity.as_bytes()) % partitions;
         Self {
             bus,
             buffer,

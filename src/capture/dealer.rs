@@ -10,6 +10,7 @@
 use super::source::{Pace, Peek, Source, Stream, Wake};
 use super::{Chunk, Format, HEADER_BYTES, Scanned, Stop};
 use crate::decode::LinkType;
+use crate::fingerprint::fingerprint;
 use crate::intake::{Taken, Wakers};
 use crate::ledger::InputReport;
 use flate2::read::MultiGzDecoder;
@@ -296,10 +297,7 @@ pub fn describe(names: &[PathBuf]) -> Result<String, InputError> {
         let mut file = File::open(path).map_err(io_error)?;
         let length = file.metadata().map_err(io_error)?.len();
         let head = read_up_to(&mut file, 64 << 10).map_err(io_error)?;
-        // FNV-1a: the same number on every machine.
-        let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let hash = head.iter().fold(0xcbf2_9ce4_8422_2325, hash);
-        Ok(format!("{name} ({length} bytes, {hash:016x})"))
+        Ok(format!("{name} ({length} bytes, {:016x})", fingerprint(&head)))
     };
     Ok(names.iter().map(describe).collect::<Result<Vec<_>, _>>()?.join(" "))
 }
