@@ -283,20 +283,14 @@ fn from_block(block: &Block) -> Notice {
 }
 
 /// What a worker has to tell the committing one: its accounts, each at the epoch that it is for.
-fn accounts(
-    reader: &mut dyn Reader,
-    placer: &mut Placer,
-    job: &Job,
-    before: Option<Epoch>,
-) -> BTreeMap<Epoch, Account> {
+fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>) -> BTreeMap<Epoch, Account> {
     let mut accounts: BTreeMap<Epoch, Account> = BTreeMap::new();
     for position in reader.leave(before.is_none()) {
         accounts.entry(position.from).or_default().positions.push(position);
     }
     let kept = before.map_or_else(BTreeMap::new, |before| placer.counts.split_off(&(before, 0)));
     for ((epoch, input), counts) in std::mem::replace(&mut placer.counts, kept) {
-        let key = reader.key(input).unwrap_or_else(|| job.intake.key(input));
-        accounts.entry(epoch).or_default().counts.push((key, counts));
+        accounts.entry(epoch).or_default().counts.push((reader.key(input), counts));
     }
     accounts
 }
@@ -381,7 +375,7 @@ fn read<'s>(
                 None => reader.take().map_err(|why| progress.failure.set(why)).ok(),
             };
             let Some((taken @ (Taken::Piece | Taken::Wait), position)) = taken else {
-                for (epoch, account) in accounts(&mut *reader, &mut placer, &job, None) {
+                for (epoch, account) in accounts(&mut *reader, &mut placer, None) {
                     tell(&account, epoch, account_capability);
                 }
                 if left.fetch_sub(1, SeqCst) == 1 {
@@ -400,7 +394,7 @@ fn read<'s>(
             let first_open = placer.seek(position);
             // First of all: whoever waits, waits for no epoch that this worker has left.
             if first_open > *capability.time() {
-                for (epoch, account) in accounts(&mut *reader, &mut placer, &job, Some(first_open)) {
+                for (epoch, account) in accounts(&mut *reader, &mut placer, Some(first_open)) {
                     tell(&account, epoch, account_capability);
                 }
                 capability.downgrade(&first_open);

@@ -3,10 +3,10 @@
 use crate::bus::BusError;
 use crate::cluster::{self, Cluster, Formed};
 use crate::config::{self, ClusterSection, Config, ConfigError, WriterConfig};
-use crate::engine::Job;
+use crate::engine::{self, Job, Progress};
 use crate::sinks::csv::CsvWriter;
-use crate::sinks::{SinkError, Writer};
-use crate::state::Manifest;
+use crate::sinks::{SinkError, Sinks, Writer};
+use crate::state::{Manifest, State};
 use anyhow::anyhow;
 use dataflows::aggregator::Registry;
 use dataflows::window::Windowing;
@@ -289,6 +289,27 @@ pub fn form(
         say!("{name}: cluster of {processes} processes has formed; this is process {}", cluster.process);
     }
     Ok(Some(formed))
+}
+
+/// Runs a job to its end and gives the writers back, to be told of the books. Only the process that `commits` writes.
+pub fn aggregate(
+    job: &Arc<Job>,
+    progress: &Arc<Progress>,
+    writers: Vec<Box<dyn Writer>>,
+    state: Option<State>,
+    (formed, commits): (Option<Formed>, bool),
+) -> Result<Vec<Box<dyn Writer>>, Failed> {
+    let sinks = Sinks::start(writers, state, progress.failure.clone()).map_err(running)?;
+    let ran = engine::run(job, progress, commits.then(|| sinks.sender()), formed);
+    if commits {
+        engine::answer_nothing(job, progress, &sinks.sender());
+    }
+    let writers = sinks.join();
+    ran.map_err(|why| running(anyhow!(why)))?;
+    match progress.failure.get() {
+        Some(why) => Err(running(anyhow!("{why}"))),
+        None => Ok(writers),
+    }
 }
 
 /// Ends the inputs of a job, in all processes.

@@ -49,38 +49,38 @@ fn kills_at_random_leave_the_tree_of_a_run_without_kills() {
 
 /// Asserts that an engine that is killed again and again in the middle of a replay, one process of it each
 /// time, and goes on in the next shape, leaves what one leaves that nothing happened to.
-fn assert_goes_on(killed: &[(Shape, usize)], last: Shape) {
-    let (case, site) = (Case::generated(SMALL), Site::new());
+fn assert_goes_on(site: &Site, killed: &[(Shape, usize)], last: Shape) {
+    let case = Case::generated(SMALL);
     let out = site.out();
     let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
     for (at, (shape, victim)) in killed.iter().enumerate() {
-        let mut engine = Engine::start(&site, *shape);
+        let mut engine = Engine::start(site, *shape);
         engine.wait_for_windows(&out, 4 * (at + 1));
         engine.kill(*victim);
         case.assert_whole_so_far(&out);
     }
     assert!(windows(&out).len() < case.windows(), "nothing was left to do");
     assert!(!out.join("ledger.json").exists(), "a ledger of an engine that was killed");
-    let mut engine = Engine::start(&site, last);
+    let mut engine = Engine::start(site, last);
     assert_ended_well(&mut probe);
-    engine.wait_until_ready(&site);
+    engine.wait_until_ready(site);
     engine.stop(last.processes - 1);
     case.assert_left(&out, &format!("{killed:?}, then {last}"));
 }
 
 #[test]
 fn a_killed_engine_goes_on_with_another_number_of_workers() {
-    assert_goes_on(&[(shape(1, 1), 0), (shape(1, 3), 0)], shape(1, 2));
+    assert_goes_on(&Site::new(), &[(shape(1, 1), 0), (shape(1, 3), 0)], shape(1, 2));
 }
 
 #[test]
 fn a_killed_engine_goes_on_with_more_processes() {
-    assert_goes_on(&[(shape(1, 2), 0), (shape(2, 1), 1)], shape(3, 1));
+    assert_goes_on(&Site::new(), &[(shape(1, 2), 0), (shape(2, 1), 1)], shape(3, 1));
 }
 
 #[test]
 fn a_killed_engine_goes_on_with_fewer_processes() {
-    assert_goes_on(&[(shape(3, 1), 2), (shape(2, 2), 0)], shape(1, 1));
+    assert_goes_on(&Site::new(), &[(shape(3, 1), 2), (shape(2, 2), 0)], shape(1, 1));
 }
 
 /// Packets of which every fiftieth comes a minute after its time: its window has been committed by then.
@@ -403,19 +403,8 @@ fn single_packets_are_read_again_once_by_an_engine_that_was_killed() {
 
 #[test]
 fn processes_without_a_partition_change_nothing_and_pass_a_signal_on() {
-    let (case, site) = (Case::generated(SMALL), Site::with(", partitions: 2"));
-    let out = site.out();
-    let mut probe = site.start_probe("tap", &case.capture, "--pace 40x");
-    for windows in [4, 8] {
-        let mut engine = Engine::start(&site, shape(3, 1));
-        engine.wait_for_windows(&out, windows);
-        engine.kill(0);
-    }
-    let mut engine = Engine::start(&site, shape(3, 1));
-    assert_ended_well(&mut probe);
-    engine.wait_until_ready(&site);
-    engine.stop(2);
-    case.assert_left(&out, "three processes and two partitions");
+    let alike = [(shape(3, 1), 0), (shape(3, 1), 0)];
+    assert_goes_on(&Site::with(", partitions: 2"), &alike, shape(3, 1));
 }
 
 #[test]

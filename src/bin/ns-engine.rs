@@ -7,7 +7,7 @@ use netspectra::bus::{JetStream, Settings};
 use netspectra::capture::live::{self, Options};
 use netspectra::capture::rings::Rings;
 use netspectra::config::{self, Config};
-use netspectra::engine::{self, Earlier, Job, Progress};
+use netspectra::engine::{Earlier, Job, Progress};
 use netspectra::intake::Intake;
 use netspectra::intake::books::Rules;
 use netspectra::intake::frames::Interface;
@@ -18,7 +18,7 @@ use netspectra::program::{self, Aggregation, End, Failed, Stopping, no_bus, runn
 use netspectra::say;
 use netspectra::sinks::csv::CsvReader;
 use netspectra::sinks::text::window_name;
-use netspectra::sinks::{Failure, SinkError, Sinks, Writer};
+use netspectra::sinks::{Failure, SinkError, Writer};
 use netspectra::state::{Manifest, State, StateError};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -162,16 +162,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     });
     stopping.begin(program::stop(&job, processes));
     say!("{NAME}: {}", input.describe(flags, workers));
-    let sinks = Sinks::start(writers, state, progress.failure.clone()).map_err(running)?;
-    let ran = engine::run(&job, &progress, commits.then(|| sinks.sender()), formed);
-    if commits {
-        engine::answer_nothing(&job, &progress, &sinks.sender());
-    }
-    let mut writers = sinks.join();
-    ran.map_err(|why| running(anyhow!(why)))?;
-    if let Some(why) = progress.failure.get() {
-        return Err(running(anyhow!("{why}")));
-    }
+    let mut writers = program::aggregate(&job, &progress, writers, state, (formed, commits))?;
     if commits {
         finish(&progress, &mut writers, how.quiet)?;
     }

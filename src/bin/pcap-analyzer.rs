@@ -6,13 +6,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use netspectra::capture::dealer::{self, Dealer};
 use netspectra::capture::filter::Filter;
 use netspectra::config;
-use netspectra::engine::{self, Earlier, Job, Progress};
+use netspectra::engine::{Earlier, Job, Progress};
 use netspectra::intake::frames::Files;
 use netspectra::ledger::InputReport;
 use netspectra::program::{self, Aggregation, End, Failed, Stopping, running, usage};
 use netspectra::report::{HighlightsWriter, Report};
 use netspectra::say;
-use netspectra::sinks::{Failure, Sinks, Writer};
+use netspectra::sinks::{Failure, Writer};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -114,17 +114,9 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     });
     stopping.begin(program::stop(&job, processes));
     let bar = show_progress(how.quiet, &dealer, &progress);
-    let sinks = Sinks::start(writers, None, progress.failure.clone()).map_err(running)?;
-    let ran = engine::run(&job, &progress, commits.then(|| sinks.sender()), connected);
+    let ran = program::aggregate(&job, &progress, writers, None, (connected, commits));
     bar.finish_and_clear();
-    if commits {
-        engine::answer_nothing(&job, &progress, &sinks.sender());
-    }
-    let mut writers = sinks.join();
-    ran.map_err(|why| running(anyhow!(why)))?;
-    if let Some(why) = progress.failure.get() {
-        return Err(running(anyhow!("{why}")));
-    }
+    let mut writers = ran?;
     if !commits {
         return Ok(End::Done);
     }

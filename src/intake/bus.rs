@@ -8,7 +8,7 @@
 //! that comes twice counts once.
 
 use super::books::{Books, MOST_GAPS, Rules, Seen};
-use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
+use super::{Intake, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::{Incoming, Kind};
 use crate::wire::batch::{Batch, Item, MOST};
@@ -44,8 +44,6 @@ struct State {
     untold: BTreeMap<usize, Seen>,
     /// What other engines have taken of runs that are not known here yet.
     foreign: VecDeque<TakenRange>,
-    /// What the other processes of the cluster are to hear.
-    notices: Vec<Notice>,
     /// A worker has found nothing and waits to be woken.
     waiting: bool,
     /// Nothing is put in any more, and why if nobody stopped it.
@@ -75,7 +73,6 @@ impl Messages {
             books: Books::new(rules, 1),
             untold: BTreeMap::new(),
             foreign: VecDeque::new(),
-            notices: Vec::new(),
             waiting: false,
             ended: false,
             failure: None,
@@ -299,7 +296,8 @@ impl State {
 
     fn close(&mut self) -> bool {
         let closed = self.books.close();
-        self.notices.append(&mut self.books.notices);
+        // All workers have these books: there is nobody to tell.
+        self.books.notices.clear();
         closed
     }
 
@@ -344,10 +342,6 @@ impl Intake for Messages {
 
     fn wake(&self) {
         self.wakers.wake();
-    }
-
-    fn key(&self, input: usize) -> InputKey {
-        self.state().books.runs[input].parts[0].key()
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -418,16 +412,7 @@ impl Reader for MessageReader {
         Ok(())
     }
 
-    fn notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.messages.state().notices)
-    }
-
-    fn heed(&mut self, notice: Notice) {
-        let mut state = self.messages.state();
-        state.books.heed(notice);
-        if state.close() {
-            drop(state);
-            self.messages.wakers.wake();
-        }
+    fn key(&self, input: usize) -> InputKey {
+        self.messages.state().books.runs[input].parts[0].key()
     }
 }

@@ -41,7 +41,13 @@ pub struct Files {
 impl Intake for Files {
     fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
         let filter = self.filter.as_deref().map(Filter::new);
-        Box::new(FrameReader { from: self.dealer.clone(), worker, chunk: Chunk::default(), filter })
+        Box::new(FrameReader {
+            from: self.dealer.clone(),
+            owner: self.owner,
+            worker,
+            chunk: Chunk::default(),
+            filter,
+        })
     }
 
     fn register(&self, activator: SyncActivator) {
@@ -54,10 +60,6 @@ impl Intake for Files {
 
     fn wake(&self) {
         self.dealer.wake();
-    }
-
-    fn key(&self, input: usize) -> InputKey {
-        key(self.owner, input)
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -86,7 +88,13 @@ pub struct Interface {
 impl Intake for Interface {
     fn reader(self: Arc<Self>, worker: usize) -> Box<dyn Reader> {
         let worker = worker % self.rings.len().max(1);
-        Box::new(FrameReader { from: self.rings.clone(), worker, chunk: Chunk::default(), filter: None })
+        Box::new(FrameReader {
+            from: self.rings.clone(),
+            owner: self.process,
+            worker,
+            chunk: Chunk::default(),
+            filter: None,
+        })
     }
 
     fn register(&self, activator: SyncActivator) {
@@ -101,10 +109,6 @@ impl Intake for Interface {
         self.rings.wake();
     }
 
-    fn key(&self, input: usize) -> InputKey {
-        key(self.process, input)
-    }
-
     fn found(&self) -> Vec<(InputKey, Found)> {
         found(self.process, self.rings.reports())
     }
@@ -112,6 +116,8 @@ impl Intake for Interface {
 
 struct FrameReader<D> {
     from: Arc<D>,
+    /// Whose inputs they are.
+    owner: usize,
     worker: usize,
     chunk: Chunk,
     filter: Option<Filter>,
@@ -156,5 +162,9 @@ impl<D: Deal> Reader for FrameReader<D> {
         });
         into.finish(self.chunk.input, Some(counts));
         failed.map_or(Ok(()), |error| Err(error.to_string()))
+    }
+
+    fn key(&self, input: usize) -> InputKey {
+        key(self.owner, input)
     }
 }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use timely::scheduling::SyncActivator;
 use tokio::sync::Notify;
@@ -96,7 +96,7 @@ pub struct Log {
     wakers: Wakers,
     /// Where the bus hears what is done with.
     done: UnboundedSender<Subject>,
-    failure: Mutex<Option<String>>,
+    failure: OnceLock<String>,
     /// Single packets that there was no room for.
     lost: AtomicU64,
     stop: Box<dyn Fn() + Send + Sync>,
@@ -158,7 +158,7 @@ impl Log {
             first,
             wakers: Wakers::default(),
             done,
-            failure: Mutex::default(),
+            failure: OnceLock::new(),
             lost: AtomicU64::new(0),
             stop,
         }
@@ -216,12 +216,13 @@ impl Log {
 
     /// Messages have ended, and nobody stopped them.
     pub fn fail(&self, why: String) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        // The first reason stays.
+        let _ = self.failure.set(why);
     }
 
     /// Why messages have ended, where nobody stopped them.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure.get().cloned()
     }
 }
 
@@ -270,11 +271,6 @@ impl Intake for Log {
 
     fn wake(&self) {
         self.wakers.wake();
-    }
-
-    fn key(&self, _input: usize) -> InputKey {
-        // Readers know.
-        InputKey::default()
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -695,8 +691,8 @@ impl Reader for LogReader {
         Ok(())
     }
 
-    fn key(&self, input: usize) -> Option<InputKey> {
-        self.books.runs.get(input).map(|run| run.parts[0].key())
+    fn key(&self, input: usize) -> InputKey {
+        self.books.runs[input].parts[0].key()
     }
 
     fn leave(&mut self, end: bool) -> Vec<LogPosition> {

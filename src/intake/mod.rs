@@ -81,9 +81,6 @@ pub trait Intake: Send + Sync {
     /// Activates all registered operators.
     fn wake(&self);
 
-    /// Names an input by its number here.
-    fn key(&self, input: usize) -> InputKey;
-
     /// At the end: what was found in each input, but for what [`Reader::leave`] tells.
     fn found(&self) -> Vec<(InputKey, Found)>;
 }
@@ -97,10 +94,8 @@ pub trait Reader {
     /// Decodes the piece that was taken last.
     fn decode(&mut self, into: &mut Placer) -> Result<(), String>;
 
-    /// Names an input by its number in what was decoded; `None` where the intake knows.
-    fn key(&self, _input: usize) -> Option<InputKey> {
-        None
-    }
+    /// Names an input in all processes by its number in what was decoded.
+    fn key(&self, input: usize) -> InputKey;
 
     /// Where the durable log stands since this was last asked, each from an epoch on that this reader had not left then.
     /// At the end of the input, where it stands for good.
