@@ -29,7 +29,7 @@ pub struct Manifest {
     format: u32,
     /// From 1, one more each commit.
     pub number: u64,
-    /// When the stream was made that it is of, as the server says; empty before that is known.
+    /// The identity of the stream that it is of; empty before that is known.
     pub stream: String,
     /// What has to be the same in every run: a name and a value each.
     pub settings: Vec<(String, String)>,

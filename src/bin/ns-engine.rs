@@ -136,7 +136,7 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     };
     let input = Input::open(flags, &config, lateness, division, generation, &earlier)?;
     if let (Some(manifest), Input::Bus(listening)) = (&mut earlier.manifest, &input) {
-        listening.made().clone_into(&mut manifest.stream);
+        listening.identity().clone_into(&mut manifest.stream);
     }
     if !early {
         let csv = program::csv_writers(&folders, workers).map_err(running)?;
@@ -254,8 +254,9 @@ impl Input {
             let positions = earlier.manifest.as_ref().map(|manifest| manifest.accounts.positions.clone());
             let resume = (positions.unwrap_or_default(), earlier.first);
             let engine = generation;
-            let made = earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
-            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, made };
+            let identity =
+                earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
+            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, identity };
             return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
         };
         let options = Options {

@@ -4,7 +4,7 @@ use super::{ANSWER, Bus, BusError, Settings};
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::pull::MessagesErrorKind;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::stream::{Config, StorageType};
+use async_nats::jetstream::stream::{Config, Info, StorageType};
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -391,7 +391,7 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         max_bytes: i64::try_from(wanted.max_bytes).unwrap_or(i64::MAX),
         max_age: wanted.max_age,
         duplicate_window: wanted.duplicate_window,
-        description: Some(format!("{PARTITIONS}{}", wanted.partitions)),
+        description: Some(format!("{PARTITIONS}{}{MADE}{}", wanted.partitions, bus.client().new_inbox())),
         ..Config::default()
     };
     let mut made = context.get_or_create_stream(config.clone()).await;
@@ -408,8 +408,7 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         bus.failed(format!("use the stream {}{hint}", wanted.stream), &error)
     })?;
     // One that was made by hand does not say; then its maker knows.
-    let description = stream.cached_info().config.description.as_deref();
-    let made_for = description.and_then(|text| text.strip_prefix(PARTITIONS)?.parse::<u32>().ok());
+    let made_for = described(stream.cached_info()).and_then(|(partitions, _)| partitions.parse::<u32>().ok());
     match made_for {
         Some(partitions) if partitions != wanted.partitions => Err(BusError::Partitions {
             stream: wanted.stream.clone(),
@@ -420,8 +419,24 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
     }
 }
 
+/// What a stream has that no other has, also of the same name: what its maker gave it, or, where a stream was made by
+/// hand, the time. The time alone does not serve: a server that is asked while it makes a stream gives another one.
+pub fn identity_of(stream: &Info) -> String {
+    match described(stream) {
+        Some((_, made)) => made.to_owned(),
+        None => stream.created.unix_timestamp_nanos().to_string(),
+    }
+}
+
+/// What the description of a stream that we made says: its partitions, and its own name among all streams.
+fn described(stream: &Info) -> Option<(&str, &str)> {
+    stream.config.description.as_deref()?.strip_prefix(PARTITIONS)?.split_once(MADE)
+}
+
 /// How often to try to make a stream.
 const ATTEMPTS: u32 = 5;
 
 /// How the description of a stream that we make says how many partitions its batches are spread over.
 const PARTITIONS: &str = "NetSpectra packets, partitions: ";
+/// What follows there, before what tells the stream from all others.
+const MADE: &str = ", made as ";

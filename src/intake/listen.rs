@@ -7,7 +7,7 @@ use super::Intake;
 use super::books::Rules;
 use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
-use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, stream};
+use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, identity_of, stream};
 use crate::bus::{Bus, BusError, Settings};
 use crate::say;
 use crate::wire::v1::Taken;
@@ -47,7 +47,7 @@ pub struct Listening {
 
 enum From {
     Core(Arc<Messages>),
-    /// With the time when the stream was made, where it is one.
+    /// With the identity of the stream, where it is one.
     Log(Arc<Log>, String),
 }
 
@@ -65,8 +65,8 @@ pub struct Listen<'a> {
     pub engine: u64,
     /// What earlier runs have recorded of the durable log, and the first window that they have not written.
     pub resume: (BTreeMap<u32, LogPosition>, Epoch),
-    /// When the stream was made that they have read; empty where none has.
-    pub made: String,
+    /// The identity of the stream that they have read; empty where none has.
+    pub identity: String,
 }
 
 /// What engines of one group tell each other.
@@ -177,11 +177,11 @@ impl Listening {
         }
     }
 
-    /// When the stream was made that is read, as the server says; empty where none is.
-    pub fn made(&self) -> &str {
+    /// The identity of the stream that is read; empty where none is.
+    pub fn identity(&self) -> &str {
         match &self.from {
             From::Core(_) => "",
-            From::Log(_, made) => made,
+            From::Log(_, identity) => identity,
         }
     }
 
@@ -314,14 +314,14 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
 }
 
 async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
-    let Listen { settings, rules, program, division, engine, resume, made } = listen;
+    let Listen { settings, rules, program, division, engine, resume, identity } = listen;
     let stream = stream(bus, settings).await?;
     let info = stream.cached_info();
-    let (now_made, last) = (info.created.unix_timestamp_nanos().to_string(), info.state.last_sequence);
+    let (identity_now, last) = (identity_of(info), info.state.last_sequence);
     let read =
         |position: &LogPosition| position.start.saturating_sub(1).max(position.boundary.0.saturating_sub(1));
     let recorded = resume.0.values().map(read).max().unwrap_or(0);
-    if recorded > last || !made.is_empty() && made != now_made {
+    if recorded > last || !identity.is_empty() && identity != identity_now {
         let why = std::io::Error::other(format!(
             "it was made anew or has lost messages: its last is number {last}, and earlier runs have read {recorded} of \
              theirs; to begin anew too, use another output folder"
@@ -385,7 +385,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     let ticking = log.clone();
     each_tick(move || ticking.wake());
     let to = format!("stream {} at {}", settings.jetstream.stream, bus.servers());
-    Ok((From::Log(log, now_made), to))
+    Ok((From::Log(log, identity_now), to))
 }
 
 /// Moves messages from a subscription to the queue; gives the number of single packets received, lost ones included.
