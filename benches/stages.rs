@@ -5,13 +5,15 @@
 
 use bytes::Bytes;
 use dataflows::aggregator::{Task, build_tasks};
-use dataflows::block::{Block, Words};
+use dataflows::block::{Block, BlockBuilder, Words};
 use dataflows::exact::Exact;
 use dataflows::groups::{Closed, Packets};
 use dataflows::key::{Key, KeyFields};
 use dataflows::packet::Packet;
 use dataflows::rows::{Snapshot, TaskRows, sort_words};
 use dataflows::table::Table;
+use dataflows::turns::touches;
+use dataflows::window::Windowing;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use netspectra::capture::Format;
@@ -22,6 +24,7 @@ use netspectra::sinks::csv::CsvWriter;
 use netspectra::sinks::text::Text;
 use netspectra::wire::batch::{Batch, BatchBuilder, FULL, Header, Item};
 use netspectra::wire::v1::Accounts;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use timely::dataflow::InputHandle;
 use timely::dataflow::operators::{Input, Probe};
@@ -102,7 +105,7 @@ fn messages() -> Vec<Bytes> {
 fn task_rows() -> TaskRows {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
     let words = sort_words(&GROUPS, false, &schema).into();
-    TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }] }
+    TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }], kept: None }
 }
 
 #[divan::bench]
@@ -179,12 +182,15 @@ fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
                 .map(|packets| Packets { window: 0, packets: Arc::new(packets.to_vec()) })
                 .collect();
             let mut input = InputHandle::<u64, timely::container::NoopBuilder<Packets>>::new_with_builder();
+            let mut news = InputHandle::<u64, BlockBuilder>::new_with_builder();
             let probe = worker.dataflow(|scope| {
                 let stream = scope.input_from(&mut input);
-                let late = timely::dataflow::operators::generic::operator::empty(scope);
-                let closed = Closed { archive: &mut || None, recall: None };
-                build_tasks(scope, stream, &late, &shipped_tasks(), closed).probe().0
+                let touched = scope.input_from(&mut news);
+                let closed = Closed { archive: Rc::new(|| None), recall: None, keeps: false };
+                build_tasks(scope, stream, touched, (&shipped_tasks(), Windowing::All), closed).probe().0
             });
+            news.send_batch(&mut touches(0));
+            news.close();
             for mut batch in share {
                 input.send_batch(&mut batch);
                 worker.step();

@@ -18,6 +18,7 @@ use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Closed, Packets, Recall};
 use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::turns::touches;
 use dataflows::window::{Epoch, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -74,6 +75,9 @@ pub struct Earlier {
 pub trait Written: Send + Sync {
     /// The exact groups of a task in a window: each a key, packets, bytes, first and last time.
     fn groups(&self, task: &Task, window: Epoch) -> Result<Vec<Group>, String>;
+
+    /// What a task kept of a window beside its rows; `None` where there is nothing.
+    fn kept(&self, task: &Task, window: Epoch) -> Result<Option<Vec<u64>>, String>;
 
     /// Revision of a window, and the packets that its first exact task holds; `None` where there is none.
     fn summary(&self, window: Epoch) -> Result<Option<(u32, Option<u64>)>, String>;
@@ -203,16 +207,19 @@ fn build(
 ) {
     worker.dataflow::<Epoch, _, _>(|scope| {
         let (written, feedback) = scope.feedback::<Block>(0);
-        let Read { packets, late, accounts } = read(scope, feedback, job, progress, left.clone());
+        let Read { packets, touched, accounts } = read(scope, feedback, job, progress, left.clone());
         let (failure, shared) = (progress.failure.clone(), job.clone());
         let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
             failure.set(why);
             shared.intake.wake();
         });
-        let mut archive = || match job.windowing {
-            Windowing::All => None,
-            Windowing::Every(_) => {
-                Some(Box::new(SpillingArchive::new(&job.spill, failed.clone())) as Box<dyn Archive>)
+        let archive = {
+            let (windowing, spill, failed) = (job.windowing, job.spill.clone(), failed.clone());
+            move || match windowing {
+                Windowing::All => None,
+                Windowing::Every(_) => {
+                    Some(Box::new(SpillingArchive::new(&spill, failed.clone())) as Box<dyn Archive>)
+                }
             }
         };
         let is_committer = scope.index() == 0;
@@ -220,8 +227,8 @@ fn build(
             let (written, failed, job) = (written.clone(), failed.clone(), job.clone());
             Rc::new(ReadBack { written, failed, job }) as Rc<dyn Recall>
         });
-        let closed = Closed { archive: &mut archive, recall };
-        let rows = build_tasks(scope, packets, &late, &job.tasks, closed);
+        let closed = Closed { archive: Rc::new(archive), recall, keeps: job.earlier.manifest.is_some() };
+        let rows = build_tasks(scope, packets, touched, (&job.tasks, job.windowing), closed);
         commit(rows, accounts, job, progress, commits).connect_loop(written);
     });
 }
@@ -231,6 +238,16 @@ struct ReadBack {
     written: Arc<dyn Written>,
     failed: Arc<dyn Fn(String) + Send + Sync>,
     job: Arc<Job>,
+}
+
+impl ReadBack {
+    /// What was read; where it cannot be, the run has failed.
+    fn or_fail<T: Default>(&self, read: Result<T, String>) -> T {
+        read.unwrap_or_else(|why| {
+            (self.failed)(why);
+            T::default()
+        })
+    }
 }
 
 impl Recall for ReadBack {
@@ -244,10 +261,15 @@ impl Recall for ReadBack {
             Some(task) => self.written.groups(task, window),
             None => Err("no task holds all groups that a late packet belongs to".into()),
         };
-        groups.unwrap_or_else(|why| {
-            (self.failed)(why);
-            Vec::new()
-        })
+        self.or_fail(groups)
+    }
+
+    fn holds(&self, window: Epoch) -> bool {
+        self.or_fail(self.written.summary(window)).is_some()
+    }
+
+    fn kept(&self, task: usize, window: Epoch) -> Option<Vec<u64>> {
+        self.or_fail(self.written.kept(&self.job.tasks[task], window))
     }
 
     fn first_new(&self) -> Epoch {
@@ -258,8 +280,8 @@ impl Recall for ReadBack {
 /// What the sources of a worker give out.
 struct Read<'s> {
     packets: Stream<'s, Epoch, Packets>,
-    /// Windows that packets have come late for, told to all workers.
-    late: Stream<'s, Epoch, Block>,
+    /// The windows that packets are for, told to the worker that decides what is shown.
+    touched: Stream<'s, Epoch, Block>,
     /// For the committing worker.
     accounts: Stream<'s, Epoch, Block>,
 }
@@ -295,7 +317,7 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
     accounts
 }
 
-/// The source: decodes the pieces that this worker takes, and tells all workers of windows that get late packets.
+/// The source: decodes the pieces that this worker takes, and tells which windows they are for.
 ///
 /// The frontier of `written` is the first epoch that is not written; its blocks are notices.
 fn read<'s>(
@@ -305,14 +327,14 @@ fn read<'s>(
     progress: &Arc<Progress>,
     left: Arc<AtomicUsize>,
 ) -> Read<'s> {
-    let (job, progress, worker, peers) = (job.clone(), progress.clone(), scope.index(), scope.peers());
+    let (job, progress, worker) = (job.clone(), progress.clone(), scope.index());
     let mut builder = OperatorBuilder::new("Read".into(), scope);
     let info = builder.operator_info();
     let (output, packets) = builder.new_output::<Packets>();
-    let (late_output, late) = builder.new_output::<Block>();
+    let (touched_output, touched) = builder.new_output::<Block>();
     let (account_output, accounts_out) = builder.new_output::<Block>();
     let mut output = OutputBuilder::<_, NoopBuilder<Packets>>::from(output);
-    let mut late_output = OutputBuilder::<_, BlockBuilder>::from(late_output);
+    let mut touched_output = OutputBuilder::<_, BlockBuilder>::from(touched_output);
     let mut account_output = OutputBuilder::<_, BlockBuilder>::from(account_output);
     // No path from this input to the outputs: it tells of progress and holds nothing back.
     let mut written = builder.new_input_connection(written, to_named_worker(), []);
@@ -320,11 +342,11 @@ fn read<'s>(
     let activator = scope.activator_for(info.address.clone());
     builder.build(move |mut capabilities| {
         let account_capability = capabilities.pop();
-        let late_capability = capabilities.pop();
-        let mut held = capabilities.pop().zip(late_capability).zip(account_capability);
-        if let Some(((capability, late_capability), account_capability)) = &mut held {
+        let touched_capability = capabilities.pop();
+        let mut held = capabilities.pop().zip(touched_capability).zip(account_capability);
+        if let Some(((capability, touched_capability), account_capability)) = &mut held {
             // Nothing is told of epochs that are written.
-            for capability in [capability, late_capability, account_capability] {
+            for capability in [capability, touched_capability, account_capability] {
                 capability.downgrade(&job.earlier.first);
             }
         }
@@ -332,6 +354,7 @@ fn read<'s>(
         let mut ended: Option<Capability<Epoch>> = None;
         let mut reader = job.intake.clone().reader(worker);
         let mut placer = Placer::new(job.windowing, job.lateness, job.earlier.first);
+        let mut announced: BTreeSet<(Epoch, Epoch)> = BTreeSet::new();
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
         let mut first_unwritten = Some(0);
         move |frontiers| {
@@ -345,7 +368,7 @@ fn read<'s>(
                 first_unwritten = frontier;
                 reader.written(frontier);
             }
-            let (mut output, mut late_output) = (output.activate(), late_output.activate());
+            let (mut output, mut touched_output) = (output.activate(), touched_output.activate());
             let mut account_output = account_output.activate();
             let mut tell = |account: &Account, at: Epoch, capability: &Capability<Epoch>| {
                 let bytes = serde_json::to_vec(account).expect("an account can be written");
@@ -363,7 +386,7 @@ fn read<'s>(
             if frontier.is_none_or(|frontier| frontier == Epoch::MAX) {
                 ended = None;
             }
-            let Some(((capability, late_capability), account_capability)) = &mut held else { return };
+            let Some(((capability, touched_capability), account_capability)) = &mut held else { return };
             unwritten = unwritten.split_off(&first_unwritten.unwrap_or(Epoch::MAX));
 
             if unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
@@ -398,7 +421,8 @@ fn read<'s>(
                     tell(&account, epoch, account_capability);
                 }
                 capability.downgrade(&first_open);
-                late_capability.downgrade(&first_open);
+                touched_capability.downgrade(&first_open);
+                announced = announced.split_off(&(first_open, 0));
                 account_capability.downgrade(&first_open);
             }
             if taken == Taken::Wait {
@@ -418,17 +442,16 @@ fn read<'s>(
                 output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut batch);
             }
             progress.read.fetch_add(decoded, SeqCst);
-            for (epoch, window) in std::mem::take(&mut placer.late) {
-                let at = late_capability.delayed(&epoch);
-                let mut session = late_output.session_with_builder(&at);
-                for to in 0..peers {
-                    session.give_container(&mut Block { to, window, ..Block::default() });
+            for (epoch, window) in std::mem::take(&mut placer.touched) {
+                if announced.insert((epoch, window)) {
+                    let at = touched_capability.delayed(&epoch);
+                    touched_output.session_with_builder(&at).give_container(&mut touches(window));
                 }
             }
             activator.activate();
         }
     });
-    Read { packets, late, accounts: accounts_out }
+    Read { packets, touched, accounts: accounts_out }
 }
 
 /// Gathers each epoch's rows and accounts on one worker, makes snapshots of them and holds the epoch until they are
@@ -571,10 +594,14 @@ fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snap
         name: task.name.clone(),
         schema: task.aggregator.schema(),
         runs: Vec::new(),
+        kept: None,
     };
     let mut tasks: Vec<_> = job.tasks.iter().map(task).collect();
     for block in blocks {
-        tasks[block.task].runs.push(block);
+        match block.task.checked_sub(tasks.len()) {
+            None => tasks[block.task].runs.push(block),
+            Some(task) => tasks[task].kept = Some(block.words),
+        }
     }
     Snapshot { window, span: job.windowing.span(window), revision, tasks }
 }

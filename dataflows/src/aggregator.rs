@@ -1,16 +1,21 @@
 //! What an aggregator is, what it may build on, and the list of those that ship.
 
-use crate::block::Block;
-use crate::exact::Exact;
-use crate::groups::{self, Closed, Packets};
-use crate::key::Mask;
-use crate::rows::Schema;
-use crate::window::Epoch;
+use crate::block::{Block, BlockBuilder};
+use crate::groups::{self, Archive, Closed, Packets};
+use crate::key::{KeyFields, Mask};
+use crate::rows::{Schema, ValueKind};
+use crate::turns::{self, Reach};
+use crate::window::{Epoch, Windowing};
+use crate::{changes, exact, fan_out, new_keys, top_k};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
+use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::core::Concatenate;
+use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::{Scope, Stream};
 
 /// A kind of task: from packets, or from exact groups, to the rows of each window.
@@ -19,21 +24,37 @@ pub trait Aggregator: Send + Sync {
     fn schema(&self) -> Arc<Schema>;
 
     /// The key sets whose exact groups [`Self::build`] will ask for. Shared with all other tasks.
-    fn groups(&self) -> Vec<Mask>;
+    fn groups(&self) -> Vec<Mask> {
+        Vec::new()
+    }
+
+    /// On how many windows before its own an answer depends: where one of those is revised, it is too.
+    fn reach(&self, _windowing: Windowing) -> u64 {
+        0
+    }
 
     /// Builds its dataflow on this worker; called once on each worker, in the same order on all.
     ///
     /// The result is the rows in the layout of [`Self::schema`], in any order, at the time of the epoch that closes
-    /// them and with the window they belong to, each key on one worker only. A window that comes again replaces the
-    /// earlier rows as a whole.
+    /// them and with the window they belong to, each key on one worker only. It has to hold all rows of every window
+    /// that the epoch shows ([`Flow::turns`]): a window that comes again replaces the earlier rows as a whole. Rows of
+    /// other windows are dropped.
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block>;
 }
 
 /// What aggregators build on, on one worker.
 pub struct Flow<'s> {
     scope: Scope<'s, Epoch>,
+    windowing: Windowing,
     packets: Stream<'s, Epoch, Packets>,
+    turns: Stream<'s, Epoch, Block>,
     groups: Vec<(Mask, Stream<'s, Epoch, Block>)>,
+    closed: Closed,
+    /// Number of the task that is being built, and how many there are.
+    task: usize,
+    tasks: usize,
+    /// What they keep.
+    kept: RefCell<Vec<Stream<'s, Epoch, Block>>>,
 }
 
 impl<'s> Flow<'s> {
@@ -42,37 +63,89 @@ impl<'s> Flow<'s> {
         self.scope
     }
 
+    /// How event time is cut.
+    pub fn windowing(&self) -> Windowing {
+        self.windowing
+    }
+
     /// The packets that this worker reads, in batches of one window. A batch whose window is earlier than its time
     /// came late.
     pub fn packets(&self) -> Stream<'s, Epoch, Packets> {
         self.packets.clone()
     }
 
-    /// The exact groups of a key set named by [`Aggregator::groups`]: for each window, when its epoch closes, the rows
-    /// key, packets, bytes, first and last time of the keys that this worker owns.
+    /// What each epoch needs and shows, the same on every worker; see [`Turns::receive`].
+    pub fn turns(&self) -> Stream<'s, Epoch, Block> {
+        self.turns.clone()
+    }
+
+    /// The exact groups of a key set named by [`Aggregator::groups`]: for each window that an epoch needs, when the
+    /// epoch closes, the rows key, packets, bytes, first and last time of the keys that this worker owns.
     pub fn groups(&self, mask: Mask) -> Stream<'s, Epoch, Block> {
         let built = self.groups.iter().find(|(built, _)| *built == mask);
         built.expect("an aggregator asks for the groups that it named").1.clone()
     }
+
+    /// A place for what has to outlive its window, so that late packets can revise it; `None` where nothing comes late.
+    pub fn archive(&self) -> Option<Box<dyn Archive>> {
+        (self.closed.archive)()
+    }
+
+    /// On the committing worker, where an earlier run is gone on with: what this task has kept of a window then.
+    pub fn kept_before(&self) -> Option<impl Fn(Epoch) -> Option<Vec<u64>> + use<>> {
+        let (recall, task) = (self.closed.recall.clone()?, self.task);
+        Some(move |window| (window < recall.first_new()).then(|| recall.kept(task, window))?)
+    }
+
+    /// Whether what [`Self::keep`] is given is written: commits are recorded, and a later run may go on.
+    pub fn keeps(&self) -> bool {
+        self.closed.keeps
+    }
+
+    /// Has blocks of any words written with their windows' snapshots, one a window and time, from the committing worker:
+    /// for a task whose rows do not tell all that late packets need, after a restart.
+    pub fn keep(&self, blocks: Stream<'s, Epoch, Block>) {
+        self.kept.borrow_mut().push(numbered(blocks, self.tasks + self.task));
+    }
 }
 
-/// Builds all tasks on one worker and returns their sorted rows, each block numbered by its task.
+/// Gives blocks a number.
+pub(crate) fn numbered<'s>(blocks: Stream<'s, Epoch, Block>, task: usize) -> Stream<'s, Epoch, Block> {
+    blocks.unary::<BlockBuilder, _, _, _>(Pipeline, "Number", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, block| {
+                block.task = task;
+                output.session_with_builder(&message).give_container(block);
+            });
+        }
+    })
+}
+
+/// Builds all tasks on one worker and returns their sorted rows, each block numbered by its task; behind the last task
+/// come, in the same order, the numbers of what tasks keep.
 ///
-/// `late` tells every worker which closed windows an epoch's packets came late for; `closed` brings them back.
+/// `touched` tells the committing worker which windows an epoch's packets are for; `closed` is what may be revised.
 pub fn build_tasks<'s>(
     scope: Scope<'s, Epoch>,
     packets: Stream<'s, Epoch, Packets>,
-    late: &Stream<'s, Epoch, Block>,
-    tasks: &[Task],
-    closed: Closed<'_>,
+    touched: Stream<'s, Epoch, Block>,
+    (tasks, windowing): (&[Task], Windowing),
+    closed: Closed,
 ) -> Stream<'s, Epoch, Block> {
+    let reach = Reach::of(tasks.iter().map(|task| task.aggregator.reach(windowing)));
+    let turns = turns::turns(touched, reach, closed.recall.clone());
     let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
-    let groups = groups::build(scope, &packets, late, &plan, closed);
-    let flow = Flow { scope, packets, groups };
-    let rows = tasks.iter().enumerate().map(|(number, task)| {
-        crate::rows::sorted(task.aggregator.build(&flow), task.aggregator.schema(), number)
-    });
-    let rows: Vec<_> = rows.collect();
+    let groups = groups::build(scope, &packets, &turns, &plan, &closed);
+    let kept = RefCell::default();
+    let mut flow =
+        Flow { scope, windowing, packets, turns, groups, closed, task: 0, tasks: tasks.len(), kept };
+    let mut rows = Vec::new();
+    for (number, task) in tasks.iter().enumerate() {
+        flow.task = number;
+        let built = task.aggregator.build(&flow);
+        rows.push(crate::rows::sorted(built, flow.turns(), task.aggregator.schema(), number));
+    }
+    rows.extend(flow.kept.into_inner());
     scope.concatenate(rows)
 }
 
@@ -84,6 +157,35 @@ pub struct Task {
     /// What it computes.
     pub aggregator: Arc<dyn Aggregator>,
 }
+
+/// What keys are measured by.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Packets.
+    Packets,
+    /// Bytes on the wire.
+    #[default]
+    Bytes,
+}
+
+impl Metric {
+    /// The one of two numbers that is measured by.
+    pub fn of<T>(self, packets: T, bytes: T) -> T {
+        match self {
+            Self::Packets => packets,
+            Self::Bytes => bytes,
+        }
+    }
+
+    /// What a column of it holds.
+    pub fn kind(self) -> ValueKind {
+        self.of(ValueKind::Count, ValueKind::Bytes)
+    }
+}
+
+/// Rows that one window of a `top_k` or a sketch may have.
+pub const MOST_ROWS: usize = 100_000;
 
 /// The options of one task as they were configured, all but its name and type.
 #[derive(Clone, Debug, Default)]
@@ -124,6 +226,19 @@ impl Options {
         })
     }
 
+    /// Reads the names of a key's fields.
+    pub fn fields(&self, key: &str, names: &[String]) -> Result<KeyFields, OptionsError> {
+        KeyFields::parse(names).map_err(|error| self.refuse(key, error))
+    }
+
+    /// Checks a number of rows, 1 to [`MOST_ROWS`].
+    pub fn check_rows(&self, key: &str, rows: usize) -> Result<(), OptionsError> {
+        match rows {
+            1..=MOST_ROWS => Ok(()),
+            _ => Err(self.refuse(key, format!("{rows} rows; 1 to {MOST_ROWS}"))),
+        }
+    }
+
     /// The error that an option's value is wrong.
     pub fn refuse(&self, key: &str, why: impl Display) -> OptionsError {
         OptionsError { key: Some(key.to_owned()), message: format!("{key}: {why}") }
@@ -141,7 +256,11 @@ impl Default for Registry {
     /// The aggregators that ship: to add one, write its file and add its line.
     fn default() -> Self {
         Self(BTreeMap::from([
-            ("exact", Exact::from_options as Constructor), //
+            ("changes", changes::from_options as Constructor),
+            ("exact", exact::from_options),
+            ("fan_out", fan_out::from_options),
+            ("new_keys", new_keys::from_options),
+            ("top_k", top_k::from_options),
         ]))
     }
 }

@@ -11,9 +11,11 @@ use timely::Accountable;
 use timely::bytes::arc::Bytes;
 use timely::communication::Push;
 use timely::container::NoopBuilder;
+use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::DistributorPact;
 use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
+use timely::dataflow::operators::generic::operator::Operator;
 use timely::progress::Stamp;
 
 /// Words that are shared: made here, or still the bytes that another process sent. Cloning copies nothing.
@@ -165,6 +167,15 @@ impl Distributor<Block> for ToNamedWorker {
 /// The exchange contract of blocks.
 pub fn to_named_worker() -> DistributorPact<impl FnOnce(usize) -> ToNamedWorker> {
     DistributorPact(|_peers| ToNamedWorker)
+}
+
+/// Moves blocks to the workers that they name.
+pub fn exchange<'s>(blocks: Stream<'s, Epoch, Block>) -> Stream<'s, Epoch, Block> {
+    blocks.unary::<BlockBuilder, _, _, _>(to_named_worker(), "Exchange", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, block| output.session_with_builder(&message).give_container(block));
+        }
+    })
 }
 
 #[cfg(test)]

@@ -37,13 +37,12 @@ impl Exact {
         let values = values.map(|(name, kind)| ValueColumn { name, kind }).to_vec();
         Self { schema: Arc::new(Schema { key, values, order_by: 1, counts_every_packet: true }) }
     }
+}
 
-    /// Reads a task's options.
-    pub fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
-        let ExactOptions { key_fields } = options.read()?;
-        let key = KeyFields::parse(&key_fields).map_err(|error| options.refuse("key_fields", error))?;
-        Ok(Box::new(Self::new(key)))
-    }
+/// Reads a task's options.
+pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
+    let ExactOptions { key_fields } = options.read()?;
+    Ok(Box::new(Exact::new(options.fields("key_fields", &key_fields)?)))
 }
 
 impl Aggregator for Exact {
@@ -63,38 +62,11 @@ impl Aggregator for Exact {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aggregator::{Task, build_tasks};
-    use crate::groups::{Archive, Closed, Packets};
     use crate::key::{Field, Key};
-    use crate::packet::{Address, Packet, Transport};
-    use crate::window::{Watermark, Windowing};
+    use crate::packet::{Address, Packet};
+    use crate::trial::{self, Answers, LENGTH, Rows, any_packets, packet};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
-    use std::sync::Mutex;
-    use timely::Accountable;
-    use timely::container::NoopBuilder;
-    use timely::dataflow::Scope;
-    use timely::dataflow::channels::pact::Pipeline;
-    use timely::dataflow::operators::generic::operator::{Operator, source};
-
-    const LENGTH: u64 = 100;
-    const LATENESS: u64 = 50;
-
-    /// The last rows of each window and task, as words, and the epoch in which they came.
-    type Answers = BTreeMap<(Epoch, usize), (Vec<Vec<u64>>, Epoch)>;
-
-    #[derive(Default)]
-    struct InMemory(BTreeMap<Epoch, Vec<Block>>);
-
-    impl Archive for InMemory {
-        fn put(&mut self, block: Block) {
-            self.0.entry(block.window).or_default().push(block);
-        }
-
-        fn take(&mut self, window: Epoch) -> Vec<Block> {
-            self.0.remove(&window).unwrap_or_default()
-        }
-    }
 
     fn keys() -> [Vec<Field>; 4] {
         let all = Field::SrcIp { v4: 32, v6: 128 };
@@ -106,84 +78,14 @@ mod tests {
         ]
     }
 
-    fn tasks() -> Vec<Task> {
-        let task = |(number, fields): (usize, Vec<Field>)| Task {
-            name: number.to_string().into(),
-            aggregator: Arc::new(Exact::new(KeyFields::new(fields).expect("fields"))),
-        };
-        keys().into_iter().enumerate().map(task).collect()
-    }
-
-    /// A source that sends all of a worker's containers, each at its epoch.
-    fn send<'s, C: Accountable + Clone + Default + 'static>(
-        scope: Scope<'s, Epoch>,
-        mut containers: Vec<(Epoch, C)>,
-    ) -> Stream<'s, Epoch, C> {
-        source::<_, NoopBuilder<C>, _, _>(scope, "Send", move |capability, _| {
-            let mut capability = Some(capability);
-            move |output| {
-                let Some(capability) = capability.take() else { return };
-                for (epoch, mut container) in containers.drain(..) {
-                    output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut container);
-                }
-            }
-        })
-    }
-
-    /// The answers of so many workers that are dealt the packets, in stream order, one each in turn.
     fn run(workers: usize, packets: &[Packet]) -> Answers {
-        let mut watermark = Watermark::new(Windowing::Every(LENGTH), LATENESS, 0, u64::MAX);
-        let epochs: Vec<(Epoch, Packet)> =
-            packets.iter().map(|packet| (watermark.observe(packet.time), *packet)).collect();
-        let blocks: Arc<Mutex<Vec<(Epoch, Block)>>> = Arc::default();
-        let shared = blocks.clone();
-        let guards = timely::execute(timely::Config::process(workers), move |worker| {
-            let (index, peers, blocks) = (worker.index(), worker.peers(), shared.clone());
-            let (mut batches, mut late) = (Vec::new(), Vec::new());
-            for (closed, packet) in epochs.iter().skip(index).step_by(peers) {
-                let window = packet.time / LENGTH;
-                batches.push((window.max(*closed), Packets { window, packets: Arc::new(vec![*packet]) }));
-                if window < *closed {
-                    late.extend((0..peers).map(|to| (*closed, Block { to, window, ..Block::default() })));
-                }
-            }
-            worker.dataflow(|scope| {
-                let (packets, late) = (send(scope, batches), send(scope, late));
-                let mut archive = || Some(Box::<InMemory>::default() as Box<dyn Archive>);
-                let closed = Closed { archive: &mut archive, recall: None };
-                let rows = build_tasks(scope, packets, &late, &tasks(), closed);
-                rows.unary::<NoopBuilder<Block>, _, _, _>(Pipeline, "Collect", move |_, _| {
-                    move |input, _| {
-                        input.for_each(|message, block| {
-                            let epoch = *message.least().expect("a time");
-                            blocks.lock().expect("a lock").push((epoch, std::mem::take(block)));
-                        });
-                    }
-                });
-            });
-            while worker.has_dataflows() {
-                worker.step_or_park(None);
-            }
-        });
-        guards.expect("workers").join().into_iter().for_each(|result| result.expect("a worker"));
-        let mut answers = Answers::new();
-        let mut blocks = std::mem::take(&mut *blocks.lock().expect("a lock"));
-        blocks.sort_by_key(|(epoch, _)| *epoch);
-        for (epoch, block) in blocks {
-            let (rows, last) = answers.entry((block.window, block.task)).or_default();
-            if *last != epoch {
-                rows.clear();
-            }
-            *last = epoch;
-            let words = if block.wide { 9 } else { 6 };
-            rows.extend(block.words.chunks_exact(words).map(<[u64]>::to_vec));
-            rows.sort();
-        }
-        answers
+        let exact =
+            |fields| Box::new(Exact::new(KeyFields::new(fields).expect("fields"))) as Box<dyn Aggregator>;
+        trial::run(workers, packets, move || keys().into_iter().map(exact).collect())
     }
 
     /// The same by one map over all packets.
-    fn naive(packets: &[Packet]) -> BTreeMap<(Epoch, usize), Vec<Vec<u64>>> {
+    fn naive(packets: &[Packet]) -> Rows {
         let mut groups: BTreeMap<(Epoch, usize, Vec<u64>), [u64; 4]> = BTreeMap::new();
         for packet in packets {
             for (task, fields) in keys().into_iter().enumerate() {
@@ -197,21 +99,12 @@ mod tests {
                 *counts = [packets + 1, bytes + length, first.min(time), last.max(time)];
             }
         }
-        let mut rows: BTreeMap<(Epoch, usize), Vec<Vec<u64>>> = BTreeMap::new();
+        let mut rows = Rows::new();
         for ((window, task, key), counts) in groups {
             rows.entry((window, task)).or_default().push([key, counts.to_vec()].concat());
         }
         rows.values_mut().for_each(|rows| rows.sort());
         rows
-    }
-
-    fn packet(time: u64, source: Address, port: u16, length: u32) -> Packet {
-        let transport = Transport::new(9, port, 6, 2, port % 3, if source.is_v4() { 4 } else { 6 });
-        Packet { time, transport, source, destination: Address::v4(1), length }
-    }
-
-    fn rows_of(answers: Answers) -> BTreeMap<(Epoch, usize), Vec<Vec<u64>>> {
-        answers.into_iter().map(|(place, (rows, _))| (place, rows)).collect()
     }
 
     #[test]
@@ -240,16 +133,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
-        fn any_packets_in_any_order_equal_a_naive_count_on_one_two_and_three_workers(
-            packets in proptest::collection::vec((0u64..1500, 0u32..6, any::<bool>(), 0u16..4, 0u32..2000), 0..120)
-        ) {
-            let packets: Vec<Packet> = packets.into_iter().map(|(time, host, v6, port, length)| {
-                let source = if v6 { Address(u128::from(host) << 110) } else { Address::v4(host << 23) };
-                packet(time, source, port, length)
-            }).collect();
+        fn any_packets_in_any_order_equal_a_naive_count_on_one_two_and_three_workers(packets in any_packets()) {
             let expected = naive(&packets);
             for workers in 1..=3 {
-                prop_assert_eq!(&rows_of(run(workers, &packets)), &expected, "{} workers", workers);
+                prop_assert_eq!(&trial::rows_of(run(workers, &packets)), &expected, "{} workers", workers);
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::epochs::Epochs;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
 use crate::table::{COMPACT_GROUP, Table, WIDE_GROUP, owner, route};
+use crate::turns::Turns;
 use crate::window::Epoch;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,8 +54,30 @@ pub trait Recall {
     /// The groups of a key set in a window: each a key, packets, bytes, first and last time, no key twice.
     fn recall(&self, mask: Mask, window: Epoch) -> Vec<(Key, [u64; 4])>;
 
+    /// Whether an earlier run has a snapshot of this window.
+    fn holds(&self, window: Epoch) -> bool;
+
+    /// What the task of this number kept of a window, in [`crate::aggregator::Flow::keep`]; `None` where there is nothing.
+    fn kept(&self, task: usize, window: Epoch) -> Option<Vec<u64>>;
+
     /// The first window that no earlier run has closed.
     fn first_new(&self) -> Epoch;
+}
+
+/// Packets, bytes, first and last time of a group.
+pub type Counts = [u64; 4];
+
+/// Visits the groups of a block.
+pub fn visit(block: &Block, mut visit: impl FnMut(Key, Counts)) {
+    if block.wide {
+        for &[a, b, c, d, e, packets, bytes, first, last] in block.words.as_chunks::<WIDE_GROUP>().0 {
+            visit(Key::Wide([a, b, c, d, e]), [packets, bytes, first, last]);
+        }
+    } else {
+        for &[a, b, packets, bytes, first, last] in block.words.as_chunks::<COMPACT_GROUP>().0 {
+            visit(Key::Compact([a, b]), [packets, bytes, first, last]);
+        }
+    }
 }
 
 /// Groups of one window and key set, by layout.
@@ -147,19 +170,7 @@ impl Fold for Block {
     }
 
     fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]) {
-        if self.wide {
-            for &[a, b, c, d, e, packets, bytes, first, last] in self.words.as_chunks::<WIDE_GROUP>().0 {
-                batches.push(mask.coarsen_wide(&[a, b, c, d, e]), [packets, bytes, first, last], shares);
-            }
-        } else {
-            for &[a, b, packets, bytes, first, last] in self.words.as_chunks::<COMPACT_GROUP>().0 {
-                batches.push(
-                    Key::Compact(mask.coarsen_compact(&[a, b])),
-                    [packets, bytes, first, last],
-                    shares,
-                );
-            }
-        }
+        visit(self, |key, values| batches.push(key.under(mask), values, shares));
         batches.finish(shares);
     }
 }
@@ -260,46 +271,45 @@ impl Arrived {
     }
 }
 
-/// One epoch at an owner: groups by window, and the closed windows that packets came late for, on any worker.
+/// One epoch at an owner: groups by window, and the windows that are needed.
 #[derive(Default)]
 struct Closing {
     windows: BTreeMap<Epoch, Arrived>,
-    late: BTreeSet<Epoch>,
+    turns: Turns,
 }
 
-/// Merges partial groups at their owners and emits each window's groups, whole, when its epoch closes.
+/// Merges partial groups at their owners and emits each needed window's groups, whole, when its epoch closes.
 ///
-/// `late` names, on every worker, the closed windows that an epoch's packets came late for; with an archive such a
-/// window is emitted again with all it holds. Without one (groups rolled up from groups) whatever arrives is whole.
+/// `turns` names, on every worker, the windows that are needed; with an archive such a window is emitted again with all
+/// it holds. Without one (groups rolled up from groups) whatever arrives is whole.
 fn merge<'s>(
     partials: Stream<'s, Epoch, Block>,
-    late: Stream<'s, Epoch, Block>,
+    turns: Stream<'s, Epoch, Block>,
     own: Own,
     mut archive: Option<Box<dyn Archive>>,
 ) -> Stream<'s, Epoch, Block> {
-    let (contract, late_contract) = (to_named_worker(), to_named_worker());
     partials.binary_frontier::<_, BlockBuilder, _, _, _, _>(
-        late,
-        contract,
-        late_contract,
+        turns,
+        to_named_worker(),
+        Pipeline,
         "Merge",
         move |_, _| {
             let mut epochs: Epochs<Closing> = Epochs::default();
-            move |(partials, partials_frontier), (late, late_frontier), output| {
+            move |(partials, partials_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
                 partials.for_each(|message, block| {
                     if let Some((_, closing)) = epochs.at(&message, port) {
                         closing.windows.entry(block.window).or_default().push(std::mem::take(block));
                     }
                 });
-                late.for_each(|message, block| {
+                turns.for_each(|message, block| {
                     if let Some((_, closing)) = epochs.at(&message, port) {
-                        closing.late.insert(block.window);
+                        closing.turns.receive(block);
                     }
                 });
-                while let Some((held, mut closing)) = epochs.close(&[partials_frontier, late_frontier]) {
+                while let Some((held, mut closing)) = epochs.close(&[partials_frontier, turns_frontier]) {
                     let mut session = output.session_with_builder(&held);
-                    for window in closing.late {
+                    for window in closing.turns.needed.into_keys() {
                         let earlier =
                             archive.as_mut().map(|archive| archive.take(window)).unwrap_or_default();
                         let arrived = closing.windows.entry(window).or_default();
@@ -321,31 +331,29 @@ fn merge<'s>(
     )
 }
 
-/// On one worker: the groups that an earlier run has written of a window, for their owners, in the first epoch whose
-/// packets come late for it. From then on the archive has them.
+/// On one worker: the groups that an earlier run has written of a window, for their owners, in the first epoch that
+/// needs them. From then on the archive has them.
 fn recalled<'s>(
-    late: Stream<'s, Epoch, Block>,
+    turns: Stream<'s, Epoch, Block>,
     mask: Mask,
     recall: Option<Rc<dyn Recall>>,
 ) -> Stream<'s, Epoch, Block> {
-    let peers = late.scope().peers();
-    late.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Recall", move |_, _| {
-        // A later epoch may be announced first, by a worker that is ahead.
-        let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
+    let peers = turns.scope().peers();
+    turns.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Recall", move |_, _| {
+        let mut epochs: Epochs<Turns> = Epochs::default();
         let mut recalled: BTreeSet<Epoch> = BTreeSet::new();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
-                let is_earlier = |recall: &Rc<dyn Recall>| block.window < recall.first_new();
-                if recall.as_ref().is_some_and(is_earlier)
-                    && let Some((_, windows)) = epochs.at(&message, port)
-                {
-                    windows.insert(block.window);
+                if let Some((_, turns)) = epochs.at(&message, port) {
+                    turns.receive(block);
                 }
             });
-            while let (Some(recall), Some((held, windows))) = (&recall, epochs.close(&[frontier])) {
+            while let Some((held, turns)) = epochs.close(&[frontier]) {
+                let Some(recall) = &recall else { continue };
                 let mut session = output.session_with_builder(&held);
-                for window in windows.into_iter().filter(|window| recalled.insert(*window)) {
+                let earlier = turns.needed.into_keys().filter(|window| *window < recall.first_new());
+                for window in earlier.filter(|window| recalled.insert(*window)) {
                     let (mut batches, mut shares) = (Batches::new(peers), Vec::new());
                     shares.resize_with(peers, Tables::default);
                     for (key, values) in recall.recall(mask, window) {
@@ -378,21 +386,24 @@ pub fn plan(masks: impl IntoIterator<Item = Mask>) -> Vec<(Mask, Option<usize>)>
     planned
 }
 
-/// What holds the groups of closed windows, so that late packets can revise them.
-pub struct Closed<'a> {
-    /// Makes the archive of a key set; `None` where nothing can come late.
-    pub archive: &'a mut dyn FnMut() -> Option<Box<dyn Archive>>,
-    /// What earlier runs have written: on the worker that can read it.
+/// What is left of closed windows, so that late packets can revise them.
+#[derive(Clone)]
+pub struct Closed {
+    /// Makes a place for what has to outlive its window; `None` where nothing can come late.
+    pub archive: Rc<dyn Fn() -> Option<Box<dyn Archive>>>,
+    /// What earlier runs have written: on the committing worker.
     pub recall: Option<Rc<dyn Recall>>,
+    /// Whether commits are recorded, so that a later run may go on.
+    pub keeps: bool,
 }
 
 /// The groups of every planned key set, as streams of finished windows on their owners.
 pub fn build<'s>(
     scope: Scope<'s, Epoch>,
     packets: &Stream<'s, Epoch, Packets>,
-    late: &Stream<'s, Epoch, Block>,
+    turns: &Stream<'s, Epoch, Block>,
     plan: &[(Mask, Option<usize>)],
-    closed: Closed<'_>,
+    closed: &Closed,
 ) -> Vec<(Mask, Stream<'s, Epoch, Block>)> {
     let mut built: Vec<(Mask, Stream<'s, Epoch, Block>)> = Vec::new();
     for &(mask, parent) in plan {
@@ -401,8 +412,8 @@ pub fn build<'s>(
             None => {
                 let partials = fold(packets.clone(), mask, own.clone());
                 // Every worker builds the same operators; what recalls nothing sends nothing.
-                let earlier = recalled(late.clone(), mask, closed.recall.clone());
-                merge(partials.concat(earlier), late.clone(), own, (closed.archive)())
+                let earlier = recalled(turns.clone(), mask, closed.recall.clone());
+                merge(partials.concat(earlier), turns.clone(), own, (closed.archive)())
             }
             Some(parent) => merge(fold(built[parent].1.clone(), mask, own.clone()), empty(scope), own, None),
         };

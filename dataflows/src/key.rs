@@ -5,6 +5,7 @@
 //! is [`Compact`], else it is [`Wide`]; one flow never appears in both.
 
 use crate::packet::{Address, Packet, Transport};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -169,13 +170,24 @@ pub struct Mask {
     transport: u64,
 }
 
-/// A key in the layout that its addresses call for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A key in the layout that its addresses call for. Its own order is that of the words, not that of columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
     /// All addresses are IPv4, or there are none.
     Compact(Compact),
     /// At least one address is IPv6.
     Wide(Wide),
+}
+
+impl Key {
+    /// The key rolled up to a coarser key set.
+    #[inline(always)]
+    pub fn under(&self, mask: Mask) -> Self {
+        match self {
+            Self::Compact(key) => Self::Compact(mask.coarsen_compact(key)),
+            Self::Wide(key) => mask.coarsen_wide(key),
+        }
+    }
 }
 
 impl Mask {
@@ -409,17 +421,20 @@ impl KeyFields {
 
     /// Order of two keys of either layout, column by column.
     pub fn compare(&self, left: (bool, &[u64]), right: (bool, &[u64])) -> std::cmp::Ordering {
-        let ordinal = |value: KeyValue| match value {
+        self.ordinals(left.0, left.1).cmp(self.ordinals(right.0, right.1))
+    }
+
+    /// Numbers of a wide key so that comparing them compares the columns in order.
+    pub fn wide_order(&self, key: &Wide) -> Box<[u128]> {
+        self.ordinals(true, key).collect()
+    }
+
+    /// Numbers in the order of the columns' values, a column each.
+    fn ordinals<'a>(&'a self, wide: bool, words: &'a [u64]) -> impl Iterator<Item = u128> + 'a {
+        (0..self.fields.len()).map(move |column| match self.value(column, wide, words) {
             KeyValue::Address(address) | KeyValue::Prefix(address, _) => address.ordinal(),
             KeyValue::Number(number) => number.into(),
-        };
-        (0..self.fields.len())
-            .map(|column| {
-                ordinal(self.value(column, left.0, left.1))
-                    .cmp(&ordinal(self.value(column, right.0, right.1)))
-            })
-            .find(|order| order.is_ne())
-            .unwrap_or(std::cmp::Ordering::Equal)
+        })
     }
 }
 

@@ -10,12 +10,20 @@
 
 pub mod aggregator;
 pub mod block;
+mod changes;
 pub mod epochs;
 pub mod exact;
+mod fan_out;
 pub mod groups;
 pub mod key;
+mod new_keys;
 pub mod packet;
 mod prefetch;
 pub mod rows;
+pub mod standing;
 pub mod table;
+mod top_k;
+#[cfg(test)]
+mod trial;
+pub mod turns;
 pub mod window;

@@ -5,7 +5,8 @@
 
 use crate::block::{Block, BlockBuilder, Words};
 use crate::epochs::Epochs;
-use crate::key::{KeyFields, KeyValue};
+use crate::key::{Key, KeyFields, KeyValue};
+use crate::turns::Turns;
 use crate::window::Epoch;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -89,6 +90,16 @@ impl<'a> Row<'a> {
         &self.words[key_words(self.wide)..]
     }
 
+    /// The key.
+    #[inline]
+    pub fn key_words(&self) -> Key {
+        match (self.words.first_chunk(), self.words.first_chunk()) {
+            (_, Some(key)) if self.wide => Key::Wide(*key),
+            (Some(key), _) => Key::Compact(*key),
+            _ => unreachable!("a row starts with its key"),
+        }
+    }
+
     /// The key words, if the row's addresses are all IPv4.
     #[inline]
     pub fn compact_key(&self) -> Option<&'a [u64; 2]> {
@@ -108,28 +119,43 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Sorts the rows of a task, one run a window and layout, and binds the runs, numbered, for the committing worker.
-pub fn sorted<'s>(
+/// Sorts the rows of a task in the windows that are shown, one run a window and layout, and binds the runs, numbered,
+/// for the committing worker.
+pub(crate) fn sorted<'s>(
     rows: Stream<'s, Epoch, Block>,
+    turns: Stream<'s, Epoch, Block>,
     schema: Arc<Schema>,
     task: usize,
 ) -> Stream<'s, Epoch, Block> {
-    rows.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sort", move |_, _| {
-        let mut epochs: Epochs<Unsorted> = Epochs::default();
-        move |(input, frontier), output| {
+    // A window without rows is told of all the same, once.
+    let tells = task == 0 && rows.scope().index() == COMMITTER;
+    rows.binary_frontier::<_, BlockBuilder, _, _, _, _>(turns, Pipeline, Pipeline, "Sort", move |_, _| {
+        let mut epochs: Epochs<(Unsorted, Turns)> = Epochs::default();
+        move |(rows, rows_frontier), (turns, turns_frontier), output| {
             let port = output.output_index();
-            input.for_each(|message, block| {
-                if let Some((_, windows)) = epochs.at(&message, port) {
+            rows.for_each(|message, block| {
+                if let Some((_, (windows, _))) = epochs.at(&message, port) {
                     let Block { window, wide, words, .. } = std::mem::take(block);
                     windows.entry((window, wide)).or_default().push(words);
                 }
             });
-            while let Some((held, windows)) = epochs.close(&[frontier]) {
+            turns.for_each(|message, block| {
+                if let Some((_, (_, turns))) = epochs.at(&message, port) {
+                    turns.receive(block);
+                }
+            });
+            while let Some((held, (mut windows, turns))) = epochs.close(&[rows_frontier, turns_frontier]) {
                 let mut session = output.session_with_builder(&held);
-                for ((window, wide), blocks) in windows {
-                    let words = sort_words(&blocks, wide, &schema).into();
-                    let run = Block { to: COMMITTER, task, window, wide, words };
-                    session.give_container(&mut { run });
+                for window in turns.shown() {
+                    if tells {
+                        windows.entry((window, false)).or_default();
+                    }
+                    for wide in [false, true] {
+                        let Some(blocks) = windows.remove(&(window, wide)) else { continue };
+                        let words = sort_words(&blocks, wide, &schema).into();
+                        let run = Block { to: COMMITTER, task, window, wide, words };
+                        session.give_container(&mut { run });
+                    }
                 }
             }
         }
@@ -184,6 +210,8 @@ pub struct TaskRows {
     pub schema: Arc<Schema>,
     /// Sorted runs; no key is in two of them.
     pub runs: Vec<Block>,
+    /// What the task keeps for a later run, beside its rows.
+    pub kept: Option<Words>,
 }
 
 /// Rows that follow each other in a task's order, a range of rows in each of its runs.
@@ -191,6 +219,16 @@ pub struct TaskRows {
 pub struct Piece(Vec<Range<usize>>);
 
 impl TaskRows {
+    /// Blocks of rows, in any order, put in the order of the schema.
+    pub(crate) fn sorted(schema: &Arc<Schema>, blocks: Vec<Block>) -> Self {
+        let runs = [false, true].map(|wide| {
+            let words: Vec<Words> =
+                blocks.iter().filter(|block| block.wide == wide).map(|block| block.words.clone()).collect();
+            Block { wide, words: sort_words(&words, wide, schema).into(), ..Block::default() }
+        });
+        Self { name: Arc::default(), schema: schema.clone(), runs: runs.to_vec(), kept: None }
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.runs.iter().map(|run| self.run_len(run)).sum()

@@ -3,6 +3,8 @@
 //! The rule depends on the order of the packets in their stream alone, never on a clock or on threads, so any number
 //! of workers decides alike.
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use std::time::Duration;
 
 /// Timely time of the dataflows: the index of a window, `time / length`; 0 for the one window of [`Windowing::All`].
@@ -42,6 +44,91 @@ impl Windowing {
             }
         }
     }
+}
+
+/// How far back a standing answer looks: so many windows, or so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Horizon {
+    /// Windows, at least 1; the one that the answer is for is the last of them.
+    Windows(u64),
+    /// Time, rounded up to whole windows.
+    Length(Duration),
+}
+
+impl Default for Horizon {
+    /// The window itself.
+    fn default() -> Self {
+        Self::Windows(1)
+    }
+}
+
+/// Windows that a horizon may span.
+const MOST_WINDOWS: u64 = 100_000;
+
+impl Horizon {
+    /// In windows, 1 to 100 000; 1 where one window holds everything.
+    pub fn windows(self, windowing: Windowing) -> u64 {
+        let windows = match (self, windowing) {
+            (_, Windowing::All) => 1,
+            (Self::Windows(windows), _) => windows,
+            (Self::Length(length), Windowing::Every(window)) => {
+                u64::try_from(length.as_nanos()).unwrap_or(u64::MAX).div_ceil(window)
+            }
+        };
+        windows.clamp(1, MOST_WINDOWS)
+    }
+}
+
+impl<'de> Deserialize<'de> for Horizon {
+    /// A duration such as `5m`, or a number of windows.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a horizon is a duration such as 5m, or a whole number of windows")]
+        enum Written {
+            Windows(u64),
+            Length(String),
+        }
+        match Written::deserialize(from)? {
+            Written::Windows(windows @ 1..=MOST_WINDOWS) => Ok(Self::Windows(windows)),
+            Written::Windows(_) => Err(D::Error::custom(format!("1 to {MOST_WINDOWS} windows"))),
+            Written::Length(text) => match duration(&text).map_err(D::Error::custom)? {
+                Duration::ZERO => Err(D::Error::custom("a horizon is at least one window")),
+                length => Ok(Self::Length(length)),
+            },
+        }
+    }
+}
+
+/// Reads a duration: a whole or decimal number and a unit, such as `100ms`, `60s`, `1.5m`, `1h`, `1d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || {
+        format!("`{text}` is no duration; write a number and a unit (ns, us, ms, s, m, h, d), such as 60s")
+    };
+    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let nanos_a_unit: u64 = match unit {
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" | "min" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        "d" => 86_400_000_000_000,
+        _ => return Err(wrong()),
+    };
+    scaled(number, nanos_a_unit).map(Duration::from_nanos).ok_or_else(wrong)
+}
+
+/// A whole or decimal number (up to nine decimals) times a unit.
+pub fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let scale = 10u128.pow(fraction.len() as u32);
+    let value = whole.parse::<u128>().ok()?.checked_mul(scale)?.checked_add(fraction.parse().ok()?)?;
+    u64::try_from(value.checked_mul(unit.into())? / scale).ok()
 }
 
 /// Follows one ordered stream of packet times and tells which windows its past has closed.

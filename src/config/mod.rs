@@ -8,7 +8,8 @@ pub mod nats;
 use crate::bus::Settings;
 use crate::interpolate::{Interpolated, interpolate};
 use dataflows::aggregator::{Options, Registry, Task};
-use dataflows::window::Windowing;
+pub use dataflows::window::duration;
+use dataflows::window::{Windowing, scaled};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_saphyr::{Location, Spanned};
@@ -391,38 +392,6 @@ pub fn size(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     scaled(number, bytes_a_unit).ok_or_else(wrong)
-}
-
-/// A whole or decimal number (up to nine decimals) times a unit.
-fn scaled(number: &str, unit: u64) -> Option<u64> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
-        return None;
-    }
-    let scale = 10u128.pow(fraction.len() as u32);
-    let value = whole.parse::<u128>().ok()?.checked_mul(scale)?.checked_add(fraction.parse().ok()?)?;
-    u64::try_from(value.checked_mul(unit.into())? / scale).ok()
-}
-
-/// Reads a duration: a whole or decimal number and a unit, such as `100ms`, `60s`, `1.5m`, `1h`, `1d`.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || {
-        format!("`{text}` is no duration; write a number and a unit (ns, us, ms, s, m, h, d), such as 60s")
-    };
-    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(unit_at);
-    let nanos_a_unit: u64 = match unit {
-        "ns" => 1,
-        "us" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" | "min" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        "d" => 86_400_000_000_000,
-        _ => return Err(wrong()),
-    };
-    scaled(number, nanos_a_unit).map(Duration::from_nanos).ok_or_else(wrong)
 }
 
 #[cfg(test)]

@@ -160,8 +160,8 @@ pub struct Placer {
     places: BTreeMap<(Epoch, Epoch), usize>,
     /// Full batches with their epochs.
     pub batches: Vec<(Epoch, Packets)>,
-    /// Epochs with the closed windows that their packets came late for.
-    pub late: BTreeSet<(Epoch, Epoch)>,
+    /// Epochs with the windows that their packets are for.
+    pub touched: BTreeSet<(Epoch, Epoch)>,
     /// The times that go where the last packet went, and where that is.
     current: std::ops::Range<u64>,
     place: usize,
@@ -186,7 +186,7 @@ impl Placer {
             open: Vec::new(),
             places: BTreeMap::new(),
             batches: Vec::new(),
-            late: BTreeSet::new(),
+            touched: BTreeSet::new(),
             current: 0..0,
             place: 0,
             closed: first,
@@ -263,10 +263,8 @@ impl Placer {
     fn find_place(&mut self, time: u64) {
         let window = self.windowing.index(time);
         let epoch = window.max(self.closed);
-        if window < epoch {
-            self.late.insert((epoch, window));
-        }
         self.place = *self.places.entry((epoch, window)).or_insert_with(|| {
+            self.touched.insert((epoch, window));
             self.open.push(Place { epoch, window, packets: Vec::new(), gone: 0, bytes: 0 });
             self.open.len() - 1
         });

@@ -29,6 +29,9 @@ const PIECE_ROWS: usize = 8192;
 /// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
 const PARTIAL: &str = ".netspectra-partial";
 
+/// Ending of the file of what a task keeps beside its rows, for a run that goes on: words in the machine's order.
+const KEPT: &str = ".state";
+
 /// A csv writer.
 pub struct CsvWriter {
     folder: PathBuf,
@@ -110,6 +113,17 @@ impl CsvWriter {
             files.push((path, file));
         }
         write_rows(&snapshot.tasks, &files, self.threads)?;
+        for task in &snapshot.tasks {
+            if let Some(kept) = &task.kept {
+                let path = folder.join(format!("{}{KEPT}", task.name));
+                let written = File::create(&path).and_then(|mut file| {
+                    file.write_all(bytemuck::cast_slice(kept))?;
+                    Ok(file)
+                });
+                let file = written.map_err(failed("write", &path))?;
+                files.push((path, file));
+            }
+        }
         let path = folder.join("summary.json");
         write_json(&path, &summary(snapshot))?;
         if sync {
@@ -229,6 +243,16 @@ impl Written for CsvReader {
             groups.push(group);
         }
         Ok(groups)
+    }
+
+    fn kept(&self, task: &Task, window: Epoch) -> Result<Option<Vec<u64>>, String> {
+        let path = self.window(window).join(format!("{}{KEPT}", task.name));
+        match fs::read(&path) {
+            Ok(bytes) if bytes.len() % 8 != 0 => Err(format!("{}: is cut off", path.display())),
+            Ok(bytes) => Ok(Some(bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)).collect())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        }
     }
 
     fn summary(&self, window: Epoch) -> Result<Option<(u32, Option<u64>)>, String> {
@@ -426,7 +450,7 @@ mod tests {
             }
             let runs = [(false, compact), (true, wide)].map(|(wide, words): (bool, Vec<u64>)| Block { wide, words: words.into(), ..Block::default() });
             let task = Task { name: "task".into(), aggregator: Arc::new(Exact::new(fields)) };
-            let rows = TaskRows { name: task.name.clone(), schema: task.aggregator.schema(), runs: runs.to_vec() };
+            let rows = TaskRows { name: task.name.clone(), schema: task.aggregator.schema(), runs: runs.to_vec(), kept: None };
             let folder = tempfile::tempdir().expect("a folder");
             let windowing = Windowing::Every(60_000_000_000);
             let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");

@@ -1,0 +1,190 @@
+//! Which windows an epoch shows: those that its packets are for, and those whose answers reach back to them.
+//!
+//! An answer over a horizon depends on earlier windows too. So when packets come late for one window, later ones have to
+//! be shown again, and for that the groups of still others are needed. One worker, which hears of all packets' windows
+//! and knows which exist, decides it for an epoch and tells all: exact groups of the windows that are *needed* are given
+//! out again, answers are given in *turns*, one for each window that is to be shown, in order.
+
+use crate::block::{self, Block, BlockBuilder, to_named_worker};
+use crate::epochs::Epochs;
+use crate::groups::Recall;
+use crate::rows::COMMITTER;
+use crate::window::Epoch;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use timely::dataflow::Stream;
+use timely::dataflow::operators::generic::operator::Operator;
+
+/// What is to be done in an epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// The windows whose groups are given out, and whether the window is shown.
+    pub needed: BTreeMap<Epoch, bool>,
+    /// The latest window so far: where horizons stand when the epoch is over.
+    pub latest: Epoch,
+}
+
+impl Turns {
+    /// The windows that are shown, in order.
+    pub fn shown(&self) -> impl Iterator<Item = Epoch> + '_ {
+        self.needed.iter().filter(|(_, shown)| **shown).map(|(window, _)| *window)
+    }
+
+    /// Whether this window is shown.
+    pub fn is_shown(&self, window: Epoch) -> bool {
+        self.needed.get(&window) == Some(&true)
+    }
+
+    /// The windows that horizons come to, in order: those that are shown, and where they stand in the end.
+    pub fn answered(&self) -> impl Iterator<Item = Epoch> + '_ {
+        self.shown().chain((!self.is_shown(self.latest)).then_some(self.latest))
+    }
+
+    fn to_block(&self, to: usize) -> Block {
+        let words = self.needed.iter().flat_map(|(window, shown)| [*window, u64::from(*shown)]);
+        Block { to, window: self.latest, words: words.collect::<Vec<_>>().into(), ..Block::default() }
+    }
+
+    /// Takes what [`turns`] has sent.
+    pub fn receive(&mut self, block: &Block) {
+        self.latest = block.window;
+        self.needed =
+            block.words.as_chunks().0.iter().map(|[window, shown]| (*window, *shown == 1)).collect();
+    }
+}
+
+/// How many windows before its own an answer depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach {
+    /// At most.
+    pub most: u64,
+    /// The least that is not 0: whoever reaches back at all holds so many windows before the latest.
+    pub held: Option<u64>,
+}
+
+impl Reach {
+    /// Of several tasks that reach so far each.
+    pub fn of(tasks: impl Iterator<Item = u64>) -> Self {
+        tasks.filter(|reach| *reach > 0).fold(Self::default(), |Self { most, held }, reach| Self {
+            most: most.max(reach),
+            held: Some(held.map_or(reach, |held| held.min(reach))),
+        })
+    }
+}
+
+/// What is known of windows by the worker that decides.
+struct Known {
+    reach: Reach,
+    /// Windows that hold packets.
+    existing: BTreeSet<Epoch>,
+    recall: Option<Rc<dyn Recall>>,
+    /// The latest window.
+    latest: Option<Epoch>,
+}
+
+impl Known {
+    fn exist(&self, windows: RangeInclusive<Epoch>) -> Vec<Epoch> {
+        let first_new = self.recall.as_ref().map_or(0, |recall| recall.first_new());
+        let mut found: BTreeSet<Epoch> = self.existing.range(windows.clone()).copied().collect();
+        if let Some(recall) = &self.recall {
+            let earlier = *windows.start()..first_new.min(windows.end().saturating_add(1));
+            found.extend(earlier.filter(|window| recall.holds(*window)));
+        }
+        found.into_iter().collect()
+    }
+
+    /// What to do in an epoch whose packets are for these windows.
+    fn close(&mut self, epoch: Epoch, touched: &BTreeSet<Epoch>) -> Turns {
+        self.existing.extend(touched);
+        let after = |window: Epoch| window..=window.saturating_add(self.reach.most).min(epoch);
+        let shown: BTreeSet<Epoch> = touched.iter().flat_map(|window| self.exist(after(*window))).collect();
+        let is_held = |window: Epoch| {
+            let held = self.latest.zip(self.reach.held);
+            held.is_some_and(|(latest, held)| window <= latest && latest - window <= held)
+        };
+        let before = |window: Epoch| window.saturating_sub(self.reach.most)..=window;
+        let reached = shown.iter().flat_map(|window| self.exist(before(*window)));
+        let mut needed: BTreeMap<Epoch, bool> =
+            reached.filter(|window| !is_held(*window)).map(|window| (window, false)).collect();
+        needed.extend(shown.iter().map(|window| (*window, true)));
+        let latest = self.latest.max(shown.last().copied()).unwrap_or_default();
+        self.latest = Some(latest);
+        Turns { needed, latest }
+    }
+}
+
+/// Decides for each epoch, from the windows that workers have packets for (told to worker [`COMMITTER`]), and tells all
+/// workers. `recall` is what knows of the windows of earlier runs, on that worker.
+pub(crate) fn turns<'s>(
+    touched: Stream<'s, Epoch, Block>,
+    reach: Reach,
+    recall: Option<Rc<dyn Recall>>,
+) -> Stream<'s, Epoch, Block> {
+    let peers = touched.scope().peers();
+    let decided = touched.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Turns", move |_, _| {
+        let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
+        let mut known = Known { reach, existing: BTreeSet::new(), recall, latest: None };
+        move |(input, frontier), output| {
+            let port = output.output_index();
+            input.for_each(|message, block| {
+                if let Some((_, touched)) = epochs.at(&message, port) {
+                    touched.insert(block.window);
+                }
+            });
+            while let Some((held, touched)) = epochs.close(&[frontier]) {
+                let turns = known.close(*held.time(), &touched);
+                let mut session = output.session_with_builder(&held);
+                (0..peers).for_each(|to| session.give_container(&mut turns.to_block(to)));
+            }
+        }
+    });
+    block::exchange(decided)
+}
+
+/// The news that a worker has packets for a window.
+pub fn touches(window: Epoch) -> Block {
+    Block { to: COMMITTER, window, ..Block::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(known: &mut Known, epoch: Epoch, touched: &[Epoch]) -> (Vec<(Epoch, bool)>, Epoch) {
+        let turns = known.close(epoch, &touched.iter().copied().collect());
+        let mut received = Turns::default();
+        received.receive(&turns.to_block(0));
+        assert_eq!(received, turns);
+        (turns.needed.into_iter().collect(), turns.latest)
+    }
+
+    fn known(reach: u64) -> Known {
+        Known {
+            reach: Reach::of([0, reach].into_iter()),
+            existing: BTreeSet::new(),
+            recall: None,
+            latest: None,
+        }
+    }
+
+    #[test]
+    fn without_reach_an_epoch_shows_what_it_has_packets_for() {
+        let mut known = known(0);
+        assert_eq!(close(&mut known, 5, &[5]), (vec![(5, true)], 5));
+        assert_eq!(close(&mut known, 6, &[6]), (vec![(6, true)], 6));
+        assert_eq!(close(&mut known, 7, &[5]), (vec![(5, true)], 6));
+    }
+
+    #[test]
+    fn late_packets_show_the_windows_that_reach_back_to_them_again() {
+        let mut known = known(2);
+        for window in [5, 6, 8, 10, 11] {
+            assert_eq!(close(&mut known, window, &[window]), (vec![(window, true)], window));
+        }
+        // 6 and 8 depend on 6; 8 on nothing that is not shown; 10 and 11 are held.
+        let (needed, latest) = close(&mut known, 12, &[6, 12]);
+        assert_eq!(needed, [(5, false), (6, true), (8, true), (12, true)]);
+        assert_eq!(latest, 12);
+    }
+}
