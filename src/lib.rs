@@ -12,6 +12,7 @@
 //! together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
 
 pub mod account;
+pub mod alerts;
 pub mod archive;
 pub mod bus;
 pub mod capture;
@@ -26,6 +27,7 @@ pub mod interpolate;
 pub mod ledger;
 pub mod probe;
 pub mod program;
+pub mod programs;
 pub mod report;
 pub mod sinks;
 pub mod state;

@@ -1,5 +1,8 @@
 //! What the programs share: how a run ends, what signals do, and which configuration is read.
 
+use crate::alerts::board::Standing;
+use crate::alerts::rule::Rule;
+use crate::alerts::{self, Alerts};
 use crate::bus::BusError;
 use crate::cluster::{self, Cluster, Formed};
 use crate::config::{self, ClusterSection, Config, ConfigError, WriterConfig};
@@ -8,7 +11,10 @@ use crate::sinks::csv::CsvWriter;
 use crate::sinks::{SinkError, Sinks, Writer};
 use crate::state::{Manifest, State};
 use anyhow::anyhow;
-use dataflows::aggregator::Registry;
+use crossbeam_channel::Receiver;
+use dataflows::aggregator::{Registry, Task};
+use dataflows::groups;
+use dataflows::key::Mask;
 use dataflows::window::Windowing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -164,12 +170,44 @@ pub fn config_file(named: Option<&Path>) -> Option<&Path> {
 }
 
 /// Reads the configuration of a program that aggregates.
-pub fn load_config(named: Option<&Path>) -> Result<Config, ConfigError> {
-    let registry = Registry::default();
+pub fn load_config(named: Option<&Path>, registry: &Registry) -> Result<Config, ConfigError> {
     match config_file(named) {
-        Some(path) => Config::load(path, &registry),
-        None => Config::parse(config::SHIPPED, config::BUILT_IN, &registry, config::environment),
+        Some(path) => Config::load(path, registry),
+        None => Config::parse(config::SHIPPED, config::BUILT_IN, registry, config::environment),
     }
+}
+
+/// Checks that all groups can be read back after a restart: the finest key sets of all tasks are those of tasks that
+/// count every packet.
+pub fn check_recall(tasks: &[Task]) -> anyhow::Result<()> {
+    let counted = |mask: &Mask| {
+        let mut schemas = tasks.iter().map(|task| task.aggregator.schema());
+        schemas.any(|schema| schema.counts_every_packet && schema.key.mask() == *mask)
+    };
+    let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
+    let root = plan.iter().find(|(mask, parent)| parent.is_none() && !counted(mask));
+    let needs = root.and_then(|(mask, _)| tasks.iter().find(|task| task.aggregator.groups().contains(mask)));
+    match needs {
+        Some(task) => Err(anyhow!(
+            "task `{}`: with the durable log its groups are read back from the csv of an `exact` task after a restart, \
+             and there is none with all of its fields; add one",
+            task.name
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Opens what is told of alerts, on the process that commits and where there is anything to tell or to edit.
+pub fn alerts(
+    settings: &alerts::Settings,
+    earlier: Option<Standing>,
+    edits: Receiver<Vec<Rule>>,
+    commits: bool,
+) -> Result<Option<Alerts>, Failed> {
+    if !commits || settings.outputs.is_empty() {
+        return Ok(None);
+    }
+    Alerts::open(settings, earlier, edits).map(Some).map_err(running)
 }
 
 /// Worker threads to run: what a flag says, else the configuration; 0 is one a core.
@@ -296,10 +334,10 @@ pub fn aggregate(
     job: &Arc<Job>,
     progress: &Arc<Progress>,
     writers: Vec<Box<dyn Writer>>,
-    state: Option<State>,
+    (state, alerts): (Option<State>, Option<Alerts>),
     (formed, commits): (Option<Formed>, bool),
 ) -> Result<Vec<Box<dyn Writer>>, Failed> {
-    let sinks = Sinks::start(writers, state, progress.failure.clone()).map_err(running)?;
+    let sinks = Sinks::start(writers, state, alerts, progress.failure.clone()).map_err(running)?;
     let ran = engine::run(job, progress, commits.then(|| sinks.sender()), formed);
     if commits {
         engine::answer_nothing(job, progress, &sinks.sender());

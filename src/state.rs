@@ -7,6 +7,7 @@
 //! A manifest has a number and is never replaced: of two that think themselves the committer, one cannot go on.
 
 use crate::account::Accounts;
+use crate::alerts::board::Standing;
 use crate::fingerprint::fingerprint;
 use dataflows::window::Epoch;
 use rustix::fs::{CWD, RenameFlags};
@@ -45,6 +46,9 @@ pub struct Manifest {
     pub prepared: Vec<Prepared>,
     /// What became of what was read.
     pub accounts: Accounts,
+    /// The alerts, where there are any rules.
+    #[serde(default)]
+    pub alerts: Option<Standing>,
 }
 
 /// A folder that is built aside.

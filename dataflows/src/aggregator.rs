@@ -6,7 +6,7 @@ use crate::key::{KeyFields, Mask};
 use crate::rows::{Schema, ValueKind};
 use crate::turns::{self, Reach};
 use crate::window::{Epoch, Windowing};
-use crate::{changes, exact, fan_out, new_keys, top_k};
+use crate::{changes, count_min, exact, fan_out, hll, new_keys, quantiles, top_k};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
@@ -209,6 +209,9 @@ impl Options {
         };
         serde_json::from_value(object(&self.0)).map_err(|error: serde_json::Error| {
             let message = error.to_string();
+            if message.starts_with("missing field") {
+                return OptionsError { key: None, message };
+            }
             if let Some(key) = self.0.keys().find(|key| message.contains(&format!("field `{key}`"))) {
                 return OptionsError { key: Some(key.clone()), message };
             }
@@ -257,9 +260,12 @@ impl Default for Registry {
     fn default() -> Self {
         Self(BTreeMap::from([
             ("changes", changes::from_options as Constructor),
+            ("count_min", count_min::from_options),
             ("exact", exact::from_options),
             ("fan_out", fan_out::from_options),
+            ("hll", hll::from_options),
             ("new_keys", new_keys::from_options),
+            ("quantiles", quantiles::from_options),
             ("top_k", top_k::from_options),
         ]))
     }

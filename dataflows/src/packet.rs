@@ -131,6 +131,20 @@ pub struct Packet {
     pub length: u32,
 }
 
+impl Packet {
+    /// A number that hardly any other packet has, the same in every run and process.
+    #[inline(always)]
+    pub fn fingerprint(&self) -> u64 {
+        let mix = |a: u64, b: u64| {
+            let product = u128::from(a ^ 0x9e37_79b9_7f4a_7c15) * u128::from(b ^ 0xd6e8_feb8_6659_fd93);
+            product as u64 ^ (product >> 64) as u64
+        };
+        let addresses = self.source.0 ^ self.destination.0.rotate_left(37);
+        let place = mix(addresses as u64, (addresses >> 64) as u64 ^ self.transport.0);
+        mix(place, self.time ^ u64::from(self.length) << 40)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

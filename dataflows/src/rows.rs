@@ -300,14 +300,26 @@ impl TaskRows {
 
     /// The first rows in order, at most `count`.
     pub fn first(&self, count: usize) -> Vec<Row<'_>> {
-        let mut rows = Vec::with_capacity(count);
+        self.first_where(count, |_| true)
+    }
+
+    /// The first rows in order that are wanted, at most `count`.
+    pub fn first_where(&self, count: usize, wanted: impl Fn(&Row<'_>) -> bool) -> Vec<Row<'_>> {
+        let mut rows = Vec::new();
         let all: Vec<_> = self.runs.iter().map(|run| 0..self.run_len(run)).collect();
         self.merge(&all, |row| {
-            rows.push(row);
+            if rows.len() < count && wanted(&row) {
+                rows.push(row);
+            }
             rows.len() < count
         });
-        rows.truncate(count);
         rows
+    }
+
+    /// All rows, run by run.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        let rows = move |run| (0..self.run_len(run)).map(move |number| self.row(run, number));
+        self.runs.iter().flat_map(rows)
     }
 
     /// Merges a range of rows of each run until told to stop.

@@ -3,11 +3,12 @@
 //! Every error names file, line, column and what would be right. A task's or writer's own options are read by the
 //! aggregator or writer that they are for.
 
+mod alerts;
 pub mod nats;
 
 use crate::bus::Settings;
 use crate::interpolate::{Interpolated, interpolate};
-use dataflows::aggregator::{Options, Registry, Task};
+use dataflows::aggregator::{Options, OptionsError, Registry, Task};
 pub use dataflows::window::duration;
 use dataflows::window::{Windowing, scaled};
 use serde::Deserialize;
@@ -65,6 +66,8 @@ pub struct Config {
     pub tasks: Vec<Task>,
     /// Where snapshots go; at least one.
     pub writers: Vec<WriterConfig>,
+    /// What alerts are raised for, and where they go.
+    pub alerts: crate::alerts::Settings,
     /// The bus.
     pub nats: Settings,
     /// The cluster, where the configuration names one.
@@ -101,6 +104,8 @@ struct BusFile {
     _writers: IgnoredAny,
     #[serde(default, rename = "cluster")]
     _cluster: IgnoredAny,
+    #[serde(default, rename = "alerts")]
+    _alerts: IgnoredAny,
 }
 
 /// A configured writer.
@@ -123,6 +128,8 @@ struct File {
     cluster: ClusterSection,
     aggregator: AggregatorSection,
     writers: Spanned<Vec<Spanned<Entry>>>,
+    #[serde(default)]
+    alerts: alerts::Section,
 }
 
 #[derive(Deserialize)]
@@ -198,6 +205,7 @@ impl Config {
         let tasks = tasks(&place, &section.tasks, registry)?;
         let writers = writers(&place, &parsed.writers)?;
         let nats = nats::settings(&place, parsed.nats)?;
+        let alerts = alerts::settings(&place, parsed.alerts, &tasks)?;
         let mut cluster = parsed.cluster;
         if let Some(wait) = &cluster.wait {
             let patience = duration(&wait.value)
@@ -210,7 +218,7 @@ impl Config {
             serde_json::to_string(&options).unwrap_or_default()
         };
         let task_texts = section.tasks.value.iter().map(text).collect();
-        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, nats, cluster, task_texts })
+        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, alerts, nats, cluster, task_texts })
     }
 
     /// Reads the `nats` section alone, of a file or of the built-in text.
@@ -297,19 +305,26 @@ fn tasks(
             let message = format!("task `{name}`: unknown type `{kind}`; one of {}", known.join(", "));
             return Err(place.wrong(kind_at, message));
         };
-        let own = entry.value.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "type"));
-        let options = Options(own.map(|(key, value)| (key.clone(), value.value.clone())).collect());
-        let aggregator = constructor(&options).map_err(|error| {
-            let at =
-                error.key.as_ref().and_then(|key| entry.value.get(key)).map_or(at, |value| value.defined);
-            place.wrong(at, format!("task `{name}`: {error}"))
-        })?;
+        let aggregator = constructor(&own_options(&entry.value, &["name", "type"]))
+            .map_err(|error| place.wrong(place_of(entry, &error), format!("task `{name}`: {error}")))?;
         tasks.push(Task { name: name.into(), aggregator: Arc::from(aggregator) });
     }
     if tasks.is_empty() {
         return Err(place.wrong(entries.defined, "aggregator.tasks: name at least one task"));
     }
     Ok(tasks)
+}
+
+/// The options of an entry but for some that are read here.
+fn own_options(entry: &Entry, without: &[&str]) -> Options {
+    let own = entry.iter().filter(|(key, _)| !without.contains(&key.as_str()));
+    Options(own.map(|(key, value)| (key.clone(), value.value.clone())).collect())
+}
+
+/// Where the option stands that an error names, else the entry.
+fn place_of(entry: &Spanned<Entry>, error: &OptionsError) -> Location {
+    let option = error.key.as_ref().and_then(|key| entry.value.get(key));
+    option.map_or(entry.defined, |value| value.defined)
 }
 
 fn writers(
@@ -428,7 +443,7 @@ mod tests {
             (format!("aggregator:\n  windw: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "windw"),
             (format!("aggregator:\n  window: 60\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "60s"),
             (format!("aggregator:\n  window: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:3:", "at least one"),
-            (with_task("{name: a, type: exakt, key_fields: [SrcIP]}"), "c.yaml:4:", "one of exact"),
+            (with_task("{name: a, type: exakt, key_fields: [SrcIP]}"), "c.yaml:4:", "one of changes, count_min, exact, fan_out, hll, new_keys, quantiles, top_k"),
             (with_task("{name: a, type: exact, key_fields: [SrcIp]}"), "c.yaml:4:", "SrcIP, DstIP"),
             (with_task("{name: a, type: exact, key_fields: []}"), "c.yaml:4:", "at least one field"),
             (

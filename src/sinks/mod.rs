@@ -6,12 +6,13 @@
 pub mod csv;
 pub mod text;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Sender, never, select, unbounded};
 use dataflows::rows::Snapshot;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use crate::alerts::{Alerts, Raising};
 use crate::ledger::Ledger;
 use crate::say;
 use crate::state::{Manifest, Prepared, State};
@@ -104,21 +105,47 @@ pub struct Sinks {
 
 impl Sinks {
     /// Starts the thread. When a writer fails, `failure` is set and later commits are dropped: the run is over. Commits are
-    /// recorded in `state`, where there is one.
+    /// recorded in `state`, where there is one; `alerts` are told when their commit is recorded.
     pub fn start(
         mut writers: Vec<Box<dyn Writer>>,
         state: Option<State>,
+        alerts: Option<Alerts>,
         failure: Failure,
     ) -> std::io::Result<Self> {
         let (commits, received) = unbounded::<Commit>();
+        let mut edits = alerts.as_ref().map_or_else(never, |alerts| alerts.edits.clone());
         let write = move || {
-            for mut commit in received {
-                if failure.get().is_none()
-                    && let Err(why) = write(&mut writers, state.as_ref(), &mut commit)
-                {
+            let mut alerts = alerts.map(Alerts::begin);
+            loop {
+                let done = select! {
+                    recv(received) -> commit => {
+                        let Ok(mut commit) = commit else { break };
+                        let written = match failure.get() {
+                            None => write(&mut writers, state.as_ref(), alerts.as_mut(), &mut commit),
+                            Some(_) => Ok(()),
+                        };
+                        // Whoever is told that it is written may ask whether it failed.
+                        if let Err(why) = written {
+                            failure.set(why);
+                        }
+                        (commit.confirm)();
+                        Ok(())
+                    }
+                    recv(edits) -> rules => match (alerts.as_mut(), rules) {
+                        (Some(alerts), Ok(rules)) => alerts.edit(rules).map_err(|error| error.to_string()),
+                        // Nobody edits any more.
+                        _ => {
+                            edits = never();
+                            Ok(())
+                        }
+                    },
+                };
+                if let Err(why) = done {
                     failure.set(why);
                 }
-                (commit.confirm)();
+            }
+            if let Some(alerts) = alerts {
+                alerts.finish();
             }
             writers
         };
@@ -138,7 +165,12 @@ impl Sinks {
     }
 }
 
-fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &mut Commit) -> Result<(), String> {
+fn write(
+    writers: &mut [Box<dyn Writer>],
+    state: Option<&State>,
+    mut alerts: Option<&mut Raising>,
+    commit: &mut Commit,
+) -> Result<(), String> {
     let number = commit.manifest.as_ref().map(|manifest| manifest.number);
     for writer in &mut *writers {
         let mut snapshots = commit.snapshots.iter();
@@ -146,9 +178,12 @@ fn write(writers: &mut [Box<dyn Writer>], state: Option<&State>, commit: &mut Co
             .try_for_each(|snapshot| writer.prepare(snapshot, number))
             .map_err(|error| error.to_string())?;
     }
+    let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
     if let Some((state, manifest)) = state.zip(commit.manifest.as_mut()) {
+        manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
         manifest.prepared = writers.iter().flat_map(|writer| writer.prepared()).collect();
         state.commit(manifest).map_err(|error| error.to_string())?;
     }
-    writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())
+    writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
+    alerts.map_or(Ok(()), |alerts| alerts.tell(&events)).map_err(|error| error.to_string())
 }

@@ -1,0 +1,186 @@
+//! Tasks by sketch: every worker sketches the packets that it reads, the committing one merges the sketches of a window.
+//!
+//! Memory is that of the sketches whatever the traffic is: one a worker and open window, and the merged ones of closed
+//! windows, which the archive keeps so that late packets can be added.
+
+use crate::aggregator::{Flow, Options, OptionsError};
+use crate::block::{self, Block, BlockBuilder};
+use crate::epochs::Epochs;
+use crate::key::{Key, Mask};
+use crate::packet::Packet;
+use crate::rows::{COMMITTER, Schema};
+use crate::sketch::{Estimate, Found, Shape};
+use crate::standing::{Rows, first};
+use crate::turns::Turns;
+use crate::window::Epoch;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::operator::Operator;
+
+/// What a task of this kind keeps of a window's packets, whatever their order, on however many workers.
+pub(crate) trait Sketch: 'static {
+    /// Takes a packet.
+    fn update(&mut self, packet: &Packet);
+
+    /// Takes what another sketch of the same options has seen, as its words. The error is of words that are something
+    /// else.
+    fn merge(&mut self, words: &[u64]) -> Result<(), &'static str>;
+
+    /// All of it in words, the same for the same packets.
+    fn words(&self) -> Vec<u64>;
+
+    /// The rows of the keys that it can name.
+    fn rows(&self, rows: &mut Rows);
+}
+
+/// The rows of sketches that `new` makes: the first `k` of each window.
+pub(crate) fn sketched<'s, S: Sketch>(
+    flow: &Flow<'s>,
+    schema: Arc<Schema>,
+    k: usize,
+    new: impl Fn() -> S + Clone + 'static,
+) -> Stream<'s, Epoch, Block> {
+    let merged = merge(flow, sketch(flow, new.clone()), new.clone());
+    if flow.keeps() {
+        flow.keep(merged.clone());
+    }
+    let rows = merged.unary::<BlockBuilder, _, _, _>(Pipeline, "Rows", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, block| {
+                let (mut sketch, mut rows) = (new(), Rows::default());
+                sketch.merge(&block.words).expect("a sketch reads its own words");
+                sketch.rows(&mut rows);
+                let mut session = output.session_with_builder(&message);
+                let blocks = rows.into_blocks(COMMITTER, block.window);
+                blocks.for_each(|mut block| session.give_container(&mut block));
+            });
+        }
+    });
+    first(rows, schema, k)
+}
+
+/// The sketches of this worker's packets, for the committing worker.
+fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stream<'s, Epoch, Block> {
+    flow.packets().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
+        let mut epochs: Epochs<BTreeMap<Epoch, S>> = Epochs::default();
+        move |(input, frontier), output| {
+            let port = output.output_index();
+            input.for_each(|message, batch| {
+                let Some((_, windows)) = epochs.at(&message, port) else { return };
+                let sketch = windows.entry(batch.window).or_insert_with(&new);
+                batch.packets.iter().for_each(|packet| sketch.update(packet));
+            });
+            while let Some((held, windows)) = epochs.close(&[frontier]) {
+                let mut session = output.session_with_builder(&held);
+                for (window, sketch) in windows {
+                    let words = sketch.words().into();
+                    session.give_container(&mut Block { to: COMMITTER, window, words, ..Block::default() });
+                }
+            }
+        }
+    })
+}
+
+/// The merged sketch of each window that is shown, in words, on the committing worker.
+fn merge<'s, S: Sketch>(
+    flow: &Flow<'s>,
+    sketches: Stream<'s, Epoch, Block>,
+    new: impl Fn() -> S + 'static,
+) -> Stream<'s, Epoch, Block> {
+    let (mut archive, kept_before) = (flow.archive(), flow.kept_before());
+    let is_committer = flow.scope().index() == COMMITTER;
+    let (sketches, turns) = (block::exchange(sketches), flow.turns());
+    sketches.binary_frontier::<_, BlockBuilder, _, _, _, _>(
+        turns,
+        Pipeline,
+        Pipeline,
+        "Merge",
+        move |_, _| {
+            let mut epochs: Epochs<(BTreeMap<Epoch, Vec<Block>>, Turns)> = Epochs::default();
+            move |(sketches, sketches_frontier), (turns, turns_frontier), output| {
+                let port = output.output_index();
+                sketches.for_each(|message, block| {
+                    if let Some((_, (windows, _))) = epochs.at(&message, port) {
+                        windows.entry(block.window).or_default().push(std::mem::take(block));
+                    }
+                });
+                turns.for_each(|message, block| {
+                    if let Some((_, (_, turns))) = epochs.at(&message, port) {
+                        turns.receive(block);
+                    }
+                });
+                while let Some((held, (mut windows, turns))) =
+                    epochs.close(&[sketches_frontier, turns_frontier])
+                {
+                    let mut session = output.session_with_builder(&held);
+                    for window in turns.shown().filter(|_| is_committer) {
+                        let mut sketch = new();
+                        let mut add =
+                            |words: &[u64]| sketch.merge(words).expect("a task has one kind of sketch");
+                        let earlier =
+                            archive.as_mut().map(|archive| archive.take(window)).unwrap_or_default();
+                        if earlier.is_empty()
+                            && let Some(kept) = kept_before.as_ref().and_then(|kept| kept(window))
+                        {
+                            add(&kept);
+                        }
+                        let arrived = windows.remove(&window).unwrap_or_default();
+                        earlier.iter().chain(&arrived).for_each(|block| add(&block.words));
+                        let words = sketch.words().into();
+                        let block = Block { window, words, ..Block::default() };
+                        if let Some(archive) = &mut archive {
+                            archive.put(block.clone());
+                        }
+                        session.give_container(&mut { block });
+                    }
+                }
+            }
+        },
+    )
+}
+
+/// The words of a key under a mask.
+#[inline(always)]
+pub(crate) fn with_key<T>(mask: Mask, packet: &Packet, take: impl FnOnce(bool, &[u64]) -> T) -> T {
+    match mask.of(packet) {
+        Key::Compact(key) => take(false, &key),
+        Key::Wide(key) => take(true, &key),
+    }
+}
+
+/// Adds rows of keys that a sketch has named.
+pub(crate) fn push<V, const N: usize>(rows: &mut Rows, found: &Found<V>, values: [u64; N]) {
+    let key = match (found.key.first_chunk(), found.key.first_chunk()) {
+        (_, Some(key)) if found.wide => Key::Wide(*key),
+        (Some(key), _) => Key::Compact(*key),
+        _ => unreachable!("a sketch names keys as it was given them"),
+    };
+    rows.push(&key, &values);
+}
+
+/// Adds the rows of keys whose estimate is above a threshold.
+pub(crate) fn push_above(rows: &mut Rows, found: &[Found<Estimate>], threshold: u64) {
+    for found in found.iter().filter(|found| found.value.value > threshold) {
+        let Estimate { value, lower, upper } = found.value;
+        push(rows, found, [value, lower, upper]);
+    }
+}
+
+/// Where keys fall when no seed is set: the same in every run, so that runs can be compared.
+const SEED: u64 = 0x6e65_7473_7065_6374;
+
+/// Checks the shape that options name.
+pub(crate) fn shape(
+    options: &Options,
+    width: usize,
+    depth: usize,
+    seed: Option<u64>,
+) -> Result<Shape, OptionsError> {
+    let shape = Shape { width, depth, seed: seed.unwrap_or(SEED) };
+    shape
+        .check()
+        .map_err(|why| options.refuse(if why.starts_with("width") { "width" } else { "depth" }, why))?;
+    Ok(shape)
+}

@@ -1,0 +1,195 @@
+//! Alerts: rules over the tasks' tables, judged as windows are committed and when the rules are edited.
+//!
+//! In the order that things move: [`rule`] says for what a rule holds in one table, [`board`] which alerts are active,
+//! [`event`] what is told of them, [`webhook`] and the JSON lines here where to.
+
+pub mod board;
+pub mod edits;
+pub mod event;
+pub mod rule;
+pub mod webhook;
+
+use crate::say;
+use board::{Board, Standing};
+use crossbeam_channel::Receiver;
+use dataflows::rows::Snapshot;
+use event::Event;
+use rule::Rule;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use webhook::Webhook;
+
+/// How long the end of a run waits for webhooks.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The `alerts` section, read and checked.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// In the order of the file.
+    pub rules: Vec<Rule>,
+    /// Where events go.
+    pub outputs: Vec<Output>,
+}
+
+/// Where events go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// A file of JSON objects, one a line.
+    JsonLines {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A web server.
+    Webhook(webhook::Settings),
+}
+
+/// An output that is open.
+enum Open {
+    JsonLines { path: PathBuf, file: File },
+    Webhook(Webhook),
+}
+
+/// A file of events cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write alerts to {}: {error}", path.display())]
+pub struct AlertsError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+/// The alerts of a run that has not begun.
+pub struct Alerts {
+    rules: Vec<Rule>,
+    earlier: Standing,
+    outputs: Vec<Open>,
+    /// Rules of an edited file.
+    pub edits: Receiver<Vec<Rule>>,
+}
+
+impl Alerts {
+    /// Opens the outputs. A run that goes on where another has ended adds to its files, any other begins them anew.
+    pub fn open(
+        settings: &Settings,
+        earlier: Option<Standing>,
+        edits: Receiver<Vec<Rule>>,
+    ) -> Result<Self, AlertsError> {
+        let open = |output: &Output| match output {
+            Output::JsonLines { path } => {
+                let failed = |error| AlertsError { path: path.clone(), error };
+                let mut options = OpenOptions::new();
+                options.create(true).read(true).write(true);
+                let mut file = match earlier {
+                    Some(_) => options.append(true).open(path),
+                    None => options.truncate(true).open(path),
+                }
+                .map_err(failed)?;
+                end_line(path, &mut file).map_err(failed)?;
+                Ok(Open::JsonLines { path: path.clone(), file })
+            }
+            Output::Webhook(settings) => {
+                let started = Webhook::open(settings.clone());
+                Ok(Open::Webhook(started.map_err(|error| AlertsError { path: "a webhook".into(), error })?))
+            }
+        };
+        let mut outputs = settings.outputs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let earlier = earlier.unwrap_or_default();
+        // The run before may have ended before it told them.
+        tell_missing(&mut outputs, &earlier.events)?;
+        Ok(Self { rules: settings.rules.clone(), earlier, outputs, edits })
+    }
+
+    /// Begins; what is begun stays on its thread.
+    pub fn begin(self) -> Raising {
+        Raising { board: Board::new(self.rules, self.earlier), outputs: self.outputs }
+    }
+}
+
+/// The alerts of a run.
+pub struct Raising {
+    board: Board,
+    outputs: Vec<Open>,
+}
+
+impl Raising {
+    /// What the snapshots of a commit do to alerts; nothing is told yet.
+    pub fn commit(&mut self, snapshots: &[Snapshot]) -> Vec<Event> {
+        self.board.commit(snapshots)
+    }
+
+    /// What the next run has to know once these events are told.
+    pub fn standing(&mut self, events: &[Event]) -> Standing {
+        self.board.standing(events)
+    }
+
+    /// Puts other rules in force and tells what comes of it.
+    pub fn edit(&mut self, rules: Vec<Rule>) -> Result<(), AlertsError> {
+        let events = self.board.edit(rules);
+        self.tell(&events)
+    }
+
+    /// Tells events.
+    pub fn tell(&mut self, events: &[Event]) -> Result<(), AlertsError> {
+        self.outputs.iter_mut().try_for_each(|output| output.tell(events))
+    }
+
+    /// Ends the run: webhooks get a while to deliver what waits.
+    pub fn finish(self) {
+        for output in self.outputs {
+            if let Open::Webhook(webhook) = output {
+                webhook.finish(PATIENCE);
+            }
+        }
+    }
+}
+
+impl Open {
+    fn tell(&mut self, events: &[Event]) -> Result<(), AlertsError> {
+        match self {
+            Self::JsonLines { path, file } => {
+                let mut lines = Vec::new();
+                for event in events {
+                    serde_json::to_writer(&mut lines, event).expect("an event can be written");
+                    lines.push(b'\n');
+                }
+                file.write_all(&lines).map_err(|error| AlertsError { path: path.clone(), error })
+            }
+            Self::Webhook(webhook) => {
+                events.iter().for_each(|event| webhook.send(event.clone()));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Ends the last line of a file, where a run was killed in the middle of it.
+fn end_line(path: &Path, file: &mut File) -> io::Result<()> {
+    let mut last = Vec::new();
+    for line in BufReader::new(&mut *file).split(b'\n') {
+        last = line?;
+    }
+    if !last.is_empty() && serde_json::from_slice::<Event>(&last).is_err() {
+        say!("warning: {}: the last line is cut off; it is told again where it belongs", path.display());
+        file.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+/// Tells events that an output may not have: a webhook's receiver knows them by their ids.
+fn tell_missing(outputs: &mut [Open], events: &[Event]) -> Result<(), AlertsError> {
+    for output in outputs {
+        let missing: Vec<Event> = match output {
+            Open::JsonLines { path, .. } => {
+                let failed = |error| AlertsError { path: path.clone(), error };
+                let lines = BufReader::new(File::open(&*path).map_err(failed)?).lines();
+                let told: Vec<Event> =
+                    lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect();
+                events.iter().filter(|event| !told.contains(event)).cloned().collect()
+            }
+            Open::Webhook(_) => events.to_vec(),
+        };
+        output.tell(&missing)?;
+    }
+    Ok(())
+}

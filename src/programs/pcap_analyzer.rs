@@ -1,0 +1,200 @@
+//! `pcap-analyzer`: capture files in, snapshots out.
+
+use crate::alerts::edits;
+use crate::capture::dealer::{self, Dealer};
+use crate::capture::filter::Filter;
+use crate::config;
+use crate::engine::{Earlier, Job, Progress};
+use crate::intake::frames::Files;
+use crate::ledger::InputReport;
+use crate::program::{self, Aggregation, End, Failed, Stopping, running, usage};
+use crate::report::{HighlightsWriter, Report};
+use crate::say;
+use crate::sinks::{Failure, Writer};
+use anyhow::anyhow;
+use clap::Parser;
+use dataflows::aggregator::Registry;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const NAME: &str = "pcap-analyzer";
+
+/// Exact traffic analysis of capture files: who talked to whom, how much and when.
+#[derive(Parser)]
+#[command(name = NAME, version, about)]
+struct Flags {
+    /// Captures, pcap or pcapng, plain, gzip or zstd (told by content); `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Count only what passes this libpcap filter, such as 'tcp port 443'
+    #[arg(short, long, value_name = "BPF")]
+    filter: Option<String>,
+    /// Length of a snapshot in event time, such as 60s, or `all`
+    #[arg(long, value_name = "DUR", default_value = "all")]
+    window: String,
+    /// Print the run's summary as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// The files are this process's own; without it, the processes of a cluster divide the same files
+    #[arg(long)]
+    local: bool,
+    #[command(flatten)]
+    how: Aggregation,
+}
+
+/// Runs the program with these aggregators and arguments, the first of which is its own name.
+pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let flags = Flags::parse_from(arguments);
+    program::main(NAME, || run(&flags, registry))
+}
+
+fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
+    let began = Instant::now();
+    let how = &flags.how;
+    let stopping = Stopping::on_signals().map_err(running)?;
+    program::raise_open_files();
+    let config = program::load_config(how.config.as_deref(), registry).map_err(usage)?;
+    let windowing = config::windowing(&flags.window).map_err(|why| usage(anyhow!("--window: {why}")))?;
+    let cluster = how.cluster(&config.cluster).map_err(usage)?;
+    let (process, processes) = (cluster.process, cluster.hosts.len());
+    let workers = program::workers(how.workers, config.workers);
+    let shares = if flags.local { (0, 1) } else { (process, processes) };
+    if let Some(name) = dealer::one_time(&flags.files).filter(|_| shares.1 > 1) {
+        let why = "processes cannot divide what can be read only once; --local if it is this one's own";
+        return Err(usage(anyhow!("{}: {why}", name.display())));
+    }
+    let dealer = Arc::new(Dealer::open(&flags.files).map_err(usage)?.divided(shares.0, shares.1));
+    if let Some(expression) = &flags.filter {
+        let mut filter = Filter::new(expression);
+        dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
+    }
+    let commits = process == 0;
+    let folders = program::output_folders(how.output.as_deref(), &config);
+    let highlights = HighlightsWriter::default();
+    let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
+    if commits {
+        let csv = program::csv_writers(&folders, workers).map_err(running)?;
+        writers.extend(program::recover(csv, None).map_err(running)?);
+    }
+    if how.verbose {
+        say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
+    }
+    let connected = if processes > 1 {
+        let mut settings = program::settings(windowing, &config);
+        program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
+        let input = match flags.local {
+            true => "its own".to_owned(),
+            false => dealer::describe(&flags.files).map_err(usage)?,
+        };
+        settings.push(("input".into(), input));
+        settings.push(("filter".into(), flags.filter.clone().unwrap_or_else(|| "none".into())));
+        program::form(NAME, &cluster, &settings, Vec::new(), (&stopping, how.quiet))?
+    } else {
+        None
+    };
+
+    let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
+    let progress = Arc::new(Progress::new(failure));
+    let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
+    let owner = if flags.local { process } else { 0 };
+    let intake = Arc::new(Files { dealer: dealer.clone(), filter: flags.filter.clone(), owner });
+    let spill = if commits { folders[0].clone() } else { program::spill_folder() };
+    let job = Arc::new(Job {
+        intake,
+        tasks: config.tasks,
+        windowing,
+        lateness,
+        workers,
+        spill,
+        earlier: Earlier::default(),
+        stopping: AtomicBool::new(false),
+    });
+    stopping.begin(program::stop(&job, processes));
+    let bar = show_progress(how.quiet, &dealer, &progress);
+    let alerts = program::alerts(&config.alerts, None, edits::none(), commits)?;
+    let ran = program::aggregate(&job, &progress, writers, (None, alerts), (connected, commits));
+    bar.finish_and_clear();
+    let mut writers = ran?;
+    if !commits {
+        return Ok(End::Done);
+    }
+    finish(flags, &dealer, &progress, &mut writers, &highlights, &folders, began)
+}
+
+/// Closes the books and tells how it went.
+fn finish(
+    flags: &Flags,
+    dealer: &Dealer,
+    progress: &Progress,
+    writers: &mut [Box<dyn Writer>],
+    highlights: &HighlightsWriter,
+    folders: &[PathBuf],
+    began: Instant,
+) -> Result<End, Failed> {
+    let highlights = highlights.take();
+    let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
+    let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
+    for writer in writers {
+        writer.finish(&ledger).map_err(running)?;
+    }
+    for link in progress.unknown_links() {
+        say!("pcap-analyzer: warning: packets of link type {link} are not decoded and count as non_ip");
+    }
+    for input in inputs.iter().filter(|input| input.clamped > 0) {
+        let InputReport { name, clamped, .. } = input;
+        say!(
+            "pcap-analyzer: warning: {name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends"
+        );
+    }
+    let mut end = End::Done;
+    for (input, damage) in inputs.iter().filter_map(|input| Some((input, input.damage.as_ref()?))) {
+        say!(
+            "pcap-analyzer: {}: {damage}; the results hold the {} packets before that",
+            input.name,
+            input.packets
+        );
+        end = End::Damaged;
+    }
+    let outputs = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let report =
+        Report { ledger: &ledger, counts: ledger.counts(), highlights, elapsed: began.elapsed(), outputs };
+    let text = match (flags.json, flags.how.quiet) {
+        (true, _) => format!("{:#}\n", report.json()),
+        (false, true) => String::new(),
+        (false, false) => report.table(),
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads may have read enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(running(error)),
+        _ => Ok(end),
+    }
+}
+
+/// A bar with rate and time left on a terminal; nothing elsewhere.
+fn show_progress(quiet: bool, dealer: &Arc<Dealer>, progress: &Arc<Progress>) -> ProgressBar {
+    let (_, total) = dealer.progress();
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let style = "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}, {msg}, {eta} left";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let (dealer, progress, shown) = (dealer.clone(), progress.clone(), bar.clone());
+    let draw = move || {
+        while !shown.is_finished() {
+            shown.set_position(dealer.progress().0);
+            shown.set_message(format!("{:.1} M packets", progress.read() as f64 / 1e6));
+            thread::sleep(Duration::from_millis(100));
+        }
+    };
+    // Without the thread there is no bar, and that is all.
+    let _ = thread::Builder::new().name("progress".into()).spawn(draw);
+    bar
+}
