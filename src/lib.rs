@@ -4,8 +4,10 @@
 //! packet; [`probe`] puts packets into messages ([`wire`]) on the [`bus`], and [`tail`] prints those; [`intake`] feeds all of
 //! that to the workers of the [`engine`], which run the dataflows of the crate `dataflows` over it (with [`archive`] for
 //! windows that get late packets) in the processes of a [`cluster`]. An [`account`] is what they tell the one that commits;
-//! [`sinks`] write the snapshots, [`state`] records what is committed, [`ledger`] keeps the books and [`report`] tells the
-//! user. [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`generate`] makes
+//! [`sinks`] write the snapshots, [`alerts`] tell of what rules
+//! find in them, [`state`] records what is committed, [`ledger`] keeps the books and [`report`] tells the
+//! user. [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`programs`] are those
+//! that aggregate, [`generate`] makes
 //! captures to try it on, and [`fingerprint`] a number for bytes.
 //!
 //! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put stages
@@ -33,3 +35,6 @@ pub mod sinks;
 pub mod state;
 pub mod tail;
 pub mod wire;
+
+// What an aggregator of one's own is written with.
+pub use {dataflows, timely};

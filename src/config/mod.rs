@@ -443,7 +443,11 @@ mod tests {
             (format!("aggregator:\n  windw: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "windw"),
             (format!("aggregator:\n  window: 60\n  tasks: []\n{WRITERS}"), "c.yaml:2:", "60s"),
             (format!("aggregator:\n  window: 60s\n  tasks: []\n{WRITERS}"), "c.yaml:3:", "at least one"),
-            (with_task("{name: a, type: exakt, key_fields: [SrcIP]}"), "c.yaml:4:", "one of changes, count_min, exact, fan_out, hll, new_keys, quantiles, top_k"),
+            (
+                with_task("{name: a, type: exakt, key_fields: [SrcIP]}"),
+                "c.yaml:4:",
+                "one of changes, count_min, exact, fan_out, hll, new_keys, quantiles, top_k",
+            ),
             (with_task("{name: a, type: exact, key_fields: [SrcIp]}"), "c.yaml:4:", "SrcIP, DstIP"),
             (with_task("{name: a, type: exact, key_fields: []}"), "c.yaml:4:", "at least one field"),
             (
