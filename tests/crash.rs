@@ -66,6 +66,7 @@ fn assert_goes_on(site: &Site, killed: &[(Shape, usize)], last: Shape) {
     engine.wait_until_ready(site);
     engine.stop(last.processes - 1);
     case.assert_left(&out, &format!("{killed:?}, then {last}"));
+    case.assert_told(site, &format!("{killed:?}, then {last}"));
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn an_engine_killed_while_late_packets_revise_windows_revises_each_as_often_as_w
 
 #[test]
 fn late_packets_after_a_restart_revise_windows_committed_before_it() {
-    let site = Site::new();
+    let site = Site::exact();
     let out = site.out();
     let newer = mixed(31, 6_000, 100 * SECOND);
     // Few enough for one batch, so that each window is revised once.
@@ -169,7 +170,7 @@ fn an_engine_killed_while_it_stops_stops_again_with_everything() {
 
 #[test]
 fn a_stopped_engine_goes_on_later_and_its_ledger_holds_everything() {
-    let site = Site::new();
+    let site = Site::exact();
     let out = site.out();
     let packets = mixed(33, 6_000, 100 * SECOND);
     let (first, rest) = packets.split_at(packets.partition_point(|packet| packet.time < START + 60 * SECOND));
@@ -411,7 +412,7 @@ fn processes_without_a_partition_change_nothing_and_pass_a_signal_on() {
 fn a_stop_and_a_start_use_up_no_window() {
     let packets = mixed(41, 3_000, 100 * SECOND);
     let (first, rest) = packets.split_at(packets.partition_point(|packet| packet.time < START + 50 * SECOND));
-    let site = Site::new();
+    let site = Site::exact();
     let out = site.out();
     for (name, packets) in [("first", first), ("none", &[][..]), ("none", &[]), ("none", &[]), ("rest", rest)]
     {

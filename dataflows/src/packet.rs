@@ -132,7 +132,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// A number that hardly any other packet has, the same in every run and process.
+    /// A number that hardly any other packet has, the same in every run and process, and however the packet came: of a
+    /// message of its own, TCP flags and VLAN are not known.
     #[inline(always)]
     pub fn fingerprint(&self) -> u64 {
         let mix = |a: u64, b: u64| {
@@ -140,7 +141,7 @@ impl Packet {
             product as u64 ^ (product >> 64) as u64
         };
         let addresses = self.source.0 ^ self.destination.0.rotate_left(37);
-        let place = mix(addresses as u64, (addresses >> 64) as u64 ^ self.transport.0);
+        let place = mix(addresses as u64, (addresses >> 64) as u64 ^ self.transport.0 >> 24);
         mix(place, self.time ^ u64::from(self.length) << 40)
     }
 }

@@ -4,7 +4,7 @@
 //! nothing happened to; a window that a reader sees before that has to be one of it.
 
 use super::live::{ENGINE, JETSTREAM, Live, NatsServer, PROBE, assert_balanced, number, tool};
-use super::{Packet, Random, Run, SHIPPED, Scratch, Task, config, entries, pcap, wait_for, windows};
+use super::{Packet, QUERIES, Random, Run, SHIPPED, Scratch, Task, config, entries, pcap, wait_for, windows};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -28,9 +28,23 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long a round may take.
 const MOST_A_ROUND: Duration = Duration::from_secs(180);
 
-/// A configuration of these tasks, with more options of the durable log; it is small, whatever disk is free.
-pub fn log_config(tasks: &[Task], log: &str) -> String {
+const ALERTS: &str = "\
+alerts:
+  rules:
+    - {name: moving, task: moved, metric: change, comparison: '>', threshold: 3000}
+    - {name: talking, task: talkers, metric: packets, comparison: '>', threshold: 3, for: 3}
+  outputs:
+    - {type: jsonl, path: alerts.jsonl}
+";
+
+/// A configuration of these exact tasks, with more options of the durable log; it is small, whatever disk is free.
+pub fn exact_config(tasks: &[Task], log: &str) -> String {
     format!("nats:\n  jetstream: {{max_bytes: 512MiB{log}}}\n{}", config(tasks))
+}
+
+/// The same with tasks that look back, sketches and alerts.
+pub fn log_config(tasks: &[Task], log: &str) -> String {
+    exact_config(tasks, log).replace("writers:\n", &format!("{QUERIES}writers:\n")) + ALERTS
 }
 
 // Trees.
@@ -139,14 +153,28 @@ impl Site {
 
     /// One with more options of the durable log.
     pub fn with(log: &str) -> Self {
+        Self::of(log_config(SHIPPED, log))
+    }
+
+    /// One with exact tasks alone.
+    pub fn exact() -> Self {
+        Self::of(exact_config(SHIPPED, ""))
+    }
+
+    fn of(config: String) -> Self {
         let scratch = Scratch::new();
-        scratch.write("config.yaml", log_config(SHIPPED, log));
+        scratch.write("config.yaml", config);
         let [monitor, hosts @ ..] = free_ports::<5>();
         let hosts = hosts.map(|port| format!("127.0.0.1:{port}\n"));
         scratch.write("hosts", hosts.concat());
         // The server's monitoring is at a port that is known, instead of any: of two lines the second counts.
         let options = format!("{JETSTREAM}\nhttp: \"127.0.0.1:{monitor}\"");
         Self { scratch, server: NatsServer::with(&options), monitor }
+    }
+
+    /// What engines have told of alerts.
+    fn alerts(&self) -> String {
+        fs::read_to_string(self.scratch.path("alerts.jsonl")).unwrap()
     }
 
     /// Where engines write to.
@@ -317,6 +345,7 @@ impl Engine {
 pub struct Case {
     pub capture: PathBuf,
     pub tree: Tree,
+    alerts: String,
     _scratch: Scratch,
 }
 
@@ -342,14 +371,20 @@ impl Case {
         engine.stop(0);
         assert_balanced(&site.out());
         let tree = whole_tree(&site.out());
+        let alerts = site.alerts();
+        assert!(alerts.lines().count() > 5, "hardly any alerts: {alerts}");
         site.scratch.analyze(&format!("-q -o offline {WINDOW} '{}'", capture.display())).assert(0, "");
         let offline = whole_tree(&site.scratch.path("offline"));
         let [offline, live] = [offline, tree.clone()].map(|mut tree| {
-            tree.remove(Path::new("ledger.json"));
+            // What sketches keep is for a run that goes on.
+            tree.retain(|path, _| {
+                !path.ends_with("ledger.json") && path.extension().is_none_or(|end| end != "state")
+            });
             tree
         });
+        assert_eq!(site.alerts(), alerts, "alerts of pcap-analyzer");
         assert_exact(&offline, &live, "an engine that nothing happened to, held against pcap-analyzer");
-        Self { capture, tree, _scratch: scratch }
+        Self { capture, tree, alerts, _scratch: scratch }
     }
 
     pub fn windows(&self) -> usize {
@@ -361,6 +396,11 @@ impl Case {
         let mut found = whole_tree(folder);
         found.retain(|path, _| !path.starts_with(".netspectra"));
         assert_exact(&self.tree, &found, what);
+    }
+
+    /// Asserts that the alerts told at a site are those of a run without kills, each once.
+    pub fn assert_told(&self, site: &Site, what: &str) {
+        assert_eq!(site.alerts(), self.alerts, "alerts: {what}");
     }
 
     /// Asserts that every window that a reader sees is one of this tree. No packet of the capture may be
@@ -572,6 +612,7 @@ pub fn play(plan: &Plan, case: &Case, pace: &str) {
     round.look_after(|round| round.published);
     round.stop();
     case.assert_left(&round.site.out(), &format!("seed {}", plan.seed));
+    case.assert_told(&round.site, &format!("seed {}", plan.seed));
     round.tell("the tree is that of a run without kills");
 }
 

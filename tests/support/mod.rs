@@ -41,6 +41,16 @@ pub const SHIPPED: &[Task] = &[
     ("per_five_tuple", &["SrcIP", "DstIP", "SrcPort", "DstPort", "Protocol"]),
 ];
 
+/// Tasks that look back, sketches, and rules that raise and withdraw alerts all the time.
+pub const QUERIES: &str = "    - {name: talkers, type: top_k, key_fields: [SrcIP, DstIP], k: 5, horizon: 3}
+    - {name: spread, type: fan_out, key_fields: [SrcIP], element_fields: [DstIP, DstPort], threshold: 0, horizon: 3}
+    - {name: fresh, type: new_keys, key_fields: [DstPort], horizon: 2}
+    - {name: moved, type: changes, key_fields: [SrcIP], threshold: 1.5, horizon: 2}
+    - {name: heavy, type: count_min, key_fields: [SrcIP], width: 64}
+    - {name: wide, type: hll, key_fields: [SrcIP], element_fields: [DstIP], width: 64}
+    - {name: sizes, type: quantiles, key_fields: [DstPort], width: 64}
+";
+
 /// SplitMix64: the same seed gives the same test.
 pub struct Random(pub u64);
 
