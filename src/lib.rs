@@ -1,17 +1,17 @@
 //! NetSpectra: packets from capture files, links and NATS to exact, reproducible snapshots.
 //!
-//! The modules in the order that data moves: [`capture`] finds frames in files and on links, [`decode`] turns a frame into a
-//! packet; [`probe`] puts packets into messages ([`wire`]) on the [`bus`], and [`tail`] prints those; [`intake`] feeds all of
-//! that to the workers of the [`engine`], which run the dataflows of the crate `dataflows` over it (with [`archive`] for
-//! windows that get late packets) in the processes of a [`cluster`]. An [`account`] is what they tell the one that commits;
-//! [`sinks`] write the snapshots, [`alerts`] tell of what rules
-//! find in them, [`state`] records what is committed, [`ledger`] keeps the books and [`report`] tells the
-//! user. [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`programs`] are those
-//! that aggregate, [`generate`] makes
-//! captures to try it on, and [`fingerprint`] a number for bytes.
+//! The modules in the order that data moves: [`capture`] finds frames in files and on links, [`decode`] turns
+//! a frame into a packet; [`probe`] puts packets into messages ([`wire`]) on the [`bus`], and [`tail`] prints
+//! those; [`intake`] feeds all of that to the workers of the [`engine`], which run the dataflows of the crate
+//! `dataflows` over it (with [`archive`] for windows that get late packets) in the processes of a
+//! [`cluster`]. An [`account`] is what they tell the one that commits; [`sinks`] write the snapshots,
+//! [`alerts`] tell of what rules find in them, [`state`] records what is committed, [`ledger`] keeps the
+//! books and [`report`] tells the user. [`config`] (with [`interpolate`]) says what to run, [`program`] is
+//! what the programs share, [`programs`] are those that aggregate, [`generate`] makes captures to try it on,
+//! and [`fingerprint`] a number for bytes.
 //!
-//! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put stages
-//! together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
+//! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put
+//! stages together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
 
 pub mod account;
 pub mod alerts;

@@ -86,6 +86,13 @@ impl<'s> Flow<'s> {
         built.expect("an aggregator asks for the groups that it named").1.clone()
     }
 
+    /// The exact groups of the coarsest key set that holds all of this one, where any task asks for such: as
+    /// [`Self::groups`] has them.
+    pub fn finer_groups(&self, mask: Mask) -> Option<Stream<'s, Epoch, Block>> {
+        let finer = self.groups.iter().filter(|(built, _)| built.contains(mask));
+        finer.min_by_key(|(built, _)| built.bits()).map(|(_, groups)| groups.clone())
+    }
+
     /// A place for what has to outlive its window, so that late packets can revise it; `None` where nothing comes late.
     pub fn archive(&self) -> Option<Box<dyn Archive>> {
         (self.closed.archive)()

@@ -2,11 +2,12 @@
 
 use crate::aggregator::{Aggregator, Flow, Metric, Options, OptionsError};
 use crate::block::Block;
-use crate::key::Mask;
+use crate::groups;
+use crate::key::{Key, Mask};
 use crate::packet::Packet;
 use crate::rows::{Schema, ValueColumn};
 use crate::sketch::{CountMin, Shape};
-use crate::sketched::{Sketch, push_above, shape, sketched, with_key};
+use crate::sketched::{Sketch, push_above, shape, sketched, with_key, with_words};
 use crate::standing::Rows;
 use crate::window::Epoch;
 use serde::Deserialize;
@@ -80,7 +81,13 @@ impl Aggregator for HeavyHitters {
         let (mask, metric, threshold, shape) =
             (self.schema.key.mask(), self.metric, self.threshold, self.shape);
         let new = move || Counts { mask, metric, threshold, counts: CountMin::new(shape) };
-        sketched(flow, self.schema(), self.k, new)
+        let take = |counts: &mut Counts, key: Key, [packets, bytes, ..]: groups::Counts| {
+            let weight = counts.metric.of(packets, bytes);
+            let item = key.fingerprint();
+            with_words(&key.under(counts.mask), |wide, key| counts.counts.update(wide, key, weight, item));
+        };
+        let groups = flow.finer_groups(mask).map(|groups| (groups, take as fn(&mut Counts, _, _)));
+        sketched(flow, (self.schema(), self.k), groups, new)
     }
 }
 
@@ -92,6 +99,10 @@ struct Counts {
 }
 
 impl Sketch for Counts {
+    fn prefetch(&self, packet: &Packet) {
+        with_key(self.mask, packet, |wide, key| self.counts.prefetch(wide, key));
+    }
+
     fn update(&mut self, packet: &Packet) {
         let weight = self.metric.of(1, packet.length.into());
         with_key(self.mask, packet, |wide, key| self.counts.update(wide, key, weight, packet.fingerprint()));

@@ -2,13 +2,14 @@
 
 use crate::aggregator::{Aggregator, Flow, Options, OptionsError};
 use crate::block::Block;
+use crate::groups;
 use crate::key::{Key, KeyFields, Mask};
 use crate::rows::{Schema, ValueColumn, ValueKind};
-use crate::standing::{Answer, Part, Rows, answers, by_owner, indexed, joined, on_turns, slide};
+use crate::standing::{Answer, Part, Rows, answers, by_owner, by_window, indexed, joined, on_turns, slide};
 use crate::window::{Epoch, Horizon, Windowing};
 use differential_dataflow::operators::{CountTotal, ThresholdTotal};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use timely::dataflow::Stream;
 
@@ -63,6 +64,11 @@ impl Aggregator for FanOut {
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block> {
         let (reach, key) = (self.reach(flow.windowing()), self.schema.key.mask());
         let pairs = by_owner(flow.groups(self.pair.mask()), key);
+        if reach == 0 {
+            // A window has every pair once.
+            let threshold = self.threshold;
+            return by_window(pairs, move |blocks| above(blocks, key, threshold));
+        }
         let pairs = slide(flow, pairs, reach, Presence { reach });
         let threshold = isize::try_from(self.threshold).unwrap_or(isize::MAX);
         let many = on_turns(flow.scope(), "FanOut", pairs, |pairs| {
@@ -71,6 +77,18 @@ impl Aggregator for FanOut {
         });
         answers(flow, many, None, Many::default())
     }
+}
+
+/// The keys with more pairs.
+fn above(blocks: &[Block], key: Mask, threshold: u64) -> Rows {
+    let mut elements: HashMap<Key, u64> = HashMap::new();
+    for block in blocks {
+        groups::visit(block, |pair, _| *elements.entry(pair.under(key)).or_default() += 1);
+    }
+    let mut rows = Rows::default();
+    let many = elements.iter().filter(|(_, elements)| **elements > threshold);
+    many.for_each(|(key, elements)| rows.push(key, &[*elements]));
+    rows
 }
 
 /// That a pair was there, once a window.

@@ -3,11 +3,12 @@
 use crate::aggregator::{Aggregator, Flow, Options, OptionsError};
 use crate::block::Block;
 use crate::count_min::hundred;
+use crate::groups::Counts;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
 use crate::rows::{Schema, ValueColumn, ValueKind};
 use crate::sketch::{Distinct, Shape};
-use crate::sketched::{Sketch, push_above, shape, sketched, with_key};
+use crate::sketched::{Sketch, push_above, shape, sketched, with_key, with_words};
 use crate::standing::{Rows, joined};
 use crate::window::Epoch;
 use serde::Deserialize;
@@ -50,6 +51,8 @@ fn depth() -> usize {
 struct Spreaders {
     schema: Arc<Schema>,
     element: Mask,
+    /// Key and element together.
+    pair: Mask,
     k: usize,
     threshold: u64,
     shape: Shape,
@@ -60,13 +63,13 @@ pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, Opt
     let HllOptions { key_fields, element_fields, k, threshold, width, depth, seed } = options.read()?;
     let key = options.fields("key_fields", &key_fields)?;
     let element = options.fields("element_fields", &element_fields)?;
-    joined(&key, &element).map_err(|error| options.refuse("element_fields", error))?;
+    let pair = joined(&key, &element).map_err(|error| options.refuse("element_fields", error))?.mask();
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
     let values =
         ["estimate", "lower", "upper"].map(|name| ValueColumn { name, kind: ValueKind::Count }).to_vec();
     let schema = Arc::new(Schema { key, values, order_by: 0, counts_every_packet: false });
-    Ok(Box::new(Spreaders { schema, element: element.mask(), k, threshold, shape }))
+    Ok(Box::new(Spreaders { schema, element: element.mask(), pair, k, threshold, shape }))
 }
 
 impl Aggregator for Spreaders {
@@ -78,7 +81,14 @@ impl Aggregator for Spreaders {
         let (mask, element, threshold, shape) =
             (self.schema.key.mask(), self.element, self.threshold, self.shape);
         let new = move || Elements { mask, element, threshold, elements: Distinct::new(shape) };
-        sketched(flow, self.schema(), self.k, new)
+        let take = |elements: &mut Elements, key: Key, _: Counts| {
+            let element = key.under(elements.element);
+            with_words(&key.under(elements.mask), |wide, key| {
+                with_words(&element, |_, element| elements.elements.update(wide, key, element));
+            });
+        };
+        let groups = flow.finer_groups(self.pair).map(|groups| (groups, take as fn(&mut Elements, _, _)));
+        sketched(flow, (self.schema(), self.k), groups, new)
     }
 }
 
@@ -90,10 +100,15 @@ struct Elements {
 }
 
 impl Sketch for Elements {
+    fn prefetch(&self, packet: &Packet) {
+        with_key(self.mask, packet, |wide, key| {
+            with_key(self.element, packet, |_, element| self.elements.prefetch(wide, key, element));
+        });
+    }
+
     fn update(&mut self, packet: &Packet) {
-        with_key(self.mask, packet, |wide, key| match self.element.of(packet) {
-            Key::Compact(element) => self.elements.update(wide, key, &element),
-            Key::Wide(element) => self.elements.update(wide, key, &element),
+        with_key(self.mask, packet, |wide, key| {
+            with_key(self.element, packet, |_, element| self.elements.update(wide, key, element));
         });
     }
 

@@ -5,6 +5,7 @@
 //! is [`Compact`], else it is [`Wide`]; one flow never appears in both.
 
 use crate::packet::{Address, Packet, Transport};
+use crate::table::route;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -180,6 +181,14 @@ pub enum Key {
 }
 
 impl Key {
+    /// A number that hardly any other key has, the same in every run and process.
+    pub fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Compact(key) => route(key),
+            Self::Wide(key) => route(key),
+        }
+    }
+
     /// The key rolled up to a coarser key set.
     #[inline(always)]
     pub fn under(&self, mask: Mask) -> Self {

@@ -75,7 +75,8 @@ impl Aggregator for PacketSizes {
 
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block> {
         let (mask, shape) = (self.schema.key.mask(), self.shape);
-        sketched(flow, self.schema(), self.k, move || Lengths { mask, sizes: Sizes::new(shape) })
+        // Groups do not have the sizes of single packets.
+        sketched(flow, (self.schema(), self.k), None, move || Lengths { mask, sizes: Sizes::new(shape) })
     }
 }
 
@@ -85,6 +86,10 @@ struct Lengths {
 }
 
 impl Sketch for Lengths {
+    fn prefetch(&self, packet: &Packet) {
+        with_key(self.mask, packet, |wide, key| self.sizes.prefetch(wide, key, packet.length));
+    }
+
     fn update(&mut self, packet: &Packet) {
         with_key(self.mask, packet, |wide, key| {
             self.sizes.update(wide, key, packet.length, packet.fingerprint());

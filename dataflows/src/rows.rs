@@ -220,7 +220,7 @@ pub struct Piece(Vec<Range<usize>>);
 
 impl TaskRows {
     /// Blocks of rows, in any order, put in the order of the schema.
-    pub(crate) fn sorted(schema: &Arc<Schema>, blocks: Vec<Block>) -> Self {
+    pub(crate) fn sorted(schema: &Arc<Schema>, blocks: &[Block]) -> Self {
         let runs = [false, true].map(|wide| {
             let words: Vec<Words> =
                 blocks.iter().filter(|block| block.wide == wide).map(|block| block.words.clone()).collect();

@@ -17,6 +17,8 @@
 //! with knowledge of the seed. What other keys add is bounded for all named keys at once: whoever orders keys by their
 //! estimate looks at those that collisions made large, and bounds that hold for 99 % of keys fail for most of these.
 
+use crate::prefetch::prefetch;
+
 /// Words of a compact key.
 const COMPACT: usize = 2;
 /// Words of a wide key.
@@ -221,6 +223,17 @@ impl<const HOT: usize> Grid<HOT> {
         let Shape { width, depth, .. } = self.shape;
         let rows = self.rows[..depth].iter().enumerate();
         rows.map(move |(row, secrets)| row * width + place(secrets, hash, width))
+    }
+
+    /// Fetches the key's cells, before they are updated.
+    #[inline(always)]
+    fn prefetch(&self, hash: [u64; 2], mut each: impl FnMut(usize, &[u64; 4])) {
+        let Shape { width, depth, .. } = self.shape;
+        for (row, secrets) in self.rows[..depth].iter().enumerate() {
+            let cell = row * width + place(secrets, hash, width);
+            prefetch(&self.hot, cell);
+            each(cell, secrets);
+        }
     }
 
     /// Two hashes of the pair of a key, by its hashes, and a word.
@@ -494,6 +507,12 @@ impl CountMin {
         }
     }
 
+    /// Fetches what [`Self::update`] of this key will touch. It is as fast again where that is called some packets later.
+    #[inline]
+    pub fn prefetch(&self, wide: bool, key: &[u64]) {
+        self.grid.prefetch(self.grid.hash(wide, key), |_, _| ());
+    }
+
     /// Adds a state made by [`Self::words`] under the same shape. Anything else is refused and changes nothing.
     pub fn merge(&mut self, words: &[u64]) -> Result<(), &'static str> {
         for cell in self.grid.read(Self::KIND, words, Self::BODY)? {
@@ -562,7 +581,12 @@ const LISTED: usize = 100;
 pub struct Distinct {
     grid: Grid<1>,
     registers: Vec<u8>,
+    /// Pairs that were added lately, by their hashes: to add one again changes nothing.
+    recent: Vec<[u64; 2]>,
 }
+
+/// Pairs that [`Distinct`] knows again.
+const RECENT: usize = 1 << 13;
 
 /// The estimates of all cells, in [`PARTS`], and the limits of the noise in them.
 struct DistinctNoise {
@@ -581,7 +605,11 @@ impl Distinct {
     /// # Panics
     /// If the shape is outside of its ranges, see [`Shape::check`].
     pub fn new(shape: Shape) -> Self {
-        Self { grid: Grid::new(shape), registers: vec![0; shape.cells() * REGISTERS] }
+        Self {
+            grid: Grid::new(shape),
+            registers: vec![0; shape.cells() * REGISTERS],
+            recent: vec![[0; 2]; RECENT],
+        }
     }
 
     /// Adds an element of any number of words to the set of a key.
@@ -590,10 +618,9 @@ impl Distinct {
     /// If the key has not 2 words, or 5 if `wide`.
     #[inline]
     pub fn update(&mut self, wide: bool, key: &[u64], element: &[u64]) {
-        let hash = self.grid.hash(wide, key);
-        let mut item = [hash[0], hash[1] ^ element.len() as u64];
-        for &word in element {
-            item = self.grid.pair(item, word);
+        let (hash, item) = self.hash(wide, key, element);
+        if std::mem::replace(&mut self.recent[item[1] as usize % RECENT], item) == item {
+            return;
         }
         let Shape { width, depth, .. } = self.grid.shape;
         for (row, secrets) in self.grid.rows[..depth].iter().enumerate() {
@@ -610,6 +637,28 @@ impl Distinct {
             if best >= *hot {
                 offer(hot, &mut self.grid.names[cell], best, name_of(wide, key));
             }
+        }
+    }
+
+    /// Hashes of a key, and of the pair with an element.
+    #[inline(always)]
+    fn hash(&self, wide: bool, key: &[u64], element: &[u64]) -> ([u64; 2], [u64; 2]) {
+        let hash = self.grid.hash(wide, key);
+        let mut item = [hash[0], hash[1] ^ element.len() as u64];
+        for &word in element {
+            item = self.grid.pair(item, word);
+        }
+        (hash, item)
+    }
+
+    /// Fetches what [`Self::update`] of this pair will touch. It is as fast again where that is called some packets later.
+    #[inline]
+    pub fn prefetch(&self, wide: bool, key: &[u64], element: &[u64]) {
+        let (hash, item) = self.hash(wide, key, element);
+        if self.recent[item[1] as usize % RECENT] != item {
+            self.grid.prefetch(hash, |cell, secrets| {
+                prefetch(&self.registers, cell * REGISTERS + draw(secrets, item) as usize % REGISTERS);
+            });
         }
     }
 
@@ -656,7 +705,7 @@ impl Distinct {
 
     /// Bytes held, fixed by the shape.
     pub fn bytes(&self) -> usize {
-        self.grid.bytes() + self.registers.capacity()
+        self.grid.bytes() + self.registers.capacity() + self.recent.capacity() * size_of::<[u64; 2]>()
     }
 
     fn body_words(entries: usize) -> usize {
@@ -892,6 +941,14 @@ impl Sizes {
             let count = &mut self.buckets[cell * BUCKETS + bucket];
             *count = count.saturating_add(1);
         });
+    }
+
+    /// Fetches what [`Self::update`] of this key will touch. It is as fast again where that is called some packets later.
+    #[inline]
+    pub fn prefetch(&self, wide: bool, key: &[u64], size: u32) {
+        let bucket = bucket(size);
+        self.grid
+            .prefetch(self.grid.hash(wide, key), |cell, _| prefetch(&self.buckets, cell * BUCKETS + bucket));
     }
 
     /// Adds a state made by [`Self::words`] under the same shape. Anything else is refused and changes nothing.

@@ -1,4 +1,5 @@
-//! Tasks by sketch: every worker sketches the packets that it reads, the committing one merges the sketches of a window.
+//! Tasks by sketch: every worker sketches the packets that it reads (or the exact groups that other tasks have of them),
+//! the committing one merges the sketches of a window.
 //!
 //! Memory is that of the sketches whatever the traffic is: one a worker and open window, and the merged ones of closed
 //! windows, which the archive keeps so that late packets can be added.
@@ -6,6 +7,7 @@
 use crate::aggregator::{Flow, Options, OptionsError};
 use crate::block::{self, Block, BlockBuilder};
 use crate::epochs::Epochs;
+use crate::groups::{Archive, Counts, Packets, visit};
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
 use crate::rows::{COMMITTER, Schema};
@@ -15,12 +17,16 @@ use crate::turns::Turns;
 use crate::window::Epoch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use timely::Accountable;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::operator::Operator;
 
 /// What a task of this kind keeps of a window's packets, whatever their order, on however many workers.
 pub(crate) trait Sketch: 'static {
+    /// Fetches what taking this packet will touch.
+    fn prefetch(&self, packet: &Packet);
+
     /// Takes a packet.
     fn update(&mut self, packet: &Packet);
 
@@ -35,17 +41,45 @@ pub(crate) trait Sketch: 'static {
     fn rows(&self, rows: &mut Rows);
 }
 
+/// Packets whose cells are fetched before the first of them is taken.
+const AHEAD: usize = 16;
+
+/// Where a sketch may be made from exact groups, and how a group is taken.
+pub(crate) type FromGroups<'s, S> = Option<(Stream<'s, Epoch, Block>, fn(&mut S, Key, Counts))>;
+
 /// The rows of sketches that `new` makes: the first `k` of each window.
+///
+/// Where other tasks have the groups, there is less to take than packets, and a window comes whole each time; else what
+/// is merged of a window is kept, so that late packets can be added.
 pub(crate) fn sketched<'s, S: Sketch>(
     flow: &Flow<'s>,
-    schema: Arc<Schema>,
-    k: usize,
+    (schema, k): (Arc<Schema>, usize),
+    from_groups: FromGroups<'s, S>,
     new: impl Fn() -> S + Clone + 'static,
 ) -> Stream<'s, Epoch, Block> {
-    let merged = merge(flow, sketch(flow, new.clone()), new.clone());
-    if flow.keeps() {
-        flow.keep(merged.clone());
-    }
+    let merged = match from_groups {
+        Some((groups, take)) => {
+            let window = |block: &Block| block.window;
+            let sketches = sketch(groups, new.clone(), window, move |sketch, block| {
+                visit(block, |key, counts| take(sketch, key, counts));
+            });
+            merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new.clone())
+        }
+        None => {
+            let window = |batch: &Packets| batch.window;
+            let sketches = sketch(flow.packets(), new.clone(), window, |sketch, batch| {
+                for packets in batch.packets.chunks(AHEAD) {
+                    packets.iter().for_each(|packet| sketch.prefetch(packet));
+                    packets.iter().for_each(|packet| sketch.update(packet));
+                }
+            });
+            let merged = merge(flow, sketches, flow.archive(), flow.kept_before(), new.clone());
+            if flow.keeps() {
+                flow.keep(merged.clone());
+            }
+            merged
+        }
+    };
     let rows = merged.unary::<BlockBuilder, _, _, _>(Pipeline, "Rows", move |_, _| {
         move |input, output| {
             input.for_each(|message, block| {
@@ -61,16 +95,20 @@ pub(crate) fn sketched<'s, S: Sketch>(
     first(rows, schema, k)
 }
 
-/// The sketches of this worker's packets, for the committing worker.
-fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stream<'s, Epoch, Block> {
-    flow.packets().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
+/// The sketches of what this worker has, for the committing worker.
+fn sketch<'s, S: Sketch, C: Accountable + Clone + Default + 'static>(
+    input: Stream<'s, Epoch, C>,
+    new: impl Fn() -> S + 'static,
+    window: fn(&C) -> Epoch,
+    take: impl Fn(&mut S, &C) + 'static,
+) -> Stream<'s, Epoch, Block> {
+    input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
         let mut epochs: Epochs<BTreeMap<Epoch, S>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
                 let Some((_, windows)) = epochs.at(&message, port) else { return };
-                let sketch = windows.entry(batch.window).or_insert_with(&new);
-                batch.packets.iter().for_each(|packet| sketch.update(packet));
+                take(windows.entry(window(batch)).or_insert_with(&new), batch);
             });
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
@@ -87,9 +125,10 @@ fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stre
 fn merge<'s, S: Sketch>(
     flow: &Flow<'s>,
     sketches: Stream<'s, Epoch, Block>,
+    mut archive: Option<Box<dyn Archive>>,
+    kept_before: Option<impl Fn(Epoch) -> Option<Vec<u64>> + 'static>,
     new: impl Fn() -> S + 'static,
 ) -> Stream<'s, Epoch, Block> {
-    let (mut archive, kept_before) = (flow.archive(), flow.kept_before());
     let is_committer = flow.scope().index() == COMMITTER;
     let (sketches, turns) = (block::exchange(sketches), flow.turns());
     sketches.binary_frontier::<_, BlockBuilder, _, _, _, _>(
@@ -144,9 +183,15 @@ fn merge<'s, S: Sketch>(
 /// The words of a key under a mask.
 #[inline(always)]
 pub(crate) fn with_key<T>(mask: Mask, packet: &Packet, take: impl FnOnce(bool, &[u64]) -> T) -> T {
-    match mask.of(packet) {
-        Key::Compact(key) => take(false, &key),
-        Key::Wide(key) => take(true, &key),
+    with_words(&mask.of(packet), take)
+}
+
+/// The words of a key, and whether it is wide.
+#[inline(always)]
+pub(crate) fn with_words<T>(key: &Key, take: impl FnOnce(bool, &[u64]) -> T) -> T {
+    match key {
+        Key::Compact(key) => take(false, key),
+        Key::Wide(key) => take(true, key),
     }
 }
 

@@ -262,13 +262,12 @@ pub fn answers<'s, D: Data>(
     )
 }
 
-/// The first rows of a window, of those of all workers, in the order of the schema.
-pub fn first<'s>(
-    rows: Stream<'s, Epoch, Block>,
-    schema: Arc<Schema>,
-    count: usize,
+/// The rows of each window from the groups of that window alone, as this worker has them.
+pub fn by_window<'s>(
+    groups: Stream<'s, Epoch, Block>,
+    mut rows_of: impl FnMut(&[Block]) -> Rows + 'static,
 ) -> Stream<'s, Epoch, Block> {
-    block::exchange(rows).unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "First", move |_, _| {
+    groups.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "ByWindow", move |_, _| {
         let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
@@ -280,16 +279,25 @@ pub fn first<'s>(
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
                 for (window, blocks) in windows {
-                    let all = TaskRows::sorted(&schema, blocks);
-                    let mut rows = Rows::default();
-                    for row in all.first(count) {
-                        rows.push(&row.key_words(), row.values());
-                    }
-                    rows.into_blocks(COMMITTER, window)
-                        .for_each(|mut block| session.give_container(&mut block));
+                    let rows = rows_of(&blocks).into_blocks(COMMITTER, window);
+                    rows.for_each(|mut block| session.give_container(&mut block));
                 }
             }
         }
+    })
+}
+
+/// The first rows of a window, of those of all workers, in the order of the schema.
+pub fn first<'s>(
+    rows: Stream<'s, Epoch, Block>,
+    schema: Arc<Schema>,
+    count: usize,
+) -> Stream<'s, Epoch, Block> {
+    by_window(block::exchange(rows), move |blocks| {
+        let mut rows = Rows::default();
+        let all = TaskRows::sorted(&schema, blocks);
+        all.first(count).iter().for_each(|row| rows.push(&row.key_words(), row.values()));
+        rows
     })
 }
 

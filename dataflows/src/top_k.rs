@@ -2,9 +2,10 @@
 
 use crate::aggregator::{Aggregator, Flow, Metric, Options, OptionsError};
 use crate::block::Block;
+use crate::groups;
 use crate::key::{Compact, Key, KeyFields, Mask};
 use crate::rows::{Schema, ValueColumn, ValueKind};
-use crate::standing::{Answer, Part, Rows, answers, first, indexed, on_turns, slide};
+use crate::standing::{Answer, Part, Rows, answers, by_window, first, indexed, on_turns, slide};
 use crate::window::{Epoch, Horizon, Windowing};
 use differential_dataflow::operators::CountTotal;
 use serde::Deserialize;
@@ -69,6 +70,11 @@ impl Aggregator for TopK {
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block> {
         let reach = self.reach(flow.windowing());
         let groups = flow.groups(self.schema.key.mask());
+        if reach == 0 {
+            let (metric, k) = (self.metric, self.k);
+            let leading = by_window(groups, move |blocks| leading(blocks, metric, k));
+            return first(leading, self.schema(), k);
+        }
         let sums = slide(flow, groups, reach, Sums { reach });
         let totals = on_turns(flow.scope(), "Totals", sums, |keys| indexed(keys).count_total());
         let ranks = Ranks {
@@ -80,6 +86,27 @@ impl Aggregator for TopK {
         };
         first(answers(flow, totals, None, ranks), self.schema(), self.k)
     }
+}
+
+/// The first `k` of a window's groups, and those that are as large as the last of them.
+fn leading(blocks: &[Block], metric: Metric, k: usize) -> Rows {
+    let mut all = Vec::new();
+    for block in blocks {
+        groups::visit(block, |_, [packets, bytes, ..]| all.push(metric.of(packets, bytes)));
+    }
+    let least = match all.len().checked_sub(k) {
+        Some(at) if at > 0 => *all.select_nth_unstable(at).1,
+        _ => 0,
+    };
+    let mut rows = Rows::default();
+    for block in blocks {
+        groups::visit(block, |key, [packets, bytes, ..]| {
+            if metric.of(packets, bytes) >= least {
+                rows.push(&key, &[packets, bytes]);
+            }
+        });
+    }
+    rows
 }
 
 /// Packets and bytes of all windows of the horizon.
