@@ -9,7 +9,7 @@ use crate::standing::{Answer, Part, Rows, answers, by_owner, by_window, indexed,
 use crate::window::{Epoch, Horizon, Windowing};
 use differential_dataflow::operators::{CountTotal, ThresholdTotal};
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use timely::dataflow::Stream;
 
@@ -63,12 +63,13 @@ impl Aggregator for FanOut {
 
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block> {
         let (reach, key) = (self.reach(flow.windowing()), self.schema.key.mask());
-        let pairs = by_owner(flow.groups(self.pair.mask()), key);
+        let pairs = flow.groups(self.pair.mask());
         if reach == 0 {
             // A window has every pair once.
             let threshold = self.threshold;
-            return by_window(pairs, move |blocks| above(blocks, key, threshold));
+            return by_window(groups::elements(pairs, key), move |blocks| above(blocks, threshold));
         }
+        let pairs = by_owner(pairs, key);
         let pairs = slide(flow, pairs, reach, Presence { reach });
         let threshold = isize::try_from(self.threshold).unwrap_or(isize::MAX);
         let many = on_turns(flow.scope(), "FanOut", pairs, |pairs| {
@@ -79,15 +80,16 @@ impl Aggregator for FanOut {
     }
 }
 
-/// The keys with more pairs.
-fn above(blocks: &[Block], key: Mask, threshold: u64) -> Rows {
-    let mut elements: HashMap<Key, u64> = HashMap::new();
-    for block in blocks {
-        groups::visit(block, |pair, _| *elements.entry(pair.under(key)).or_default() += 1);
-    }
+/// The keys with more elements.
+fn above(blocks: &[Block], threshold: u64) -> Rows {
     let mut rows = Rows::default();
-    let many = elements.iter().filter(|(_, elements)| **elements > threshold);
-    many.for_each(|(key, elements)| rows.push(key, &[*elements]));
+    for block in blocks {
+        groups::visit(block, |key, [elements, ..]| {
+            if elements > threshold {
+                rows.push(&key, &[elements]);
+            }
+        });
+    }
     rows
 }
 

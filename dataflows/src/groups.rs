@@ -371,6 +371,25 @@ fn recalled<'s>(
     })
 }
 
+/// How many groups of a finer key set each key has in a window: in place of packets, on the key's owner.
+pub(crate) fn elements<'s>(groups: Stream<'s, Epoch, Block>, key: Mask) -> Stream<'s, Epoch, Block> {
+    let ones = groups.unary::<BlockBuilder, _, _, _>(Pipeline, "Ones", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, block| {
+                let width = if block.wide { WIDE_GROUP } else { COMPACT_GROUP };
+                let mut words = block.words.to_vec();
+                for row in words.chunks_exact_mut(width) {
+                    row[width - 4..].copy_from_slice(&[1, 0, 0, 0]);
+                }
+                block.words = words.into();
+                output.session_with_builder(&message).give_container(block);
+            });
+        }
+    });
+    let (scope, own) = (ones.scope(), Own::default());
+    merge(fold(ones, key, own.clone()), empty(scope), own, None)
+}
+
 /// Each key set with the number of the key set it is rolled up from; finer sets come first and none comes twice.
 pub fn plan(masks: impl IntoIterator<Item = Mask>) -> Vec<(Mask, Option<usize>)> {
     let mut planned: Vec<(Mask, Option<usize>)> = Vec::new();
