@@ -1,7 +1,7 @@
 # NetSpectra's tasks. `make demo` and `make test` need nothing but Rust on a Debian machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live live-demo test crash-test bench live-bench cluster-bench fuzz install-deps
+.PHONY: help demo live live-demo test crash-test bench live-bench cluster-bench query-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
 TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd
@@ -38,6 +38,9 @@ demo: install-deps	## build, generate a capture with planted events in ./demo, a
 	@echo; echo "planted in demo/capture.pcap:"
 	@$(TARGET)/release/pcapgen --events -o demo/capture.pcap
 	@echo; $(TARGET)/release/pcap-analyzer -o demo/snapshots demo/capture.pcap
+	@cd demo && $(TARGET)/release/pcap-analyzer -q -c ../examples/alerts.yaml --window 3s capture.pcap
+	@echo; echo "raised by the rules of examples/alerts.yaml (demo/alerts.jsonl):"
+	@sed -n 's/.*"event":"raised","rule":"\([^"]*\)".*"key":\([^}]*}\).*"window_start":"\([^"]*\)".*/  \3  \1  \2/p' demo/alerts.jsonl
 
 live: install-deps	## watch IFACE (that of the default route) until Ctrl-C: a folder every 10 s in ./live; root or sudo
 	cargo build --release
@@ -92,6 +95,12 @@ cluster-bench: install-deps	## processor time of 1, 2 and 4 processes, a slow si
 	$(call install,$(TEST_DEPS) python3 strace)
 	cargo build --release
 	python3 benches/cluster.py $(BENCH_FLAGS)
+
+query-bench: install-deps	## what standing queries, sketches and alerts cost: a window with few changes, and the batch job
+	$(call install,python3)
+	cargo build --release
+	cargo bench --bench standing
+	python3 benches/queries.py
 
 # No sanitizer, so that a stable compiler of any version will do.
 # New inputs go under target/; the committed seeds and, where it is, the corpus of .ci/run are only read.

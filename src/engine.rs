@@ -269,7 +269,15 @@ impl Recall for ReadBack {
     }
 
     fn kept(&self, task: usize, window: Epoch) -> Option<Vec<u64>> {
-        self.or_fail(self.written.kept(&self.job.tasks[task], window))
+        let task = &self.job.tasks[task];
+        let kept = self.or_fail(self.written.kept(task, window));
+        if kept.is_none() && self.holds(window) {
+            (self.failed)(format!(
+                "what task `{}` kept of a window is gone; it cannot be revised",
+                task.name
+            ));
+        }
+        kept
     }
 
     fn first_new(&self) -> Epoch {

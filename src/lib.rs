@@ -37,4 +37,4 @@ pub mod tail;
 pub mod wire;
 
 // What an aggregator of one's own is written with.
-pub use {dataflows, timely};
+pub use {dataflows, differential_dataflow, timely};

@@ -7,17 +7,16 @@
 use crate::aggregator::{Flow, Options, OptionsError};
 use crate::block::{self, Block, BlockBuilder};
 use crate::epochs::Epochs;
-use crate::groups::{Archive, Counts, Packets, visit};
+use crate::groups::{Archive, Counts, visit};
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
 use crate::rows::{COMMITTER, Schema};
 use crate::sketch::{Estimate, Found, Shape};
-use crate::standing::{Rows, first};
+use crate::standing::{Rows, each_window, first};
 use crate::turns::Turns;
 use crate::window::Epoch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use timely::Accountable;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::operator::Operator;
@@ -59,21 +58,17 @@ pub(crate) fn sketched<'s, S: Sketch>(
 ) -> Stream<'s, Epoch, Block> {
     let merged = match from_groups {
         Some((groups, take)) => {
-            let window = |block: &Block| block.window;
-            let sketches = sketch(groups, new.clone(), window, move |sketch, block| {
-                visit(block, |key, counts| take(sketch, key, counts));
+            let new_one = new.clone();
+            let sketches = each_window(groups, move |window, blocks, give| {
+                let mut sketch = new_one();
+                blocks.iter().for_each(|block| visit(block, |key, counts| take(&mut sketch, key, counts)));
+                give(to_block(window, &sketch));
             });
             merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new.clone())
         }
         None => {
-            let window = |batch: &Packets| batch.window;
-            let sketches = sketch(flow.packets(), new.clone(), window, |sketch, batch| {
-                for packets in batch.packets.chunks(AHEAD) {
-                    packets.iter().for_each(|packet| sketch.prefetch(packet));
-                    packets.iter().for_each(|packet| sketch.update(packet));
-                }
-            });
-            let merged = merge(flow, sketches, flow.archive(), flow.kept_before(), new.clone());
+            let merged =
+                merge(flow, sketch(flow, new.clone()), flow.archive(), flow.kept_before(), new.clone());
             if flow.keeps() {
                 flow.keep(merged.clone());
             }
@@ -95,27 +90,30 @@ pub(crate) fn sketched<'s, S: Sketch>(
     first(rows, schema, k)
 }
 
-/// The sketches of what this worker has, for the committing worker.
-fn sketch<'s, S: Sketch, C: Accountable + Clone + Default + 'static>(
-    input: Stream<'s, Epoch, C>,
-    new: impl Fn() -> S + 'static,
-    window: fn(&C) -> Epoch,
-    take: impl Fn(&mut S, &C) + 'static,
-) -> Stream<'s, Epoch, Block> {
-    input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
+/// A sketch on its way to the committing worker.
+fn to_block(window: Epoch, sketch: &impl Sketch) -> Block {
+    Block { to: COMMITTER, window, words: sketch.words().into(), ..Block::default() }
+}
+
+/// The sketches of the packets that this worker reads, for the committing worker.
+fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stream<'s, Epoch, Block> {
+    flow.packets().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
         let mut epochs: Epochs<BTreeMap<Epoch, S>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
                 let Some((_, windows)) = epochs.at(&message, port) else { return };
-                take(windows.entry(window(batch)).or_insert_with(&new), batch);
+                let sketch = windows.entry(batch.window).or_insert_with(&new);
+                for packets in batch.packets.chunks(AHEAD) {
+                    packets.iter().for_each(|packet| sketch.prefetch(packet));
+                    packets.iter().for_each(|packet| sketch.update(packet));
+                }
             });
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
-                for (window, sketch) in windows {
-                    let words = sketch.words().into();
-                    session.give_container(&mut Block { to: COMMITTER, window, words, ..Block::default() });
-                }
+                windows
+                    .iter()
+                    .for_each(|(window, sketch)| session.give_container(&mut to_block(*window, sketch)));
             }
         }
     })

@@ -267,7 +267,17 @@ pub fn by_window<'s>(
     groups: Stream<'s, Epoch, Block>,
     mut rows_of: impl FnMut(&[Block]) -> Rows + 'static,
 ) -> Stream<'s, Epoch, Block> {
-    groups.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "ByWindow", move |_, _| {
+    each_window(groups, move |window, blocks, give| {
+        rows_of(blocks).into_blocks(COMMITTER, window).for_each(give);
+    })
+}
+
+/// Makes blocks of each window's, when its epoch closes.
+pub(crate) fn each_window<'s>(
+    groups: Stream<'s, Epoch, Block>,
+    mut make: impl FnMut(Epoch, &[Block], &mut dyn FnMut(Block)) + 'static,
+) -> Stream<'s, Epoch, Block> {
+    groups.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "EachWindow", move |_, _| {
         let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
@@ -279,8 +289,7 @@ pub fn by_window<'s>(
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
                 for (window, blocks) in windows {
-                    let rows = rows_of(&blocks).into_blocks(COMMITTER, window);
-                    rows.for_each(|mut block| session.give_container(&mut block));
+                    make(window, &blocks, &mut |mut block| session.give_container(&mut block));
                 }
             }
         }

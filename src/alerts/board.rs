@@ -38,6 +38,9 @@ pub struct Standing {
     pub held: Vec<(String, Epoch, BTreeSet<String>)>,
     /// The events of the latest commit.
     pub events: Vec<Event>,
+    /// The latest window that was judged.
+    #[serde(default)]
+    pub latest: Option<Epoch>,
 }
 
 /// A table as the join has it: its window and its number in the store.
@@ -74,6 +77,8 @@ pub struct Board {
     /// Numbers of the rules in force, in their order.
     in_force: Vec<u64>,
     retained: BTreeMap<Epoch, Retained>,
+    /// The latest window of this run and those before it.
+    latest: Option<Epoch>,
     next_table: u64,
     /// For what rules hold, by the key's text.
     matches: BTreeMap<Place, BTreeMap<String, Match>>,
@@ -81,6 +86,8 @@ pub struct Board {
     earlier: BTreeMap<(String, Epoch), BTreeSet<String>>,
     /// By rule and key's text.
     active: BTreeMap<(String, String), Event>,
+    /// How often alerts were raised in the latest window: edits and late packets may raise one again.
+    raised: BTreeMap<(String, String), u64>,
 }
 
 fn text(found: &Match) -> String {
@@ -110,7 +117,7 @@ impl Board {
             matches.inspect_batch(gather).probe_with(&probe);
             (tables_in, rules_in)
         });
-        let Standing { active, held, .. } = earlier;
+        let Standing { active, held, latest, .. } = earlier;
         let place = |event: Event| ((event.rule.clone(), event.key_text()), event);
         let mut board = Self {
             worker,
@@ -122,6 +129,8 @@ impl Board {
             changes,
             in_force: Vec::new(),
             retained: BTreeMap::new(),
+            latest,
+            raised: BTreeMap::new(),
             next_table: 0,
             matches: BTreeMap::new(),
             earlier: held.into_iter().map(|(rule, window, keys)| ((rule, window), keys)).collect(),
@@ -161,12 +170,12 @@ impl Board {
     pub fn commit(&mut self, snapshots: &[Snapshot]) -> Vec<Event> {
         let mut gone = Vec::new();
         for snapshot in snapshots {
-            let oldest_needed = self.oldest_needed(snapshot.window);
-            if self
-                .retained
-                .last_key_value()
-                .is_some_and(|(latest, _)| snapshot.window < self.oldest_needed(*latest))
-            {
+            if self.latest < Some(snapshot.window) {
+                self.latest = Some(snapshot.window);
+                self.raised.clear();
+            }
+            let oldest_needed = self.oldest_needed(self.latest.unwrap_or_default());
+            if snapshot.window < oldest_needed {
                 continue;
             }
             let tables = snapshot.tasks.iter().map(|rows| {
@@ -180,7 +189,7 @@ impl Board {
             let retained = Retained { span, revision, tables: tables.collect() };
             let replaced = self.retained.insert(snapshot.window, retained).map(|old| (snapshot.window, old));
             gone.extend(replaced);
-            let kept = self.retained.split_off(&oldest_needed.min(snapshot.window));
+            let kept = self.retained.split_off(&oldest_needed);
             gone.extend(std::mem::replace(&mut self.retained, kept));
             self.earlier.retain(|(_, window), _| *window >= oldest_needed);
         }
@@ -243,7 +252,11 @@ impl Board {
 
     /// The active alerts of the latest window, compared with those before.
     fn evaluate(&mut self) -> Vec<Event> {
+        // Where the latest window is of an earlier run, its rows are not here: the next window will tell.
         let Some((&latest, retained)) = self.retained.last_key_value() else { return Vec::new() };
+        if self.latest != Some(latest) {
+            return Vec::new();
+        }
         let store = self.store.borrow();
         let mut active = BTreeMap::new();
         let mut raised = Vec::new();
@@ -258,9 +271,10 @@ impl Board {
                 }
                 let place = (rule.name.clone(), key.clone());
                 let event = self.active.get(&place).cloned().unwrap_or_else(|| {
+                    let again = self.raised.get(&place).copied().unwrap_or_default();
                     let tables = retained.tables.iter().map(|table| &store.tables[table]);
                     let event = Event {
-                        id: event::id(&rule.name, found.key.as_ref(), latest),
+                        id: event::id(&rule.name, found.key.as_ref(), (latest, again)),
                         event: Kind::Raised,
                         rule: rule.name.clone(),
                         task: rule.task.to_string(),
@@ -279,6 +293,9 @@ impl Board {
                 });
                 active.insert(place, event);
             }
+        }
+        for event in &raised {
+            *self.raised.entry((event.rule.clone(), event.key_text())).or_default() += 1;
         }
         let before = std::mem::replace(&mut self.active, active);
         let gone = before.into_iter().filter(|(place, _)| !self.active.contains_key(place));
@@ -307,6 +324,7 @@ impl Board {
             active: self.active.values().cloned().collect(),
             held: held.collect(),
             events: events.to_vec(),
+            latest: self.latest,
         }
     }
 }

@@ -23,6 +23,12 @@ pub fn none() -> Receiver<Vec<Rule>> {
     never()
 }
 
+/// No edits, but a SIGHUP does no harm: in a cluster it may be sent to all processes.
+pub fn ignore() -> io::Result<Receiver<Vec<Rule>>> {
+    signal_hook::flag::register(SIGHUP, Arc::default())?;
+    Ok(never())
+}
+
 /// Follows the rules of a configuration file, of which `now` is in force.
 ///
 /// What cannot be read, or has another section of tasks than the one that runs, is told of and changes nothing.
@@ -62,7 +68,8 @@ fn stamp(file: &Path) -> Option<(u64, u64, i64, i64)> {
 
 impl Follower {
     fn run(mut self, asked: &AtomicBool, edits: &Sender<Vec<Rule>>) {
-        let mut seen = stamp(&self.file);
+        // The file may have been edited since it was read.
+        let mut seen = None;
         loop {
             thread::sleep(LOOK);
             let now = stamp(&self.file);

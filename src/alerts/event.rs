@@ -74,9 +74,12 @@ impl Event {
 }
 
 /// The alert that a rule raises in a window for a key (`None` for totals): 16 hex digits, the same in every run.
-pub fn id(rule: &str, key: Option<&MatchKey>, raised_in: Epoch) -> String {
+///
+/// `again` tells apart an alert that is raised in one window more than once.
+pub fn id(rule: &str, key: Option<&MatchKey>, (raised_in, again): (Epoch, u64)) -> String {
     let key = key.map(MatchKey::to_string).unwrap_or_default();
-    format!("{:016x}", fingerprint(format!("{rule} {key} {raised_in}").as_bytes()))
+    let again = if again > 0 { format!(" {again}") } else { String::new() };
+    format!("{:016x}", fingerprint(format!("{rule} {key} {raised_in}{again}").as_bytes()))
 }
 
 #[cfg(test)]
@@ -126,7 +129,7 @@ mod tests {
     /// Receivers keep ids: they may not change from version to version.
     #[test]
     fn ids_stay_what_they_are() {
-        assert_eq!(id("port-scan", None, 7), "53515aab9ce61251");
-        assert_ne!(id("port-scan", None, 8), id("port-scan", None, 7));
+        assert_eq!(id("port-scan", None, (7, 0)), "53515aab9ce61251");
+        assert_ne!(id("port-scan", None, (8, 0)), id("port-scan", None, (7, 0)));
     }
 }

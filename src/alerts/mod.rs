@@ -17,6 +17,7 @@ use event::Event;
 use rule::Rule;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use webhook::Webhook;
@@ -165,12 +166,13 @@ impl Open {
 
 /// Ends the last line of a file, where a run was killed in the middle of it.
 fn end_line(path: &Path, file: &mut File) -> io::Result<()> {
-    let mut last = Vec::new();
-    for line in BufReader::new(&mut *file).split(b'\n') {
-        last = line?;
+    let mut last = [b'\n'];
+    // Not of a pipe or a device.
+    if file.metadata()?.len() > 0 {
+        file.read_exact_at(&mut last, file.metadata()?.len() - 1)?;
     }
-    if !last.is_empty() && serde_json::from_slice::<Event>(&last).is_err() {
-        say!("warning: {}: the last line is cut off; it is told again where it belongs", path.display());
+    if last != *b"\n" {
+        say!("warning: {}: the last line was cut off", path.display());
         file.write_all(b"\n")?;
     }
     Ok(())

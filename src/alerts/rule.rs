@@ -346,18 +346,14 @@ impl Rule {
         key: Option<&MatchKey>,
         count: usize,
     ) -> Vec<Value> {
-        let columns = |rows: &TaskRows| -> Vec<_> {
-            rows.schema.key.fields().iter().map(|field| field.column()).collect()
-        };
-        let has_key = |rows: &TaskRows, key: &MatchKey| {
-            let columns = columns(rows);
-            rows.schema.counts_every_packet && key.0.iter().all(|(name, _)| columns.contains(name))
-        };
-        let finest = key.and_then(|key| {
-            let finer = tables.clone().filter(|rows| has_key(rows, key));
-            finer.max_by_key(|rows| rows.schema.key.mask().bits())
-        });
         let own = tables.clone().find(|rows| rows.name == self.task);
+        let has_key = |rows: &&TaskRows| {
+            let (fields, key) =
+                (rows.schema.key.fields(), own.iter().flat_map(|own| own.schema.key.fields()));
+            rows.schema.counts_every_packet && key.into_iter().all(|field| fields.contains(field))
+        };
+        let finer = tables.filter(has_key).max_by_key(|rows| rows.schema.key.mask().bits());
+        let finest = key.and(finer);
         finest.or(own).map(|rows| self.top(rows, key, count)).unwrap_or_default()
     }
 
@@ -566,7 +562,7 @@ mod tests {
         let (task, rows) = flows();
         let key = read(&task, json!({})).expect("a rule").matches(&rows).remove(0).key.expect("a key");
         assert_eq!(Value::from(key.json()), json!({"src_ip": "10.0.0.1", "dst_port": 443}));
-        assert_eq!(event::id("port-scan", Some(&key), 7), "624dba08753861b1");
+        assert_eq!(event::id("port-scan", Some(&key), (7, 0)), "624dba08753861b1");
     }
 
     #[test]

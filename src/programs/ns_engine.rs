@@ -158,10 +158,12 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
     let progress = Arc::new(Progress::new(failure));
     let standing = earlier.manifest.as_ref().and_then(|manifest| manifest.alerts.clone());
-    let edited = match program::config_file(how.config.as_deref()).filter(|_| commits) {
-        Some(file) => edits::follow(NAME, file, registry, &config).map_err(running)?,
-        None => edits::none(),
+    let judges = commits && !config.alerts.outputs.is_empty();
+    let edited = match program::config_file(how.config.as_deref()).filter(|_| judges) {
+        Some(file) => edits::follow(NAME, file, registry, &config),
+        None => edits::ignore(),
     };
+    let edited = edited.map_err(running)?;
     let alerts = program::alerts(&config.alerts, Some(standing.unwrap_or_default()), edited, commits)?;
     let job = Arc::new(Job {
         intake,
