@@ -8,7 +8,7 @@ use crate::cluster::{self, Cluster, Formed};
 use crate::config::{self, ClusterSection, Config, ConfigError, WriterConfig};
 use crate::engine::{self, Job, Progress};
 use crate::sinks::csv::CsvWriter;
-use crate::sinks::{SinkError, Sinks, Writer};
+use crate::sinks::{Ended, SinkError, Sinks, Writer};
 use crate::state::{Manifest, State};
 use anyhow::anyhow;
 use crossbeam_channel::Receiver;
@@ -329,24 +329,24 @@ pub fn form(
     Ok(Some(formed))
 }
 
-/// Runs a job to its end and gives the writers back, to be told of the books. Only the process that `commits` writes.
+/// Runs a job to its end and gives back the writers, to be told of the books, and where alerts go, to be finished after that. Only the process that `commits` writes.
 pub fn aggregate(
     job: &Arc<Job>,
     progress: &Arc<Progress>,
     writers: Vec<Box<dyn Writer>>,
     (state, alerts): (Option<State>, Option<Alerts>),
     (formed, commits): (Option<Formed>, bool),
-) -> Result<Vec<Box<dyn Writer>>, Failed> {
+) -> Result<Ended, Failed> {
     let sinks = Sinks::start(writers, state, alerts, progress.failure.clone()).map_err(running)?;
     let ran = engine::run(job, progress, commits.then(|| sinks.sender()), formed);
     if commits {
         engine::answer_nothing(job, progress, &sinks.sender());
     }
-    let writers = sinks.join();
+    let ended = sinks.join();
     ran.map_err(|why| running(anyhow!(why)))?;
     match progress.failure.get() {
         Some(why) => Err(running(anyhow!("{why}"))),
-        None => Ok(writers),
+        None => Ok(ended),
     }
 }
 

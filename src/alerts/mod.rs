@@ -135,9 +135,20 @@ impl Raising {
         self.outputs.iter_mut().try_for_each(|output| output.tell(events))
     }
 
-    /// Ends the run: webhooks get a while to deliver what waits.
+    /// Nothing more is judged; what was told may be on its way.
+    pub fn end(self) -> Outputs {
+        Outputs(self.outputs)
+    }
+}
+
+/// The outputs of a run whose last window is judged.
+#[derive(Default)]
+pub struct Outputs(Vec<Open>);
+
+impl Outputs {
+    /// Ends them: webhooks get a while to deliver what waits.
     pub fn finish(self) {
-        for output in self.outputs {
+        for output in self.0 {
             if let Open::Webhook(webhook) = output {
                 webhook.finish(PATIENCE);
             }

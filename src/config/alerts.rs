@@ -11,13 +11,14 @@ use serde_saphyr::Location;
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Section {
-    rules: Vec<Spanned<Entry>>,
-    outputs: Vec<Spanned<Entry>>,
+    /// A key with nothing behind it is an empty list.
+    rules: Option<Vec<Spanned<Entry>>>,
+    outputs: Option<Vec<Spanned<Entry>>>,
 }
 
 pub(super) fn settings(place: &Place<'_>, section: Section, tasks: &[Task]) -> Result<Settings, ConfigError> {
     let mut rules: Vec<Rule> = Vec::new();
-    for entry in &section.rules {
+    for entry in section.rules.iter().flatten() {
         let name = text_option(place, &entry.value, entry.defined, "name", "a rule")?;
         let options = own_options(&entry.value, &[]);
         let rule = Rule::read(&options, tasks)
@@ -29,7 +30,8 @@ pub(super) fn settings(place: &Place<'_>, section: Section, tasks: &[Task]) -> R
         }
         rules.push(rule);
     }
-    let outputs = section.outputs.iter().map(|entry| output(place, entry)).collect::<Result<_, _>>()?;
+    let outputs =
+        section.outputs.iter().flatten().map(|entry| output(place, entry)).collect::<Result<_, _>>()?;
     Ok(Settings { rules, outputs })
 }
 

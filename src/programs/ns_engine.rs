@@ -177,9 +177,11 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     });
     stopping.begin(program::stop(&job, processes));
     say!("{NAME}: {}", input.describe(flags, workers));
-    let mut writers = program::aggregate(&job, &progress, writers, (state, alerts), (formed, commits))?;
+    let (mut writers, outputs) =
+        program::aggregate(&job, &progress, writers, (state, alerts), (formed, commits))?;
     if commits {
         finish(&progress, &mut writers, how.quiet)?;
+        outputs.finish();
     }
     match input {
         Input::Interface(rings) => match rings.failure() {

@@ -121,11 +121,13 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let alerts = program::alerts(&config.alerts, None, edits::none(), commits)?;
     let ran = program::aggregate(&job, &progress, writers, (None, alerts), (connected, commits));
     bar.finish_and_clear();
-    let mut writers = ran?;
+    let (mut writers, outputs) = ran?;
     if !commits {
         return Ok(End::Done);
     }
-    finish(flags, &dealer, &progress, &mut writers, &highlights, &folders, began)
+    let end = finish(flags, &dealer, &progress, &mut writers, &highlights, &folders, began);
+    outputs.finish();
+    end
 }
 
 /// Closes the books and tells how it went.

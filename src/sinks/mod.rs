@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
-use crate::alerts::{Alerts, Raising};
+use crate::alerts::{Alerts, Outputs, Raising};
 use crate::ledger::Ledger;
 use crate::say;
 use crate::state::{Manifest, Prepared, State};
@@ -97,10 +97,13 @@ impl Failure {
     }
 }
 
+/// What is left to finish when all is written.
+pub type Ended = (Vec<Box<dyn Writer>>, Outputs);
+
 /// The writing thread.
 pub struct Sinks {
     commits: Sender<Commit>,
-    thread: JoinHandle<Vec<Box<dyn Writer>>>,
+    thread: JoinHandle<Ended>,
 }
 
 impl Sinks {
@@ -144,10 +147,7 @@ impl Sinks {
                     failure.set(why);
                 }
             }
-            if let Some(alerts) = alerts {
-                alerts.finish();
-            }
-            writers
+            (writers, alerts.map(Raising::end).unwrap_or_default())
         };
         let thread = std::thread::Builder::new().name("sinks".into()).spawn(write)?;
         Ok(Self { commits, thread })
@@ -158,8 +158,8 @@ impl Sinks {
         self.commits.clone()
     }
 
-    /// Waits until everything sent is written and gives the writers back. All other senders have to be gone.
-    pub fn join(self) -> Vec<Box<dyn Writer>> {
+    /// Waits until everything sent is written and gives back what is still open. All other senders have to be gone.
+    pub fn join(self) -> Ended {
         drop(self.commits);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
