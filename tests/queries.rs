@@ -36,10 +36,11 @@ fn with_tasks(exact: &[Task], lines: &[String]) -> String {
 
 /// The section of these rules and outputs.
 fn alerts(rules: &[String], outputs: &[String]) -> String {
-    let list = |entries: &[String]| -> String {
-        entries.iter().map(|entry| format!("    - {{{entry}}}\n")).collect()
+    let list = |entries: &[String]| match entries {
+        [] => " []\n".to_owned(),
+        entries => entries.iter().fold("\n".to_owned(), |list, entry| format!("{list}    - {{{entry}}}\n")),
     };
-    format!("alerts:\n  rules:\n{}  outputs:\n{}", list(rules), list(outputs))
+    format!("alerts:\n  rules:{}  outputs:{}", list(rules), list(outputs))
 }
 
 /// An output of alerts to a file.
@@ -724,11 +725,11 @@ fn source_of(frame: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The sizes in a capture, by windows of so many seconds; 0 is one window of everything. Nothing where the link is
-/// no Ethernet.
+/// The sizes in a capture, by windows of so many seconds; 0 is one window of everything. Nothing where libpcap
+/// does not read it or the link is no Ethernet.
 fn sizes_by_source(capture: &Path, seconds: u64) -> Sizes {
     let mut sizes = Sizes::new();
-    let mut capture = ::pcap::Capture::from_file(capture).unwrap();
+    let Ok(mut capture) = ::pcap::Capture::from_file(capture) else { return sizes };
     if capture.get_datalink() != ::pcap::Linktype::ETHERNET {
         return sizes;
     }
@@ -858,13 +859,14 @@ fn sketches_of_real_captures_hold_what_is_exact_within_their_bounds() {
         assert!(matches!(run.code, Some(0 | 3)), "{run:?}");
         let (folder, mut tally) = (scratch.path(&format!("out-{at}")), Tally::default());
         look_at_sketches(&folder.join("all"), &mut tally);
-        let [known, rows] = look_at_sizes(&folder, "all", &sizes_by_source(&capture, 0), &mut tally);
-        println!("{}: sizes of {known} of {rows} keys were looked at", capture.display());
-        assert!(known * 2 > rows, "{known} of {rows} keys of {}", capture.display());
+        let sizes = sizes_by_source(&capture, 0);
+        let [known, rows] = look_at_sizes(&folder, "all", &sizes, &mut tally);
+        let what = format!("{}, sizes of {known} of {rows} keys", capture.display());
+        println!("{what}");
+        assert!(sizes.is_empty() || known * 2 > rows, "{what}");
         // A small one may have nobody above the threshold of `heavy_few`.
-        let tasks = tally.0.len();
-        assert!(tasks >= SKETCHES.len(), "{}: rows of {tasks} tasks", capture.display());
-        tally.assert_nearly_all(tasks, &capture.display().to_string());
+        assert!(tally.0.contains_key("heavy_bytes") && tally.0.contains_key("wide"), "{what}");
+        tally.assert_nearly_all(tally.0.len(), &what);
     }
 }
 
@@ -981,6 +983,7 @@ fn a_bad_option_of_a_task_is_refused_with_its_file_line_task_and_key() {
         (format!("{TOP_K}, horizon: -1"), "horizon"),
         (format!("{TOP_K}, horizon: 1.5"), "horizon"),
         (format!("{TOP_K}, horizon: abc"), "horizon"),
+        (format!("{TOP_K}, horizon: 100001"), "horizon"),
         (format!("{FAN_OUT}, {elements}, threshold: 1, horizon: 0"), "horizon"),
         (format!("{NEW_KEYS}, horizon: 5 parsecs"), "horizon"),
         (format!("{CHANGES}, threshold: 2, horizon: -3s"), "horizon"),
@@ -990,6 +993,9 @@ fn a_bad_option_of_a_task_is_refused_with_its_file_line_task_and_key() {
         // Sizes of sketches.
         (format!("{COUNT_MIN}, width: 1000"), "width"),
         (format!("{COUNT_MIN}, width: 0"), "width"),
+        (format!("{COUNT_MIN}, width: 8"), "width"),
+        (format!("{COUNT_MIN}, width: 2097152"), "width"),
+        (format!("{COUNT_MIN}, depth: 17"), "depth"),
         (format!("{HLL}, {elements}, width: 1000"), "width"),
         (format!("{QUANTILES}, width: wide"), "width"),
         (format!("{COUNT_MIN}, depth: 0"), "depth"),
@@ -1123,7 +1129,7 @@ const RULES: &[Rule] = &[
 ];
 
 /// What an alert is about; nothing where it is about the sum of all rows.
-type About = Option<BTreeMap<String, String>>;
+type About = Option<Cells>;
 
 impl Rule {
     /// The rule in a configuration.
@@ -1437,26 +1443,44 @@ fn alerts_of_a_capture_are_those_of_a_naive_evaluation_of_its_tables() {
     // An identifier is made of the rule, the key and the window: other rules do not change it.
     let alone = RULES.iter().find(|rule| rule.name == "lasting").unwrap();
     scratch.write("alone.yaml", watching(&[alone], &[to_file("alone.jsonl")]));
+    scratch.write("alone.jsonl", "what an earlier run has left\n");
     scratch.analyze("-q -o alone -c alone.yaml --window 1s a.pcap").assert(0, "");
     let of_alone: Vec<_> = events.into_iter().filter(|event| event["rule"] == alone.name).collect();
     assert_eq!(events_in(&scratch.path("alone.jsonl")), of_alone);
 }
 
 #[test]
+fn alerts_of_one_window_of_everything_are_of_no_time() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&bursts()));
+    let rules: Vec<&Rule> = RULES.iter().collect();
+    scratch.write("c.yaml", watching(&rules, &[to_file("alerts.jsonl")]));
+    scratch.analyze("-q -o out -c c.yaml --window all a.pcap").assert(0, "");
+    let events = events_in(&scratch.path("alerts.jsonl"));
+    assert!(events.iter().all(|event| event["window_start"].is_null() && event["window_end"].is_null()));
+    let standing = standing_alerts(&events);
+    assert_eq!(standing.len(), events.len(), "{events:?}");
+    for rule in rules {
+        let held = rule.held(&scratch.path("out/all"));
+        // Of several windows in a row there is one.
+        let expected = if rule.windows == 1 { held } else { BTreeSet::new() };
+        let found = standing.keys().filter(|(name, _)| name == rule.name).map(|(_, about)| about.clone());
+        assert_eq!(found.collect::<BTreeSet<_>>(), expected, "{}", rule.name);
+    }
+}
+
+#[test]
 fn alerts_over_revised_windows_are_the_same_everywhere_and_end_with_those_of_the_final_tables() {
-    for seed in [3, 4] {
+    // In both a late packet changes what is active in the latest window.
+    for seed in [4, 10] {
         let scratch = Scratch::new();
         let packets = traffic(seed);
         scratch.write("a.pcap", pcap(&packets));
         let seconds: BTreeSet<_> = packets.iter().map(|packet| packet.time / SECOND).collect();
         let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.name != "never").collect();
         let (events, folder) = alerts_in_every_shape(&scratch, &rules, "a.pcap");
-        assert!(
-            windows(&folder)
-                .iter()
-                .any(|window| number(&read_json(&folder.join(window).join("summary.json"))["revision"]) > 0)
-        );
-        assert!(events.len() > 5, "hardly any events, seed {seed}");
+        let of_revisions = events.iter().filter(|event| number(&event["revision"]) > 0).count();
+        assert!(of_revisions > 0, "no event of a revision, seed {seed}");
         let standing: BTreeSet<_> = standing_alerts(&events).into_keys().collect();
         for rule in rules {
             let active = rule.active(&folder, &seconds).remove(seconds.last().unwrap()).unwrap();
@@ -1490,6 +1514,7 @@ fn a_bad_rule_or_output_is_refused_with_its_file_line_rule_and_key() {
         (with("threshold: 1", "threshold: 1GB"), &["threshold"]),
         (with("packets", "bytes").replace("threshold: 1", "threshold: 1 parsec"), &["threshold"]),
         (format!("{GOOD}, for: 0"), &["for"]),
+        (format!("{GOOD}, for: 100001"), &["for"]),
         (format!("{GOOD}, for: -1"), &["for"]),
         (format!("{GOOD}, for: often"), &["for"]),
         (format!("{GOOD}, match: 10.0.0.0/8"), &["match"]),
@@ -1513,7 +1538,7 @@ fn a_bad_rule_or_output_is_refused_with_its_file_line_rule_and_key() {
         let rule = format!("name: bad, {rule}");
         failures.extend(check(&rule, &file, &rule, "rule `bad`", keys));
     }
-    for name in ["", "name: port scan, ", "name: '', ", "name: ä, "] {
+    for name in ["", "name: port scan, ", "name: '', ", "name: port/scan, ", "name: ä, "] {
         let rule = format!("{name}{GOOD}");
         failures.extend(check(&rule, &file, &rule, "", &["name"]));
     }
@@ -1564,7 +1589,7 @@ impl Posted {
 }
 
 /// How the hook answers a request.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Answer {
     Accept,
     /// It is closed without an answer.
@@ -1626,6 +1651,13 @@ fn start_with_hook(scratch: &Scratch, url: &str) -> Running {
     Running::start(command)
 }
 
+/// The texts of events, in an order of their own.
+fn sorted(events: Vec<Value>) -> Vec<String> {
+    let mut texts: Vec<_> = events.iter().map(Value::to_string).collect();
+    texts.sort();
+    texts
+}
+
 /// Asserts that a run has ended well and that the hook was told each event of the file once, and signed.
 fn assert_posted(scratch: &Scratch, run: &Run, posted: &Mutex<Vec<Posted>>) {
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -1634,14 +1666,9 @@ fn assert_posted(scratch: &Scratch, run: &Run, posted: &Mutex<Vec<Posted>>) {
     assert!(posted.iter().all(|request| request.head.starts_with("POST /hook ")));
     assert!(posted.iter().all(Posted::is_signed), "without a valid code: {}", posted[0].head);
     assert!(!posted.iter().any(|request| request.head.contains(SECRET)));
-    let sorted = |events: &mut dyn Iterator<Item = Value>| {
-        let mut texts: Vec<_> = events.map(|event| event.to_string()).collect();
-        texts.sort();
-        texts
-    };
-    let told = sorted(&mut events_in(&scratch.path("alerts.jsonl")).into_iter());
+    let told = sorted(events_in(&scratch.path("alerts.jsonl")));
     assert!(told.len() > 5, "{told:?}");
-    assert_eq!(sorted(&mut posted.iter().map(Posted::event)), told);
+    assert_eq!(sorted(posted.iter().map(Posted::event).collect()), told);
 }
 
 #[test]
@@ -1659,9 +1686,10 @@ fn a_webhook_that_is_down_at_first_is_told_all_before_the_program_ends() {
     let scratch = Scratch::new();
     let address = free_addresses(1).remove(0);
     let mut running = start_with_hook(&scratch, &format!("http://{address}/hook"));
-    // All was told but to the hook.
-    let ledger = scratch.path("out/ledger.json");
-    wait_for("end of the capture", || (ledger.exists() || running.is_over()).then_some(()));
+    // All is told but to the hook.
+    let last = scratch.path("out").join(window_name(START + 39 * SECOND));
+    wait_for("last window", || last.exists().then_some(()));
+    assert!(!running.is_over(), "the run has ended without its hook");
     let posted = serve(
         TcpListener::bind(&address).unwrap(),
         &[Answer::Close, Answer::Unavailable, Answer::Unavailable],
@@ -1743,11 +1771,9 @@ impl Watched {
         began.elapsed()
     }
 
-    /// Asserts that the engine ends well; gives what it has said.
-    fn stop(self) -> String {
-        let said = self.engine.said();
+    /// Asserts that the engine ends well.
+    fn stop(self) {
         self.engine.stop_engine(&self.scratch.path("out"));
-        said
     }
 }
 
@@ -1789,12 +1815,12 @@ fn a_rule_that_stays_while_others_are_edited_keeps_its_alert() {
 fn a_bad_edit_is_refused_with_a_message_and_the_old_rules_stay() {
     let mut watched = Watched::start(&[busy("busy", 5)]);
     watched.wait_for_event("raised", "busy", "10.0.0.1");
-    let wrong = busy("wrong", 5).replace("per_src_ip", "per_nothing");
-    let worse = busy("worse", 5).replace('>', "=>");
+    let wrong = busy("of-no-task", 5).replace("per_src_ip", "per_nothing");
+    let worse = busy("of-no-comparison", 5).replace('>', "=>");
     // Nothing of a bad file counts, not even what is right in it.
     for (text, says) in [
-        (Watched::configuration(&[busy("busy", 1_000_000), wrong]), "wrong"),
-        (Watched::configuration(&[busy("good", 5), worse]), "worse"),
+        (Watched::configuration(&[busy("busy", 1_000_000), wrong]), "of-no-task"),
+        (Watched::configuration(&[busy("good", 5), worse]), "of-no-comparison"),
         ("alerts: [".to_owned(), "config.yaml:1:"),
     ] {
         watched.edit(&text);
