@@ -207,7 +207,7 @@ pub fn alerts(
     if !commits || settings.outputs.is_empty() {
         return Ok(None);
     }
-    Alerts::open(settings, earlier, edits).map(Some).map_err(running)
+    Alerts::open(settings, earlier, edits).map(Some).map_err(usage)
 }
 
 /// Worker threads to run: what a flag says, else the configuration; 0 is one a core.

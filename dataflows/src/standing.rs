@@ -145,7 +145,7 @@ pub fn slide<'s, P: Part>(
                     for window in turns.answered() {
                         slide.turn((epoch, window), &mut |change| session.give(change));
                     }
-                    slide.held.retain(|window, _| *window + slide.reach >= turns.latest);
+                    slide.held.retain(|window, _| window.saturating_add(slide.reach) >= turns.latest);
                 }
             }
         },

@@ -79,36 +79,59 @@ struct Known {
     /// Windows that hold packets.
     existing: BTreeSet<Epoch>,
     recall: Option<Rc<dyn Recall>>,
+    /// Windows of earlier runs that it was asked for.
+    asked: BTreeSet<Epoch>,
     /// The latest window.
     latest: Option<Epoch>,
 }
 
 impl Known {
-    fn exist(&self, windows: RangeInclusive<Epoch>) -> Vec<Epoch> {
-        let first_new = self.recall.as_ref().map_or(0, |recall| recall.first_new());
-        let mut found: BTreeSet<Epoch> = self.existing.range(windows.clone()).copied().collect();
-        if let Some(recall) = &self.recall {
-            let earlier = *windows.start()..first_new.min(windows.end().saturating_add(1));
-            found.extend(earlier.filter(|window| recall.holds(*window)));
+    /// The windows that hold packets, of these ranges, which are in the order of their starts.
+    fn exist(&mut self, ranges: impl Iterator<Item = RangeInclusive<Epoch>>) -> BTreeSet<Epoch> {
+        let (mut found, mut from) = (BTreeSet::new(), 0);
+        for range in ranges {
+            // Ranges overlap: what was looked at is not looked at again.
+            let (start, end) = ((*range.start()).max(from), *range.end());
+            if start > end {
+                continue;
+            }
+            self.ask(start, end);
+            found.extend(self.existing.range(start..=end).copied());
+            from = end.saturating_add(1);
         }
-        found.into_iter().collect()
+        found
+    }
+
+    /// Finds out which of these windows earlier runs have, each once.
+    fn ask(&mut self, start: Epoch, end: Epoch) {
+        let Some(recall) = &self.recall else { return };
+        let first_new = recall.first_new();
+        if start < first_new {
+            for window in start..=end.min(first_new.saturating_sub(1)) {
+                if self.asked.insert(window) && recall.holds(window) {
+                    self.existing.insert(window);
+                }
+            }
+        }
     }
 
     /// What to do in an epoch whose packets are for these windows.
     fn close(&mut self, epoch: Epoch, touched: &BTreeSet<Epoch>) -> Turns {
         self.existing.extend(touched);
-        let after = |window: Epoch| window..=window.saturating_add(self.reach.most).min(epoch);
-        let shown: BTreeSet<Epoch> = touched.iter().flat_map(|window| self.exist(after(*window))).collect();
+        let Reach { most, held } = self.reach;
+        let after = touched.iter().map(|window| *window..=window.saturating_add(most).min(epoch));
+        let shown = self.exist(after);
+        let latest = self.latest;
         let is_held = |window: Epoch| {
-            let held = self.latest.zip(self.reach.held);
+            let held = latest.zip(held);
             held.is_some_and(|(latest, held)| window <= latest && latest - window <= held)
         };
-        let before = |window: Epoch| window.saturating_sub(self.reach.most)..=window;
-        let reached = shown.iter().flat_map(|window| self.exist(before(*window)));
+        let before = shown.iter().map(|window| window.saturating_sub(most)..=*window);
+        let reached = self.exist(before).into_iter();
         let mut needed: BTreeMap<Epoch, bool> =
             reached.filter(|window| !is_held(*window)).map(|window| (window, false)).collect();
         needed.extend(shown.iter().map(|window| (*window, true)));
-        let latest = self.latest.max(shown.last().copied()).unwrap_or_default();
+        let latest = latest.max(shown.last().copied()).unwrap_or_default();
         self.latest = Some(latest);
         Turns { needed, latest }
     }
@@ -124,7 +147,8 @@ pub(crate) fn turns<'s>(
     let peers = touched.scope().peers();
     let decided = touched.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Turns", move |_, _| {
         let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
-        let mut known = Known { reach, existing: BTreeSet::new(), recall, latest: None };
+        let mut known =
+            Known { reach, existing: BTreeSet::new(), recall, asked: BTreeSet::new(), latest: None };
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
@@ -164,6 +188,7 @@ mod tests {
             reach: Reach::of([0, reach].into_iter()),
             existing: BTreeSet::new(),
             recall: None,
+            asked: BTreeSet::new(),
             latest: None,
         }
     }

@@ -41,6 +41,9 @@ pub struct Standing {
     /// The latest window that was judged.
     #[serde(default)]
     pub latest: Option<Epoch>,
+    /// How often alerts were raised in it: rule, key and number.
+    #[serde(default)]
+    pub raised: Vec<(String, String, u64)>,
 }
 
 /// A table as the join has it: its window and its number in the store.
@@ -117,7 +120,7 @@ impl Board {
             matches.inspect_batch(gather).probe_with(&probe);
             (tables_in, rules_in)
         });
-        let Standing { active, held, latest, .. } = earlier;
+        let Standing { active, held, latest, raised, .. } = earlier;
         let place = |event: Event| ((event.rule.clone(), event.key_text()), event);
         let mut board = Self {
             worker,
@@ -130,7 +133,7 @@ impl Board {
             in_force: Vec::new(),
             retained: BTreeMap::new(),
             latest,
-            raised: BTreeMap::new(),
+            raised: raised.into_iter().map(|(rule, key, number)| ((rule, key), number)).collect(),
             next_table: 0,
             matches: BTreeMap::new(),
             earlier: held.into_iter().map(|(rule, window, keys)| ((rule, window), keys)).collect(),
@@ -325,6 +328,11 @@ impl Board {
             held: held.collect(),
             events: events.to_vec(),
             latest: self.latest,
+            raised: self
+                .raised
+                .iter()
+                .map(|((rule, key), number)| (rule.clone(), key.clone(), *number))
+                .collect(),
         }
     }
 }

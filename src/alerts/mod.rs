@@ -81,12 +81,12 @@ impl Alerts {
                 let failed = |error| AlertsError { path: path.clone(), error };
                 let mut options = OpenOptions::new();
                 options.create(true).read(true).write(true);
-                let mut file = match earlier {
+                let file = match earlier {
                     Some(_) => options.append(true).open(path),
                     None => options.truncate(true).open(path),
                 }
                 .map_err(failed)?;
-                end_line(path, &mut file).map_err(failed)?;
+                end_line(path, &file).map_err(failed)?;
                 Ok(Open::JsonLines { path: path.clone(), file })
             }
             Output::Webhook(settings) => {
@@ -175,33 +175,41 @@ impl Open {
     }
 }
 
-/// Ends the last line of a file, where a run was killed in the middle of it.
-fn end_line(path: &Path, file: &mut File) -> io::Result<()> {
-    let mut last = [b'\n'];
-    // Not of a pipe or a device.
-    if file.metadata()?.len() > 0 {
-        file.read_exact_at(&mut last, file.metadata()?.len() - 1)?;
-    }
-    if last != *b"\n" {
-        say!("warning: {}: the last line was cut off", path.display());
-        file.write_all(b"\n")?;
+/// Takes back the last line of a file, where a run was killed in the middle of it: it is told again.
+fn end_line(path: &Path, file: &File) -> io::Result<()> {
+    /// Bytes that no line has.
+    const MOST: u64 = 1 << 20;
+    // Of a pipe or a device the length is 0.
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(MOST);
+    let mut tail = vec![0; (length - from) as usize];
+    file.read_exact_at(&mut tail, from)?;
+    let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    if whole < tail.len() {
+        say!("warning: {}: the last line was cut off, and is taken back", path.display());
+        file.set_len(from + whole as u64)?;
     }
     Ok(())
 }
 
 /// Tells events that an output may not have: a webhook's receiver knows them by their ids.
 fn tell_missing(outputs: &mut [Open], events: &[Event]) -> Result<(), AlertsError> {
+    if events.is_empty() {
+        return Ok(());
+    }
     for output in outputs {
-        let missing: Vec<Event> = match output {
-            Open::JsonLines { path, .. } => {
-                let failed = |error| AlertsError { path: path.clone(), error };
-                let lines = BufReader::new(File::open(&*path).map_err(failed)?).lines();
-                let told: Vec<Event> =
-                    lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect();
-                events.iter().filter(|event| !told.contains(event)).cloned().collect()
+        let mut missing: Vec<Event> = events.to_vec();
+        if let Open::JsonLines { path, file } = output
+            && file.metadata().is_ok_and(|file| file.is_file())
+        {
+            let failed = |error| AlertsError { path: path.clone(), error };
+            for line in BufReader::new(File::open(&*path).map_err(failed)?).lines() {
+                let line = line.map_err(failed)?;
+                if let Ok(told) = serde_json::from_str::<Event>(&line) {
+                    missing.retain(|event| *event != told);
+                }
             }
-            Open::Webhook(_) => events.to_vec(),
-        };
+        }
         output.tell(&missing)?;
     }
     Ok(())

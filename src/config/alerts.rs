@@ -30,8 +30,14 @@ pub(super) fn settings(place: &Place<'_>, section: Section, tasks: &[Task]) -> R
         }
         rules.push(rule);
     }
-    let outputs =
-        section.outputs.iter().flatten().map(|entry| output(place, entry)).collect::<Result<_, _>>()?;
+    let mut outputs = Vec::new();
+    for entry in section.outputs.iter().flatten() {
+        let output = output(place, entry)?;
+        if outputs.contains(&output) {
+            return Err(place.wrong(entry.defined, "two outputs of alerts are the same"));
+        }
+        outputs.push(output);
+    }
     Ok(Settings { rules, outputs })
 }
 
