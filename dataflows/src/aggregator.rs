@@ -74,7 +74,7 @@ impl<'s> Flow<'s> {
         self.packets.clone()
     }
 
-    /// What each epoch needs and shows, the same on every worker; see [`Turns::receive`].
+    /// What each epoch needs and shows, the same on every worker; see [`turns::Turns::receive`].
     pub fn turns(&self) -> Stream<'s, Epoch, Block> {
         self.turns.clone()
     }

@@ -46,7 +46,7 @@ impl Turns {
         Block { to, window: self.latest, words: words.collect::<Vec<_>>().into(), ..Block::default() }
     }
 
-    /// Takes what [`turns`] has sent.
+    /// Takes what the worker that decides has sent.
     pub fn receive(&mut self, block: &Block) {
         self.latest = block.window;
         self.needed =
