@@ -1,5 +1,5 @@
 //! One bench a stage of the hot path, in packets or rows a second on one core: read, decode, encode and decode
-//! messages, group, exchange and merge, sort, format. The whole run against other programs is in `compare.py`.
+//! messages, group, sketch, exchange and merge, sort, format. The whole run against other programs is in `compare.py`.
 
 #![allow(missing_docs)]
 
@@ -11,6 +11,7 @@ use dataflows::groups::{Closed, Packets};
 use dataflows::key::{Key, KeyFields};
 use dataflows::packet::Packet;
 use dataflows::rows::{Snapshot, TaskRows, sort_words};
+use dataflows::sketch::{CountMin, Distinct, Shape, Sizes};
 use dataflows::table::Table;
 use dataflows::turns::touches;
 use dataflows::window::Windowing;
@@ -166,6 +167,43 @@ fn group(bencher: Bencher) {
         table.absorb(&groups);
         table
     });
+}
+
+/// Packets by source address into a sketch of each kind, in its default shape; one fetch ahead, as tasks do it.
+#[divan::bench(args = ["count_min", "hll", "quantiles"])]
+fn sketch(bencher: Bencher, kind: &str) {
+    let shape = |width, depth| Shape { width, depth, seed: 1 };
+    let groups = keyed();
+    let bencher = bencher.counter(ItemsCount::new(groups.len()));
+    let source = |address: u64| [address >> 32 << 32, 0];
+    match kind {
+        "count_min" => bencher.bench(|| {
+            let mut sketch = CountMin::new(shape(4096, 5));
+            for groups in groups.chunks(16) {
+                groups.iter().for_each(|group| sketch.prefetch(false, &source(group[0])));
+                groups.iter().for_each(|group| sketch.update(false, &source(group[0]), group[3], group[4]));
+            }
+            sketch
+        }),
+        "hll" => bencher.bench(|| {
+            let mut sketch = Distinct::new(shape(1024, 6));
+            for groups in groups.chunks(16) {
+                groups.iter().for_each(|group| sketch.prefetch(false, &source(group[0]), &group[..2]));
+                groups.iter().for_each(|group| sketch.update(false, &source(group[0]), &group[..2]));
+            }
+            sketch
+        }),
+        _ => bencher.bench(|| {
+            let mut sketch = Sizes::new(shape(1024, 5));
+            for groups in groups.chunks(16) {
+                groups.iter().for_each(|group| sketch.prefetch(false, &source(group[0]), group[3] as u32));
+                for group in groups {
+                    sketch.update(false, &source(group[0]), group[3] as u32, group[4]);
+                }
+            }
+            sketch
+        }),
+    }
 }
 
 /// The six shipped tasks over timely workers, from packets in memory to sorted rows.

@@ -2,13 +2,12 @@
 
 use crate::aggregator::{Aggregator, Flow, Metric, Options, OptionsError};
 use crate::block::Block;
-use crate::key::{Key, Mask};
+use crate::key::Mask;
 use crate::rows::{Schema, ValueColumn};
-use crate::standing::{Answer, Part, Rows, answers, indexed, on_turns, slide};
+use crate::standing::{Part, Records, answers, indexed, on_turns, slide};
 use crate::window::{Epoch, Horizon, Windowing};
 use differential_dataflow::operators::CountTotal;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use timely::dataflow::Stream;
 
@@ -98,7 +97,11 @@ impl Aggregator for Moves {
                 .count_total()
                 .filter(move |(_, (before, now))| moved.holds(*before as u64, *now as u64))
         });
-        answers(flow, moves, None, Current::default())
+        let row = |(before, now): &Side| {
+            let (before, now) = (*before as u64, *now as u64);
+            [before, now, before.abs_diff(now)]
+        };
+        answers(flow, moves, None, Records::new(row))
     }
 }
 
@@ -121,26 +124,5 @@ impl Part for Sides {
     fn weight(&self, stage: u8, packets: u64, bytes: u64) -> Side {
         let amount = self.metric.of(packets, bytes) as i64;
         if stage == 1 { (0, amount) } else { (amount, 0) }
-    }
-}
-
-/// The keys that have moved.
-#[derive(Default)]
-struct Current(BTreeMap<Key, Side>);
-
-impl Answer<(Key, Side)> for Current {
-    fn change(&mut self, (key, side): (Key, Side), by: isize) {
-        if by > 0 {
-            self.0.insert(key, side);
-        } else {
-            self.0.remove(&key);
-        }
-    }
-
-    fn rows(&mut self, _: &[Block], rows: &mut Rows) {
-        for (key, (before, now)) in &self.0 {
-            let (before, now) = (*before as u64, *now as u64);
-            rows.push(key, &[before, now, before.abs_diff(now)]);
-        }
     }
 }

@@ -5,9 +5,9 @@ use crate::block::Block;
 use crate::groups;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
-use crate::rows::{Schema, ValueColumn};
+use crate::rows::Schema;
 use crate::sketch::{CountMin, Shape};
-use crate::sketched::{Sketch, push_above, shape, sketched, with_key, with_words};
+use crate::sketched::{Sketch, estimates, push_above, shape, sketched, with_key, with_words};
 use crate::standing::Rows;
 use crate::window::Epoch;
 use serde::Deserialize;
@@ -66,9 +66,7 @@ pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, Opt
     let key = options.fields("key_fields", &key_fields)?;
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
-    let values =
-        ["estimate", "lower", "upper"].map(|name| ValueColumn { name, kind: metric.kind() }).to_vec();
-    let schema = Arc::new(Schema { key, values, order_by: 0, counts_every_packet: false });
+    let schema = estimates(key, metric.kind());
     Ok(Box::new(HeavyHitters { schema, metric, k, threshold, shape }))
 }
 
@@ -83,7 +81,7 @@ impl Aggregator for HeavyHitters {
         let new = move || Counts { mask, metric, threshold, counts: CountMin::new(shape) };
         let take = |counts: &mut Counts, key: Key, [packets, bytes, ..]: groups::Counts| {
             let weight = counts.metric.of(packets, bytes);
-            let item = key.fingerprint();
+            let item = key.route();
             with_words(&key.under(counts.mask), |wide, key| counts.counts.update(wide, key, weight, item));
         };
         let groups = flow.finer_groups(mask).map(|groups| (groups, take as fn(&mut Counts, _, _)));

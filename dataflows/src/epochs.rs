@@ -1,5 +1,7 @@
 //! State that an operator holds by epoch, each with the capability to emit its result.
 
+use crate::block::Block;
+use crate::turns::Turns;
 use crate::window::Epoch;
 use std::collections::BTreeMap;
 use timely::dataflow::operators::{Capability, InputCapability};
@@ -36,5 +38,30 @@ impl<S: Default> Epochs<S> {
             return None;
         }
         Some(earliest.remove())
+    }
+}
+
+/// What an operator gathers of an epoch that it works off window by window.
+#[derive(Default)]
+pub(crate) struct ByWindow {
+    /// Blocks by their windows.
+    pub(crate) windows: BTreeMap<Epoch, Vec<Block>>,
+    /// What the epoch needs and shows, for those that are told.
+    pub(crate) turns: Turns,
+}
+
+impl Epochs<ByWindow> {
+    /// Takes a block of a window.
+    pub(crate) fn gather(&mut self, message: &InputCapability<Epoch>, port: usize, block: &mut Block) {
+        if let Some((_, ByWindow { windows, .. })) = self.at(message, port) {
+            windows.entry(block.window).or_default().push(std::mem::take(block));
+        }
+    }
+
+    /// Takes the turns of an epoch.
+    pub(crate) fn receive(&mut self, message: &InputCapability<Epoch>, port: usize, block: &Block) {
+        if let Some((_, ByWindow { turns, .. })) = self.at(message, port) {
+            turns.receive(block);
+        }
     }
 }

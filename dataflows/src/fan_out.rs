@@ -3,13 +3,12 @@
 use crate::aggregator::{Aggregator, Flow, Options, OptionsError};
 use crate::block::Block;
 use crate::groups;
-use crate::key::{Key, KeyFields, Mask};
+use crate::key::{KeyFields, Mask};
 use crate::rows::{Schema, ValueColumn, ValueKind};
-use crate::standing::{Answer, Part, Rows, answers, by_owner, by_window, indexed, joined, on_turns, slide};
+use crate::standing::{Part, Records, Rows, answers, by_owner, by_window, indexed, joined, on_turns, slide};
 use crate::window::{Epoch, Horizon, Windowing};
 use differential_dataflow::operators::{CountTotal, ThresholdTotal};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use timely::dataflow::Stream;
 
@@ -76,7 +75,7 @@ impl Aggregator for FanOut {
             let elements = indexed(pairs).distinct_total().map(move |pair| pair.under(key));
             indexed(elements).count_total().filter(move |(_, elements)| *elements > threshold)
         });
-        answers(flow, many, None, Many::default())
+        answers(flow, many, None, Records::new(|elements| [*elements as u64]))
     }
 }
 
@@ -107,23 +106,5 @@ impl Part for Presence {
 
     fn weight(&self, _: u8, _: u64, _: u64) -> isize {
         1
-    }
-}
-
-/// The keys above the threshold.
-#[derive(Default)]
-struct Many(BTreeMap<Key, isize>);
-
-impl Answer<(Key, isize)> for Many {
-    fn change(&mut self, (key, elements): (Key, isize), by: isize) {
-        if by > 0 {
-            self.0.insert(key, elements);
-        } else {
-            self.0.remove(&key);
-        }
-    }
-
-    fn rows(&mut self, _: &[Block], rows: &mut Rows) {
-        self.0.iter().for_each(|(key, elements)| rows.push(key, &[*elements as u64]));
     }
 }

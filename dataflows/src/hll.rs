@@ -6,9 +6,9 @@ use crate::count_min::hundred;
 use crate::groups::Counts;
 use crate::key::{Key, Mask};
 use crate::packet::Packet;
-use crate::rows::{Schema, ValueColumn, ValueKind};
+use crate::rows::{Schema, ValueKind};
 use crate::sketch::{Distinct, Shape};
-use crate::sketched::{Sketch, push_above, shape, sketched, with_key, with_words};
+use crate::sketched::{Sketch, estimates, push_above, shape, sketched, with_key, with_words};
 use crate::standing::{Rows, joined};
 use crate::window::Epoch;
 use serde::Deserialize;
@@ -66,9 +66,7 @@ pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, Opt
     let pair = joined(&key, &element).map_err(|error| options.refuse("element_fields", error))?.mask();
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
-    let values =
-        ["estimate", "lower", "upper"].map(|name| ValueColumn { name, kind: ValueKind::Count }).to_vec();
-    let schema = Arc::new(Schema { key, values, order_by: 0, counts_every_packet: false });
+    let schema = estimates(key, ValueKind::Count);
     Ok(Box::new(Spreaders { schema, element: element.mask(), pair, k, threshold, shape }))
 }
 

@@ -181,8 +181,17 @@ pub enum Key {
 }
 
 impl Key {
-    /// A number that hardly any other key has, the same in every run and process.
-    pub fn fingerprint(&self) -> u64 {
+    /// The key that words begin with: 5 if it is wide, else 2.
+    pub fn of_words(wide: bool, words: &[u64]) -> Self {
+        match (words.first_chunk(), words.first_chunk()) {
+            (_, Some(key)) if wide => Self::Wide(*key),
+            (Some(key), _) => Self::Compact(*key),
+            _ => unreachable!("a key has all of its words"),
+        }
+    }
+
+    /// The hash that decides which worker owns the key: see [`route`].
+    pub fn route(&self) -> u64 {
         match self {
             Self::Compact(key) => route(key),
             Self::Wide(key) => route(key),

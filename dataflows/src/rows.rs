@@ -4,12 +4,10 @@
 //! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
 
 use crate::block::{Block, BlockBuilder, Words};
-use crate::epochs::Epochs;
+use crate::epochs::{ByWindow, Epochs};
 use crate::key::{Key, KeyFields, KeyValue};
-use crate::turns::Turns;
 use crate::window::Epoch;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use timely::dataflow::Stream;
@@ -93,11 +91,7 @@ impl<'a> Row<'a> {
     /// The key.
     #[inline]
     pub fn key_words(&self) -> Key {
-        match (self.words.first_chunk(), self.words.first_chunk()) {
-            (_, Some(key)) if self.wide => Key::Wide(*key),
-            (Some(key), _) => Key::Compact(*key),
-            _ => unreachable!("a row starts with its key"),
-        }
+        Key::of_words(self.wide, self.words)
     }
 
     /// The key words, if the row's addresses are all IPv4.
@@ -130,31 +124,21 @@ pub(crate) fn sorted<'s>(
     // A window without rows is told of all the same, once.
     let tells = task == 0 && rows.scope().index() == COMMITTER;
     rows.binary_frontier::<_, BlockBuilder, _, _, _, _>(turns, Pipeline, Pipeline, "Sort", move |_, _| {
-        let mut epochs: Epochs<(Unsorted, Turns)> = Epochs::default();
+        let mut epochs: Epochs<ByWindow> = Epochs::default();
         move |(rows, rows_frontier), (turns, turns_frontier), output| {
             let port = output.output_index();
-            rows.for_each(|message, block| {
-                if let Some((_, (windows, _))) = epochs.at(&message, port) {
-                    let Block { window, wide, words, .. } = std::mem::take(block);
-                    windows.entry((window, wide)).or_default().push(words);
-                }
-            });
-            turns.for_each(|message, block| {
-                if let Some((_, (_, turns))) = epochs.at(&message, port) {
-                    turns.receive(block);
-                }
-            });
-            while let Some((held, (mut windows, turns))) = epochs.close(&[rows_frontier, turns_frontier]) {
+            rows.for_each(|message, block| epochs.gather(&message, port, block));
+            turns.for_each(|message, block| epochs.receive(&message, port, block));
+            while let Some((held, ByWindow { mut windows, turns })) =
+                epochs.close(&[rows_frontier, turns_frontier])
+            {
                 let mut session = output.session_with_builder(&held);
                 for window in turns.shown() {
-                    if tells {
-                        windows.entry((window, false)).or_default();
-                    }
-                    for wide in [false, true] {
-                        let Some(blocks) = windows.remove(&(window, wide)) else { continue };
-                        let words = sort_words(&blocks, wide, &schema).into();
-                        let run = Block { to: COMMITTER, task, window, wide, words };
-                        session.give_container(&mut { run });
+                    let blocks = windows.remove(&window).unwrap_or_default();
+                    for run in runs(&blocks, &schema) {
+                        if !run.words.is_empty() || tells && !run.wide {
+                            session.give_container(&mut Block { to: COMMITTER, task, window, ..run });
+                        }
                     }
                 }
             }
@@ -162,11 +146,17 @@ pub(crate) fn sorted<'s>(
     })
 }
 
-/// Rows of an epoch by window and layout.
-type Unsorted = BTreeMap<(Epoch, bool), Vec<Words>>;
-
 /// The worker that gathers snapshots.
 pub const COMMITTER: usize = 0;
+
+/// A task's rows, given as blocks in any order, as a sorted run of each layout.
+fn runs(blocks: &[Block], schema: &Schema) -> [Block; 2] {
+    [false, true].map(|wide| {
+        let of_layout = blocks.iter().filter(|block| block.wide == wide);
+        let words: Vec<Words> = of_layout.map(|block| block.words.clone()).collect();
+        Block { wide, words: sort_words(&words, wide, schema).into(), ..Block::default() }
+    })
+}
 
 /// A task's rows, given as words in any order, in the order of the schema.
 pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
@@ -221,12 +211,8 @@ pub struct Piece(Vec<Range<usize>>);
 impl TaskRows {
     /// Blocks of rows, in any order, put in the order of the schema.
     pub(crate) fn sorted(schema: &Arc<Schema>, blocks: &[Block]) -> Self {
-        let runs = [false, true].map(|wide| {
-            let words: Vec<Words> =
-                blocks.iter().filter(|block| block.wide == wide).map(|block| block.words.clone()).collect();
-            Block { wide, words: sort_words(&words, wide, schema).into(), ..Block::default() }
-        });
-        Self { name: Arc::default(), schema: schema.clone(), runs: runs.to_vec(), kept: None }
+        let runs = runs(blocks, schema).to_vec();
+        Self { name: Arc::default(), schema: schema.clone(), runs, kept: None }
     }
 
     /// Number of rows.

@@ -1626,49 +1626,4 @@ mod tests {
         }
         assert_eq!(Shape { width: 1 << 20, depth: 16, seed: 0 }.check(), Ok(()));
     }
-
-    #[test]
-    #[ignore = "prints times"]
-    fn times_of_updates() {
-        let traffics = [
-            ("zipf", zipf(500_000, 200_000, 1.1)),
-            ("uniform", uniform(500_000, 100_000)),
-            ("elephant", elephant(500_000)),
-        ];
-        for (name, mut traffic) in traffics {
-            // Keys of one layout, as nearly all traffic has.
-            traffic.iter_mut().for_each(|one| one.wide = false);
-            let time = |what: &str, run: &mut dyn FnMut(&Seen, u64)| {
-                let mut least = f64::INFINITY;
-                for round in 0..20 {
-                    let start = std::time::Instant::now();
-                    traffic.iter().for_each(|one| run(one, one.packet ^ round));
-                    least = least.min(start.elapsed().as_secs_f64() * 1e9 / traffic.len() as f64);
-                }
-                println!("{name}: {what}: {least:.1} ns");
-            };
-            let mut sum = 0;
-            time("reading the packets", &mut |one, packet| sum ^= one.key()[0] ^ packet);
-            let mut sketch = CountMin::new(MEDIUM);
-            time("packets, 4096 x 5", &mut |one, packet| sketch.update(one.wide, one.key(), 1, packet));
-            let mut sketch = CountMin::new(MEDIUM);
-            time("bytes, 4096 x 5", &mut |one, packet| {
-                sketch.update(one.wide, one.key(), one.size as u64, packet)
-            });
-            let start = std::time::Instant::now();
-            println!("found {} in {:?}", sketch.found().len(), start.elapsed());
-            let start = std::time::Instant::now();
-            println!("words {} in {:?}", sketch.words().len(), start.elapsed());
-            let mut sketch = Distinct::new(SPREAD);
-            time("distinct, 1024 x 6", &mut |one, _| sketch.update(one.wide, one.key(), &[one.element]));
-            let start = std::time::Instant::now();
-            println!("found {} in {:?}", sketch.found().len(), start.elapsed());
-            let start = std::time::Instant::now();
-            println!("words {} in {:?}", sketch.words().len(), start.elapsed());
-            let mut sketch = Sizes::new(Shape { width: 1024, ..MEDIUM });
-            time("sizes, 1024 x 5", &mut |one, packet| sketch.update(one.wide, one.key(), one.size, packet));
-            let start = std::time::Instant::now();
-            println!("found {} in {:?}, {sum}", sketch.found().len(), start.elapsed());
-        }
-    }
 }

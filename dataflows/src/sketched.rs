@@ -6,17 +6,18 @@
 
 use crate::aggregator::{Flow, Options, OptionsError};
 use crate::block::{self, Block, BlockBuilder};
-use crate::epochs::Epochs;
+use crate::epochs::{ByWindow, Epochs};
 use crate::groups::{Archive, Counts, visit};
-use crate::key::{Key, Mask};
+use crate::key::{Key, KeyFields, Mask};
 use crate::packet::Packet;
-use crate::rows::{COMMITTER, Schema};
+use crate::rows::{COMMITTER, Schema, ValueColumn, ValueKind};
 use crate::sketch::{Estimate, Found, Shape};
 use crate::standing::{Rows, each_window, first};
-use crate::turns::Turns;
 use crate::window::Epoch;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::operator::Operator;
@@ -64,30 +65,42 @@ pub(crate) fn sketched<'s, S: Sketch>(
                 blocks.iter().for_each(|block| visit(block, |key, counts| take(&mut sketch, key, counts)));
                 give(to_block(window, &sketch));
             });
-            merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new.clone())
+            merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new)
         }
         None => {
-            let merged =
-                merge(flow, sketch(flow, new.clone()), flow.archive(), flow.kept_before(), new.clone());
+            let merged = merge(flow, sketch(flow, new.clone()), flow.archive(), flow.kept_before(), new);
             if flow.keeps() {
-                flow.keep(merged.clone());
+                flow.keep(each_merged(&merged, |window, sketch, give| give(to_block(window, sketch))));
             }
             merged
         }
     };
-    let rows = merged.unary::<BlockBuilder, _, _, _>(Pipeline, "Rows", move |_, _| {
-        move |input, output| {
-            input.for_each(|message, block| {
-                let (mut sketch, mut rows) = (new(), Rows::default());
-                sketch.merge(&block.words).expect("a sketch reads its own words");
-                sketch.rows(&mut rows);
-                let mut session = output.session_with_builder(&message);
-                let blocks = rows.into_blocks(COMMITTER, block.window);
-                blocks.for_each(|mut block| session.give_container(&mut block));
-            });
-        }
+    let rows = each_merged(&merged, |window, sketch, give| {
+        let mut rows = Rows::default();
+        sketch.rows(&mut rows);
+        rows.into_blocks(COMMITTER, window).for_each(give);
     });
     first(rows, schema, k)
+}
+
+/// The merged sketch of each window, on the committing worker.
+type Merged<'s, S> = Stream<'s, Epoch, Vec<(Epoch, Rc<S>)>>;
+
+/// Blocks of merged sketches.
+fn each_merged<'s, S: Sketch>(
+    merged: &Merged<'s, S>,
+    make: impl Fn(Epoch, &S, &mut dyn FnMut(Block)) + 'static,
+) -> Stream<'s, Epoch, Block> {
+    merged.clone().unary::<BlockBuilder, _, _, _>(Pipeline, "EachMerged", move |_, _| {
+        move |input, output| {
+            input.for_each(|message, merged| {
+                let mut session = output.session_with_builder(&message);
+                for (window, sketch) in merged.drain(..) {
+                    make(window, &sketch, &mut |mut block| session.give_container(&mut block));
+                }
+            });
+        }
+    })
 }
 
 /// A sketch on its way to the committing worker.
@@ -119,36 +132,28 @@ fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stre
     })
 }
 
-/// The merged sketch of each window that is shown, in words, on the committing worker.
+/// The merged sketch of each window that is shown, on the committing worker.
 fn merge<'s, S: Sketch>(
     flow: &Flow<'s>,
     sketches: Stream<'s, Epoch, Block>,
     mut archive: Option<Box<dyn Archive>>,
     kept_before: Option<impl Fn(Epoch) -> Option<Vec<u64>> + 'static>,
     new: impl Fn() -> S + 'static,
-) -> Stream<'s, Epoch, Block> {
+) -> Merged<'s, S> {
     let is_committer = flow.scope().index() == COMMITTER;
     let (sketches, turns) = (block::exchange(sketches), flow.turns());
-    sketches.binary_frontier::<_, BlockBuilder, _, _, _, _>(
+    sketches.binary_frontier::<_, CapacityContainerBuilder<Vec<(Epoch, Rc<S>)>>, _, _, _, _>(
         turns,
         Pipeline,
         Pipeline,
         "Merge",
         move |_, _| {
-            let mut epochs: Epochs<(BTreeMap<Epoch, Vec<Block>>, Turns)> = Epochs::default();
+            let mut epochs: Epochs<ByWindow> = Epochs::default();
             move |(sketches, sketches_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
-                sketches.for_each(|message, block| {
-                    if let Some((_, (windows, _))) = epochs.at(&message, port) {
-                        windows.entry(block.window).or_default().push(std::mem::take(block));
-                    }
-                });
-                turns.for_each(|message, block| {
-                    if let Some((_, (_, turns))) = epochs.at(&message, port) {
-                        turns.receive(block);
-                    }
-                });
-                while let Some((held, (mut windows, turns))) =
+                sketches.for_each(|message, block| epochs.gather(&message, port, block));
+                turns.for_each(|message, block| epochs.receive(&message, port, block));
+                while let Some((held, ByWindow { mut windows, turns })) =
                     epochs.close(&[sketches_frontier, turns_frontier])
                 {
                     let mut session = output.session_with_builder(&held);
@@ -165,12 +170,10 @@ fn merge<'s, S: Sketch>(
                         }
                         let arrived = windows.remove(&window).unwrap_or_default();
                         earlier.iter().chain(&arrived).for_each(|block| add(&block.words));
-                        let words = sketch.words().into();
-                        let block = Block { window, words, ..Block::default() };
                         if let Some(archive) = &mut archive {
-                            archive.put(block.clone());
+                            archive.put(to_block(window, &sketch));
                         }
-                        session.give_container(&mut { block });
+                        session.give((window, Rc::new(sketch)));
                     }
                 }
             }
@@ -195,12 +198,13 @@ pub(crate) fn with_words<T>(key: &Key, take: impl FnOnce(bool, &[u64]) -> T) -> 
 
 /// Adds rows of keys that a sketch has named.
 pub(crate) fn push<V, const N: usize>(rows: &mut Rows, found: &Found<V>, values: [u64; N]) {
-    let key = match (found.key.first_chunk(), found.key.first_chunk()) {
-        (_, Some(key)) if found.wide => Key::Wide(*key),
-        (Some(key), _) => Key::Compact(*key),
-        _ => unreachable!("a sketch names keys as it was given them"),
-    };
-    rows.push(&key, &values);
+    rows.push(&Key::of_words(found.wide, &found.key), &values);
+}
+
+/// The columns of [`push_above`], which estimate something of this kind.
+pub(crate) fn estimates(key: KeyFields, kind: ValueKind) -> Arc<Schema> {
+    let values = ["estimate", "lower", "upper"].map(|name| ValueColumn { name, kind }).to_vec();
+    Arc::new(Schema { key, values, order_by: 0, counts_every_packet: false })
 }
 
 /// Adds the rows of keys whose estimate is above a threshold.

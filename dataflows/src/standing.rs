@@ -10,12 +10,11 @@
 
 use crate::aggregator::{Flow, numbered};
 use crate::block::{self, Block, BlockBuilder};
-use crate::epochs::Epochs;
+use crate::epochs::{ByWindow, Epochs};
 use crate::groups::{self, Counts};
 use crate::key::{Key, KeyFields, Mask};
 use crate::rows::{COMMITTER, Schema, TaskRows};
-use crate::table::{owner, route};
-use crate::turns::Turns;
+use crate::table::owner;
 use crate::window::Epoch;
 use differential_dataflow::difference::{Abelian, IsZero};
 use differential_dataflow::operators::arrange::TraceAgent;
@@ -119,20 +118,12 @@ pub fn slide<'s, P: Part>(
         Pipeline,
         "Slide",
         move |_, _| {
-            let mut epochs: Epochs<(BTreeMap<Epoch, Vec<Block>>, Turns)> = Epochs::default();
+            let mut epochs: Epochs<ByWindow> = Epochs::default();
             move |(groups, groups_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
-                groups.for_each(|message, block| {
-                    if let Some((_, (windows, _))) = epochs.at(&message, port) {
-                        windows.entry(block.window).or_default().push(std::mem::take(block));
-                    }
-                });
-                turns.for_each(|message, block| {
-                    if let Some((_, (_, turns))) = epochs.at(&message, port) {
-                        turns.receive(block);
-                    }
-                });
-                while let Some((capability, (mut windows, turns))) =
+                groups.for_each(|message, block| epochs.gather(&message, port, block));
+                turns.for_each(|message, block| epochs.receive(&message, port, block));
+                while let Some((capability, ByWindow { mut windows, turns })) =
                     epochs.close(&[groups_frontier, turns_frontier])
                 {
                     let epoch = *capability.time();
@@ -179,6 +170,33 @@ pub trait Answer<D>: 'static {
     fn rows(&mut self, groups: &[Block], rows: &mut Rows);
 }
 
+/// One record a key, each a row.
+pub struct Records<V, const N: usize> {
+    records: BTreeMap<Key, V>,
+    values: fn(&V) -> [u64; N],
+}
+
+impl<V, const N: usize> Records<V, N> {
+    /// None yet; `values` makes the value columns of a record.
+    pub fn new(values: fn(&V) -> [u64; N]) -> Self {
+        Self { records: BTreeMap::new(), values }
+    }
+}
+
+impl<V: 'static, const N: usize> Answer<(Key, V)> for Records<V, N> {
+    fn change(&mut self, (key, record): (Key, V), by: isize) {
+        if by > 0 {
+            self.records.insert(key, record);
+        } else {
+            self.records.remove(&key);
+        }
+    }
+
+    fn rows(&mut self, _: &[Block], rows: &mut Rows) {
+        self.records.iter().for_each(|(key, record)| rows.push(key, &(self.values)(record)));
+    }
+}
+
 /// Rows that are gathered, by layout.
 #[derive(Default)]
 pub struct Rows([Vec<u64>; 2]);
@@ -221,7 +239,7 @@ pub fn answers<'s, D: Data>(
         Pipeline,
         "Answer",
         move |_, _| {
-            let mut epochs: Epochs<(Turns, BTreeMap<Epoch, Vec<Block>>)> = Epochs::default();
+            let mut epochs: Epochs<ByWindow> = Epochs::default();
             // A message may hold changes of epochs behind its own.
             let mut gathered: BTreeMap<Epoch, Changes<D>> = BTreeMap::new();
             move |(changes, changes_frontier), (blocks, blocks_frontier), output| {
@@ -231,15 +249,13 @@ pub fn answers<'s, D: Data>(
                         gathered.entry(change.1.0).or_default().push(change);
                     }
                 });
-                blocks.for_each(|message, block| {
-                    if let Some((_, (turns, groups))) = epochs.at(&message, port) {
-                        match block.task {
-                            TURNS => turns.receive(block),
-                            _ => groups.entry(block.window).or_default().push(std::mem::take(block)),
-                        }
-                    }
+                blocks.for_each(|message, block| match block.task {
+                    TURNS => epochs.receive(&message, port, block),
+                    _ => epochs.gather(&message, port, block),
                 });
-                while let Some((held, (turns, groups))) = epochs.close(&[changes_frontier, blocks_frontier]) {
+                while let Some((held, ByWindow { windows: groups, turns })) =
+                    epochs.close(&[changes_frontier, blocks_frontier])
+                {
                     let mut changes = gathered.remove(held.time()).unwrap_or_default();
                     // What goes, goes before what takes its place.
                     changes.sort_unstable_by_key(|(_, turn, by)| (*turn, *by));
@@ -278,15 +294,11 @@ pub(crate) fn each_window<'s>(
     mut make: impl FnMut(Epoch, &[Block], &mut dyn FnMut(Block)) + 'static,
 ) -> Stream<'s, Epoch, Block> {
     groups.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "EachWindow", move |_, _| {
-        let mut epochs: Epochs<BTreeMap<Epoch, Vec<Block>>> = Epochs::default();
+        let mut epochs: Epochs<ByWindow> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
-            input.for_each(|message, block| {
-                if let Some((_, windows)) = epochs.at(&message, port) {
-                    windows.entry(block.window).or_default().push(std::mem::take(block));
-                }
-            });
-            while let Some((held, windows)) = epochs.close(&[frontier]) {
+            input.for_each(|message, block| epochs.gather(&message, port, block));
+            while let Some((held, ByWindow { windows, .. })) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
                 for (window, blocks) in windows {
                     make(window, &blocks, &mut |mut block| session.give_container(&mut block));
@@ -319,10 +331,7 @@ pub fn by_owner<'s>(groups: Stream<'s, Epoch, Block>, key: Mask) -> Stream<'s, E
                 let mut session = output.session_with_builder(&message);
                 let mut shares: Vec<Rows> = (0..peers).map(|_| Rows::default()).collect();
                 groups::visit(block, |fine, values: Counts| {
-                    let owner = match fine.under(key) {
-                        Key::Compact(key) => owner(route(&key), peers),
-                        Key::Wide(key) => owner(route(&key), peers),
-                    };
+                    let owner = owner(fine.under(key).route(), peers);
                     shares[owner].push(&fine, &values);
                 });
                 for (to, rows) in shares.into_iter().enumerate() {

@@ -261,19 +261,25 @@ impl Board {
             return Vec::new();
         }
         let store = self.store.borrow();
+        let [window_start, window_end] = match retained.span {
+            Some((start, end)) => [start, end].map(|time| Some(rfc3339(time))),
+            None => [None, None],
+        };
+        // What is not active any more is left of them.
+        let mut before = std::mem::take(&mut self.active);
         let mut active = BTreeMap::new();
         let mut raised = Vec::new();
         for &number in &self.in_force {
             let rule = &store.rules[number as usize];
             for (key, found) in self.matches.get(&(number, latest)).into_iter().flatten() {
-                let mut before = (1..rule.windows).map(|age| latest.checked_sub(age));
-                if !before
+                let mut earlier = (1..rule.windows).map(|age| latest.checked_sub(age));
+                if !earlier
                     .all(|window| window.is_some_and(|window| self.held(number, &rule.name, window, key)))
                 {
                     continue;
                 }
                 let place = (rule.name.clone(), key.clone());
-                let event = self.active.get(&place).cloned().unwrap_or_else(|| {
+                let event = before.remove(&place).unwrap_or_else(|| {
                     let again = self.raised.get(&place).copied().unwrap_or_default();
                     let tables = retained.tables.iter().map(|table| &store.tables[table]);
                     let event = Event {
@@ -286,8 +292,8 @@ impl Board {
                         threshold: rule.threshold,
                         value: Some(found.value),
                         key: found.key.as_ref().map(|key| key.json()),
-                        window_start: retained.span.map(|(start, _)| rfc3339(start)),
-                        window_end: retained.span.map(|(_, end)| rfc3339(end)),
+                        window_start: window_start.clone(),
+                        window_end: window_end.clone(),
                         revision: retained.revision,
                         top: rule.contributors(tables, found.key.as_ref(), TOP),
                     };
@@ -300,13 +306,12 @@ impl Board {
         for event in &raised {
             *self.raised.entry((event.rule.clone(), event.key_text())).or_default() += 1;
         }
-        let before = std::mem::replace(&mut self.active, active);
-        let gone = before.into_iter().filter(|(place, _)| !self.active.contains_key(place));
-        let withdrawn = gone.map(|(_, event)| Event {
+        self.active = active;
+        let withdrawn = before.into_values().map(|event| Event {
             event: Kind::Withdrawn,
             value: None,
-            window_start: retained.span.map(|(start, _)| rfc3339(start)),
-            window_end: retained.span.map(|(_, end)| rfc3339(end)),
+            window_start: window_start.clone(),
+            window_end: window_end.clone(),
             revision: retained.revision,
             top: Vec::new(),
             ..event
