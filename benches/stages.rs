@@ -21,7 +21,10 @@ use netspectra::capture::Format;
 use netspectra::decode::{Decoded, decode, general, link};
 use netspectra::generate::{FrameSize, Options, write};
 use netspectra::sinks::Writer;
-use netspectra::sinks::csv::CsvWriter;
+use netspectra::sinks::csv::Csv;
+use netspectra::sinks::folder::{Files, FolderWriter};
+use netspectra::sinks::json::JsonLines;
+use netspectra::sinks::parquet::Parquet;
 use netspectra::sinks::text::Text;
 use netspectra::wire::batch::{Batch, BatchBuilder, FULL, Header, Item};
 use netspectra::wire::v1::Accounts;
@@ -273,11 +276,25 @@ fn format_rows(bencher: Bencher) {
 
 #[divan::bench]
 fn write_csv(bencher: Bencher) {
+    write(bencher, Csv { threads: 1 });
+}
+
+#[divan::bench]
+fn write_parquet(bencher: Bencher) {
+    write(bencher, Parquet { threads: 1 });
+}
+
+#[divan::bench]
+fn write_json_lines(bencher: Bencher) {
+    write(bencher, JsonLines { threads: 1 });
+}
+
+fn write(bencher: Bencher, files: impl Files) {
     let rows = task_rows();
     let folder = tempfile::tempdir().expect("a folder");
-    let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+    let mut writer = FolderWriter::open(folder.path(), files).expect("a writer");
     let count = rows.len();
-    let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] };
+    let snapshot = Arc::new(Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] });
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         writer.prepare(&snapshot, None).and_then(|()| writer.publish()).expect("room on the disk");
     });

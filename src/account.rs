@@ -134,6 +134,11 @@ impl Accounts {
         found.iter().map(|(key, found)| (found.report(), counts(key))).collect()
     }
 
+    /// Whether it is known what was found in all inputs.
+    pub fn has_found(&self) -> bool {
+        !self.found.is_empty()
+    }
+
     /// Link types that were met and are not decoded.
     pub fn unknown_links(&self) -> &BTreeSet<u32> {
         &self.unknown_links

@@ -7,7 +7,7 @@
 //!
 //! Nothing here is secret or authenticated: the ports belong into a network of the cluster's own.
 
-use crate::say;
+use crate::warn;
 use anyhow::{Context, anyhow};
 use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
@@ -468,7 +468,7 @@ fn listen(listener: TcpListener, introduced: Sender<(TcpStream, Hello)>) {
                 }
             };
             if thread::Builder::new().name("introduction".into()).spawn(hear).is_err() {
-                say!("cannot hear who connects: no thread");
+                warn!("cannot hear who connects: no thread");
             }
         }
     };

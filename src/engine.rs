@@ -7,7 +7,9 @@
 
 use crate::account::{Account, Accounts};
 use crate::archive::SpillingArchive;
+use crate::capture::live;
 use crate::cluster::Formed;
+use crate::http::metrics::Histogram;
 use crate::intake::{Intake, Notice, Placer, Reader, Taken};
 use crate::ledger::{Counts, InputReport, Ledger, Unbalanced};
 use crate::sinks::{Commit, Failure};
@@ -17,14 +19,16 @@ use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Closed, Packets, Recall};
-use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::rows::{Schema, Snapshot, TaskRows};
 use dataflows::turns::touches;
 use dataflows::window::{Epoch, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use timely::WorkerConfig;
 use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -60,6 +64,18 @@ pub struct Job {
     pub stopping: AtomicBool,
 }
 
+impl Job {
+    /// The columns of each task.
+    pub fn schemas(&self) -> Vec<(Arc<str>, Arc<Schema>)> {
+        schemas(&self.tasks)
+    }
+}
+
+/// The columns of each task.
+pub fn schemas(tasks: &[Task]) -> Vec<(Arc<str>, Arc<Schema>)> {
+    tasks.iter().map(|task| (task.name.clone(), task.aggregator.schema())).collect()
+}
+
 /// What earlier runs have written, of which this one is to go on.
 #[derive(Clone, Default)]
 pub struct Earlier {
@@ -91,6 +107,11 @@ pub type Group = (dataflows::key::Key, [u64; 4]);
 pub struct Progress {
     books: Mutex<Books>,
     read: AtomicU64,
+    watermark: AtomicU64,
+    unwritten: AtomicU64,
+    commits: AtomicU64,
+    last_commit: AtomicU64,
+    close: Histogram,
     /// Why the run failed, if it did.
     pub failure: Failure,
 }
@@ -119,6 +140,26 @@ impl Progress {
         self.read.load(SeqCst)
     }
 
+    /// The latest watermark that a worker of this process has seen, nanoseconds since the Unix epoch; 0 before the first.
+    pub fn watermark(&self) -> u64 {
+        self.watermark.load(SeqCst)
+    }
+
+    /// Closed epochs that wait to be written.
+    pub fn unwritten(&self) -> u64 {
+        self.unwritten.load(SeqCst)
+    }
+
+    /// Commits of this run, and when the last was made, nanoseconds since the Unix epoch; 0 before the first.
+    pub fn commits(&self) -> (u64, u64) {
+        (self.commits.load(SeqCst), self.last_commit.load(SeqCst))
+    }
+
+    /// How long windows took from when all workers had left them until they were written.
+    pub fn close(&self) -> &Histogram {
+        &self.close
+    }
+
     /// Link types that were met and are not decoded.
     pub fn unknown_links(&self) -> BTreeSet<u32> {
         self.books().accounts.unknown_links().clone()
@@ -134,6 +175,15 @@ impl Progress {
         self.books().accounts.inputs()
     }
 
+    /// The same while the run goes on: of what is not committed, what the intake knows.
+    pub fn inputs_so_far(&self, intake: &dyn Intake) -> Vec<(InputReport, Counts)> {
+        let mut accounts = self.books().accounts.clone();
+        if !accounts.has_found() {
+            accounts.add(Account { found: intake.found(), ..Account::default() });
+        }
+        accounts.inputs()
+    }
+
     /// The books of the run, which have to balance.
     pub fn ledger(&self, interrupted: bool) -> Result<Ledger, Unbalanced> {
         let ledger = Ledger::new(&self.inputs(), self.windows(), interrupted);
@@ -147,7 +197,7 @@ pub fn answer_nothing(job: &Job, progress: &Progress, commits: &Sender<Commit>) 
     let mut books = progress.books();
     if job.windowing == Windowing::All && books.windows == 0 && progress.failure.get().is_none() {
         (books.windows, books.held) = (1, Some(0));
-        let snapshots = vec![snapshot(job, 0, 0, Vec::new())];
+        let snapshots = vec![Arc::new(snapshot(job, 0, 0, Vec::new()))];
         // The thread is gone only when it has failed.
         let _ = commits.send(Commit { snapshots, manifest: None, confirm: Box::new(|| {}) });
     }
@@ -423,6 +473,8 @@ fn read<'s>(
                 return;
             };
             let first_open = placer.seek(position);
+            let watermark = position.latest.min(position.others).max(position.floor);
+            progress.watermark.fetch_max(watermark, Relaxed);
             // First of all: whoever waits, waits for no epoch that this worker has left.
             if first_open > *capability.time() {
                 for (epoch, account) in accounts(&mut *reader, &mut placer, Some(first_open)) {
@@ -512,7 +564,15 @@ fn commit<'s>(
                 while let Some((held, gathered)) = epochs.close(&[rows_frontier, accounts_frontier]) {
                     let Some(mut commit) = committer.close(*held.time(), gathered) else { continue };
                     let (confirm, waker) = (confirm.clone(), waker.clone());
+                    let (progress, left) = (committer.progress.clone(), Instant::now());
+                    progress.unwritten.fetch_add(1, SeqCst);
                     commit.confirm = Box::new(move || {
+                        if progress.failure.get().is_none() {
+                            progress.close.observe(left.elapsed().as_secs_f64());
+                            progress.commits.fetch_add(1, SeqCst);
+                            progress.last_commit.store(live::now(), SeqCst);
+                        }
+                        progress.unwritten.fetch_sub(1, SeqCst);
                         // The worker is gone only when the process ends.
                         let _ = confirm.send(());
                         let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).activate();
@@ -580,7 +640,7 @@ impl Committer {
             let all = if first { Some(0) } else { books.held };
             books.held = all.zip(packets).zip(before).map(|((all, now), before)| all + now - before.min(all));
             self.held.insert(window, (revision, packets));
-            snapshots.push(snapshot);
+            snapshots.push(Arc::new(snapshot));
         }
         let manifest = self.manifest.as_mut().map(|manifest| {
             manifest.number += 1;

@@ -3,13 +3,22 @@
 use crate::alerts::board::Standing;
 use crate::alerts::rule::Rule;
 use crate::alerts::{self, Alerts};
-use crate::bus::BusError;
+use crate::bus::{self, BusError};
 use crate::cluster::{self, Cluster, Formed};
-use crate::config::{self, ClusterSection, Config, ConfigError, WriterConfig};
+use crate::config::writers::{Run, Target, WriterConfig};
+use crate::config::{self, ClusterSection, Config, ConfigError};
 use crate::engine::{self, Job, Progress};
-use crate::sinks::csv::CsvWriter;
-use crate::sinks::{Ended, SinkError, Sinks, Writer};
-use crate::state::{Manifest, State};
+use crate::sinks::clickhouse::ClickHouse;
+use crate::sinks::csv::{Csv, CsvWriter};
+use crate::sinks::delivery::{Behind, Deliveries, Destination, Failing, Retry, Selecting};
+use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
+use crate::sinks::json::{JsonLines, StandardOutput};
+use crate::sinks::nats::Nats;
+use crate::sinks::outbox::{Kept, Place, Schemas};
+use crate::sinks::parquet::Parquet;
+use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
+use crate::state::Manifest;
+use crate::{fail, log, say, warn};
 use anyhow::anyhow;
 use crossbeam_channel::Receiver;
 use dataflows::aggregator::{Registry, Task};
@@ -18,20 +27,13 @@ use dataflows::key::Mask;
 use dataflows::window::Windowing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
-
-/// Writes a line to standard error; that nobody may be there to read it fails nothing.
-#[macro_export]
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
-    }};
-}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub fn no_bus(error: BusError) -> Failed {
 
 /// Runs a program and tells how it ended.
 pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> ExitCode {
+    log::start(name);
     // A worker that panics would leave its siblings waiting for ever.
     let said = AtomicBool::new(false);
     std::panic::set_hook(Box::new(move |panic| {
@@ -75,11 +78,11 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
         if !said.swap(true, SeqCst) {
             match lost {
                 Some(lost) => {
-                    say!("{name}: {lost}");
+                    fail!("{lost}");
                     // The others are to notice who was lost before they lose this process too.
                     thread::sleep(cluster::LEAVE);
                 }
-                None => say!("{name}: internal error, please report: {panic}"),
+                None => fail!("internal error, please report: {panic}"),
             }
             std::process::exit(1);
         }
@@ -90,11 +93,11 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Damaged) => ExitCode::from(3),
         Err(Failed::Running(error)) => {
-            say!("{name}: {error:#}");
+            fail!("{error:#}");
             ExitCode::from(1)
         }
         Err(Failed::Usage(error)) => {
-            say!("{name}: {error:#}");
+            fail!("{error:#}");
             ExitCode::from(2)
         }
     }
@@ -179,7 +182,7 @@ pub fn load_config(named: Option<&Path>, registry: &Registry) -> Result<Config, 
 
 /// Checks that all groups can be read back after a restart: the finest key sets of all tasks are those of tasks that
 /// count every packet.
-pub fn check_recall(tasks: &[Task]) -> anyhow::Result<()> {
+fn check_recall(tasks: &[Task]) -> anyhow::Result<()> {
     let counted = |mask: &Mask| {
         let mut schemas = tasks.iter().map(|task| task.aggregator.schema());
         schemas.any(|schema| schema.counts_every_packet && schema.key.mask() == *mask)
@@ -197,17 +200,17 @@ pub fn check_recall(tasks: &[Task]) -> anyhow::Result<()> {
     }
 }
 
-/// Opens what is told of alerts, on the process that commits and where there is anything to tell or to edit.
+/// Opens what is told of alerts, on the process that commits and where anything is told or `is_heard` otherwise.
 pub fn alerts(
     settings: &alerts::Settings,
     earlier: Option<Standing>,
     edits: Receiver<Vec<Rule>>,
-    commits: bool,
+    is_heard: bool,
 ) -> Result<Option<Alerts>, Failed> {
-    if !commits || settings.outputs.is_empty() {
-        return Ok(None);
+    match is_heard {
+        true => Alerts::open(settings, earlier, edits).map(Some).map_err(usage),
+        false => Ok(None),
     }
-    Alerts::open(settings, earlier, edits).map(Some).map_err(usage)
 }
 
 /// Worker threads to run: what a flag says, else the configuration; 0 is one a core.
@@ -310,7 +313,6 @@ pub fn add_cluster_settings(
 
 /// Waits for the other processes; `None` where there are none.
 pub fn form(
-    name: &str,
     cluster: &Cluster,
     settings: &cluster::Settings,
     known: Vec<u8>,
@@ -324,20 +326,19 @@ pub fn form(
     let formed = formed.map_err(|error| if error.is_usage() { usage(error) } else { running(error) })?;
     stopping.wait();
     if !quiet {
-        say!("{name}: cluster of {processes} processes has formed; this is process {}", cluster.process);
+        say!("cluster of {processes} processes has formed; this is process {}", cluster.process);
     }
     Ok(Some(formed))
 }
 
-/// Runs a job to its end and gives back the writers, to be told of the books, and where alerts go, to be finished after that. Only the process that `commits` writes.
+/// Runs a job to its end and gives back what is to be told of the books. Only the process that `commits` writes.
 pub fn aggregate(
     job: &Arc<Job>,
     progress: &Arc<Progress>,
-    writers: Vec<Box<dyn Writer>>,
-    (state, alerts): (Option<State>, Option<Alerts>),
+    committing: Committing,
     (formed, commits): (Option<Formed>, bool),
 ) -> Result<Ended, Failed> {
-    let sinks = Sinks::start(writers, state, alerts, progress.failure.clone()).map_err(running)?;
+    let sinks = Sinks::start(committing, progress.failure.clone()).map_err(running)?;
     let ran = engine::run(job, progress, commits.then(|| sinks.sender()), formed);
     if commits {
         engine::answer_nothing(job, progress, &sinks.sender());
@@ -370,26 +371,210 @@ pub fn spill_folder() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from("/var/tmp")).canonicalize().unwrap_or_else(|_| std::env::temp_dir())
 }
 
-/// The folders of the csv writers; `output` stands for the first.
-pub fn output_folders(output: Option<&Path>, config: &Config) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> =
-        config.writers.iter().map(|WriterConfig::Csv { path }| path.clone()).collect();
-    if let (Some(output), Some(first)) = (output, folders.first_mut()) {
-        output.clone_into(first);
+/// Who writes snapshots.
+pub struct Writing {
+    /// The csv writer that is the record of what is committed, if there is any.
+    pub record: Option<(PathBuf, WriterConfig)>,
+    /// All others.
+    pub behind: Vec<WriterConfig>,
+    run: Run,
+}
+
+impl Writing {
+    /// As configured, with `output` for the first csv writer's folder.
+    pub fn new(output: Option<&Path>, config: &Config, run: Run) -> Self {
+        let mut behind = config.writers.clone();
+        let csv = behind.iter().position(|writer| matches!(writer.target, Target::Csv(_)));
+        let mut record = csv.map(|csv| behind.remove(csv));
+        if let Some(output) = output {
+            let record = record.get_or_insert_with(|| WriterConfig::csv(output.to_owned()));
+            record.target = Target::Csv(output.to_owned());
+        }
+        let record = record.and_then(|writer| match &writer.target {
+            Target::Csv(path) => Some((path.clone(), writer)),
+            _ => None,
+        });
+        Self { record, behind, run }
     }
-    folders
+
+    /// How the record is tried again.
+    pub fn retry(&self) -> Retry {
+        let record = self.record.as_ref().map(|(_, writer)| writer.retry(self.run, true));
+        record.unwrap_or(Retry { first: Duration::ZERO, most: Duration::ZERO, give_up: Some(Duration::ZERO) })
+    }
+
+    /// All writers as they run, secrets hidden.
+    pub fn resolved(&self) -> serde_json::Value {
+        let record = self.record.iter().map(|(_, writer)| writer.resolved(self.run, true));
+        record.chain(self.behind.iter().map(|writer| writer.resolved(self.run, false))).collect()
+    }
+
+    /// Where they write, in a few words each.
+    pub fn describe(&self) -> Vec<String> {
+        let writers = self.record.iter().map(|(_, writer)| writer).chain(&self.behind);
+        writers.map(|writer| writer.target.describe()).collect()
+    }
+
+    /// Whether lines for programs go to standard output.
+    pub fn is_on_stdout(&self) -> bool {
+        self.behind.iter().any(|writer| writer.target == Target::JsonLines(None))
+    }
+
+    /// Whether alerts are heard by a writer.
+    pub fn hears_alerts(&self) -> bool {
+        self.behind.iter().any(|writer| matches!(writer.target, Target::Nats(_)))
+    }
+
+    /// Where what memory has no room for is kept.
+    pub fn spill(&self, commits: bool) -> PathBuf {
+        self.record.as_ref().filter(|_| commits).map_or_else(spill_folder, |(path, _)| path.clone())
+    }
+
+    /// Opens the record, where there is one, on so many threads; it has to recover before it is written to.
+    pub fn open_record(&self, threads: usize) -> Result<Option<Record>, SinkError> {
+        let open = |(path, config): &(PathBuf, WriterConfig)| {
+            let writer = CsvWriter::open(path, Csv { threads })?;
+            Ok(Record { writer, tasks: config.tasks.clone() })
+        };
+        self.record.as_ref().map(open).transpose()
+    }
+
+    /// Opens the other writers and starts their threads. What is wrong with the configuration is refused; a server that
+    /// is away is tried again while the job runs.
+    pub fn start_others(
+        &self,
+        (job, progress): (&Arc<Job>, &Arc<Progress>),
+        nats: &bus::Settings,
+        program: &'static str,
+        kept: Option<Kept>,
+    ) -> Result<Deliveries, Failed> {
+        let failed = |error: SinkError| if error.is_usage() { usage(error) } else { running(error) };
+        let opening =
+            Opening { threads: job.workers, nats, program, schemas: job.schemas(), sync: kept.is_some() };
+        let mut behind = Vec::new();
+        for config in &self.behind {
+            let place = Place {
+                name: config.name.clone(),
+                required: config.required,
+                every: config.every,
+                max_behind: config.max_behind,
+            };
+            let (kind, tasks) = (config.target.kind(), config.tasks.clone());
+            let (retry, destination) = (config.retry(self.run, false), opening.open(config).map_err(failed)?);
+            behind.push(Behind { place, kind, tasks, retry, destination });
+        }
+        let (woken, shared) = (job.clone(), progress.clone());
+        let failing: Failing = Arc::new(move |why| {
+            shared.failure.set(why);
+            woken.intake.wake();
+        });
+        let patience = (self.run == Run::Live).then_some(PATIENCE);
+        let failure = (progress.failure.clone(), failing);
+        Deliveries::start(behind, (kept, &job.spill, opening.schemas), patience, failure).map_err(running)
+    }
+
+    /// Asks all servers whether they can be written to, and writes nothing.
+    pub fn check(&self, tasks: &[Task], nats: &bus::Settings, program: &'static str) -> Vec<SinkError> {
+        let check = |writer: &WriterConfig| match &writer.target {
+            Target::ClickHouse(settings) => {
+                let schemas = writer.selected(engine::schemas(tasks));
+                let server = ClickHouse::new(settings.clone(), schemas);
+                server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.check()
+            }
+            Target::Nats(subject) => {
+                let server = Nats::new(nats.clone(), program, subject.clone());
+                server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.connect()
+            }
+            Target::Csv(path) | Target::Parquet(path) | Target::JsonLines(Some(path)) => folder::check(path),
+            Target::JsonLines(None) => Ok(()),
+        };
+        let writers = self.record.iter().map(|(_, writer)| writer).chain(&self.behind);
+        writers.filter_map(|writer| check(writer).err()).collect()
+    }
 }
 
-/// A csv writer into each folder, on so many threads.
-pub fn csv_writers(folders: &[PathBuf], threads: usize) -> Result<Vec<CsvWriter>, SinkError> {
-    folders.iter().map(|folder| CsvWriter::open(folder, threads)).collect()
+/// A csv writer within the commit.
+pub struct Record {
+    writer: CsvWriter,
+    tasks: Option<BTreeSet<Arc<str>>>,
 }
 
-/// Has csv writers finish what `last` has committed, and clear away what else a killed run has left.
-pub fn recover(writers: Vec<CsvWriter>, last: Option<&Manifest>) -> Result<Vec<Box<dyn Writer>>, SinkError> {
-    let recovered = |mut writer: CsvWriter| {
+impl Record {
+    /// Finishes what `last` has committed, and clears away what else a killed run has left.
+    pub fn recover(mut self, last: Option<&Manifest>) -> Result<Box<dyn Writer>, SinkError> {
+        let Self { writer, tasks } = &mut self;
         writer.recover(last)?;
-        Ok(Box::new(writer) as Box<dyn Writer>)
+        Ok(match tasks.take() {
+            Some(tasks) => Box::new(Selecting { tasks, writer: self.writer }),
+            None => Box::new(self.writer),
+        })
+    }
+}
+
+/// The folder of the record where commits are recorded: it has to hold all that is read back from it.
+pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Result<Option<PathBuf>> {
+    if !recorded {
+        return Ok(None);
+    }
+    let Some((folder, config)) = &writing.record else {
+        let why = "with the durable log there has to be a csv writer: beside its folder is the record of what is committed";
+        return Err(anyhow!("writers: {why}"));
     };
-    writers.into_iter().map(recovered).collect()
+    if config.tasks.is_some() {
+        return Err(anyhow!("writer `{}`: with the durable log it has to be given all tasks", config.name));
+    }
+    check_recall(tasks)?;
+    Ok(Some(folder.clone()))
+}
+
+/// How long writers that fail may keep a live run from ending.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What writers are opened with.
+struct Opening<'a> {
+    threads: usize,
+    nats: &'a bus::Settings,
+    program: &'static str,
+    schemas: Schemas,
+    sync: bool,
+}
+
+impl Opening<'_> {
+    fn open(&self, config: &WriterConfig) -> Result<Box<dyn Destination>, SinkError> {
+        let threads = self.threads;
+        let no_threads = || SinkError::io("start threads for", Path::new(&config.name));
+        // What is away may come; what is wrong stays wrong.
+        let set_up = |tried: Result<(), SinkError>| match tried {
+            Err(error) if error.is_usage() => Err(error),
+            Err(error) => {
+                warn!("writer `{}`: {error}; trying again while running", config.name);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        };
+        Ok(match &config.target {
+            Target::Csv(path) => self.folder(path, Csv { threads })?,
+            Target::Parquet(path) => self.folder(path, Parquet { threads })?,
+            Target::JsonLines(Some(path)) => self.folder(path, JsonLines { threads })?,
+            Target::JsonLines(None) => Box::new(StandardOutput),
+            Target::ClickHouse(settings) => {
+                let schemas = config.selected(self.schemas.clone());
+                let mut writer = ClickHouse::new(settings.clone(), schemas).map_err(no_threads())?;
+                set_up(writer.set_up())?;
+                Box::new(writer)
+            }
+            Target::Nats(subject) => {
+                let writer = Nats::new(self.nats.clone(), self.program, subject.clone());
+                let mut writer = writer.map_err(no_threads())?;
+                set_up(writer.connect())?;
+                Box::new(writer)
+            }
+        })
+    }
+
+    fn folder<F: Files + 'static>(&self, path: &Path, files: F) -> Result<Box<dyn Destination>, SinkError> {
+        let mut writer = FolderWriter::open(path, files)?;
+        writer.recover(None)?;
+        Ok(Box::new(FolderDestination { writer, sync: self.sync }))
+    }
 }

@@ -53,7 +53,7 @@ impl HighlightsWriter {
 }
 
 impl Writer for HighlightsWriter {
-    fn prepare(&mut self, snapshot: &Snapshot, _commit: Option<u64>) -> Result<(), SinkError> {
+    fn prepare(&mut self, snapshot: &Arc<Snapshot>, _commit: Option<u64>) -> Result<(), SinkError> {
         let mut highlights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         highlights.windows.insert(snapshot.window);
         let name = window_name(snapshot.span);

@@ -57,7 +57,7 @@ pub async fn tail(
         });
     }
     drop(sender);
-    say!("{program}: subscribed to {} at {}", subjects.join(" and "), bus.servers());
+    say!("subscribed to {} at {}", subjects.join(" and "), bus.servers());
     let mut out = BufWriter::new(io::stdout().lock());
     let mut printed = Printed::default();
     while printed.packets < most {

@@ -304,8 +304,13 @@ impl TaskRows {
 
     /// All rows, run by run.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
-        let rows = move |run| (0..self.run_len(run)).map(move |number| self.row(run, number));
-        self.runs.iter().flat_map(rows)
+        (0..self.runs.len()).flat_map(|run| self.run_rows(run))
+    }
+
+    /// The rows of the run of this number, in order.
+    pub fn run_rows(&self, run: usize) -> impl Iterator<Item = Row<'_>> {
+        let run = &self.runs[run];
+        (0..self.run_len(run)).map(|number| self.row(run, number))
     }
 
     /// Merges a range of rows of each run until told to stop.

@@ -16,6 +16,7 @@ use differential_dataflow::input::{Input, InputSession};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -170,7 +171,7 @@ impl Board {
     }
 
     /// Takes the snapshots of a commit, and tells what they do to alerts.
-    pub fn commit(&mut self, snapshots: &[Snapshot]) -> Vec<Event> {
+    pub fn commit<S: Deref<Target = Snapshot>>(&mut self, snapshots: &[S]) -> Vec<Event> {
         let mut gone = Vec::new();
         for snapshot in snapshots {
             if self.latest < Some(snapshot.window) {
@@ -188,7 +189,7 @@ impl Board {
                 self.tables.update((task_number(&rows.name), (snapshot.window, number)), 1);
                 number
             });
-            let Snapshot { span, revision, .. } = *snapshot;
+            let Snapshot { span, revision, .. } = **snapshot;
             let retained = Retained { span, revision, tables: tables.collect() };
             let replaced = self.retained.insert(snapshot.window, retained).map(|old| (snapshot.window, old));
             gone.extend(replaced);

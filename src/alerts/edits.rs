@@ -2,7 +2,7 @@
 
 use super::rule::Rule;
 use crate::config::Config;
-use crate::say;
+use crate::{say, warn};
 use crossbeam_channel::{Receiver, Sender, never, unbounded};
 use dataflows::aggregator::Registry;
 use signal_hook::consts::SIGHUP;
@@ -32,17 +32,11 @@ pub fn ignore() -> io::Result<Receiver<Vec<Rule>>> {
 /// Follows the rules of a configuration file, of which `now` is in force.
 ///
 /// What cannot be read, or has another section of tasks than the one that runs, is told of and changes nothing.
-pub fn follow(
-    program: &'static str,
-    file: &Path,
-    registry: &Registry,
-    now: &Config,
-) -> io::Result<Receiver<Vec<Rule>>> {
+pub fn follow(file: &Path, registry: &Registry, now: &Config) -> io::Result<Receiver<Vec<Rule>>> {
     let (edits, received) = unbounded();
     let asked = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, asked.clone())?;
     let follower = Follower {
-        program,
         file: file.to_owned(),
         registry: registry.clone(),
         tasks: now.task_texts.clone(),
@@ -53,7 +47,6 @@ pub fn follow(
 }
 
 struct Follower {
-    program: &'static str,
     file: PathBuf,
     registry: Registry,
     tasks: Vec<String>,
@@ -82,17 +75,17 @@ impl Follower {
             match self.read() {
                 Ok(rules) if rules == self.rules => {
                     if is_asked {
-                        say!("{}: {}: the rules are the same", self.program, self.file.display());
+                        say!("{}: the rules are the same", self.file.display());
                     }
                 }
                 Ok(rules) => {
-                    say!("{}: {}: {} rules are in force", self.program, self.file.display(), rules.len());
+                    say!("{}: {} rules are in force", self.file.display(), rules.len());
                     self.rules.clone_from(&rules);
                     if edits.send(rules).is_err() {
                         return;
                     }
                 }
-                Err(why) => say!("{}: {why}; the rules stay as they are", self.program),
+                Err(why) => warn!("{why}; the rules stay as they are"),
             }
         }
     }

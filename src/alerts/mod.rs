@@ -9,7 +9,7 @@ pub mod event;
 pub mod rule;
 pub mod webhook;
 
-use crate::say;
+use crate::warn;
 use board::{Board, Standing};
 use crossbeam_channel::Receiver;
 use dataflows::rows::Snapshot;
@@ -19,6 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use webhook::Webhook;
 
@@ -46,8 +47,12 @@ pub enum Output {
     Webhook(webhook::Settings),
 }
 
+/// Who is told of events within the process.
+pub type Listener = Box<dyn Fn(&[Event]) + Send>;
+
 /// An output that is open.
 enum Open {
+    Listener(Listener),
     JsonLines { path: PathBuf, file: File },
     Webhook(Webhook),
 }
@@ -101,6 +106,16 @@ impl Alerts {
         Ok(Self { rules: settings.rules.clone(), earlier, outputs, edits })
     }
 
+    /// The alerts that are active from earlier on.
+    pub fn active(&self) -> &[Event] {
+        &self.earlier.active
+    }
+
+    /// Tells also this one.
+    pub fn tell_also(&mut self, listener: Listener) {
+        self.outputs.push(Open::Listener(listener));
+    }
+
     /// Begins; what is begun stays on its thread.
     pub fn begin(self) -> Raising {
         Raising { board: Board::new(self.rules, self.earlier), outputs: self.outputs }
@@ -115,7 +130,7 @@ pub struct Raising {
 
 impl Raising {
     /// What the snapshots of a commit do to alerts; nothing is told yet.
-    pub fn commit(&mut self, snapshots: &[Snapshot]) -> Vec<Event> {
+    pub fn commit(&mut self, snapshots: &[Arc<Snapshot>]) -> Vec<Event> {
         self.board.commit(snapshots)
     }
 
@@ -124,10 +139,11 @@ impl Raising {
         self.board.standing(events)
     }
 
-    /// Puts other rules in force and tells what comes of it.
-    pub fn edit(&mut self, rules: Vec<Rule>) -> Result<(), AlertsError> {
+    /// Puts other rules in force, and tells and gives what comes of it.
+    pub fn edit(&mut self, rules: Vec<Rule>) -> Result<Vec<Event>, AlertsError> {
         let events = self.board.edit(rules);
-        self.tell(&events)
+        self.tell(&events)?;
+        Ok(events)
     }
 
     /// Tells events.
@@ -159,6 +175,10 @@ impl Outputs {
 impl Open {
     fn tell(&mut self, events: &[Event]) -> Result<(), AlertsError> {
         match self {
+            Self::Listener(listener) => {
+                listener(events);
+                Ok(())
+            }
             Self::JsonLines { path, file } => {
                 let mut lines = Vec::new();
                 for event in events {
@@ -186,7 +206,7 @@ fn end_line(path: &Path, file: &File) -> io::Result<()> {
     file.read_exact_at(&mut tail, from)?;
     let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     if whole < tail.len() {
-        say!("warning: {}: the last line was cut off, and is taken back", path.display());
+        warn!("{}: the last line was cut off, and is taken back", path.display());
         file.set_len(from + whole as u64)?;
     }
     Ok(())

@@ -127,7 +127,7 @@ pub enum Condition {
 
 impl Condition {
     /// Reads what a field has to be.
-    fn read(field: Field, value: &Value) -> Result<Self, String> {
+    pub(crate) fn read(field: Field, value: &Value) -> Result<Self, String> {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let number = |most: u16| match text.parse::<u16>() {
             Ok(number) if number <= most => Ok(Self::Number(number)),
@@ -171,7 +171,7 @@ impl Condition {
     }
 
     #[inline]
-    fn holds(self, value: KeyValue) -> bool {
+    pub(crate) fn holds(self, value: KeyValue) -> bool {
         match (self, value) {
             (Self::Number(wanted), KeyValue::Number(number)) => number == wanted,
             (

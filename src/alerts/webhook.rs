@@ -5,7 +5,7 @@
 //! never printed, nor is more of the URL than its host: its path may be one too.
 
 use super::event::Event;
-use crate::say;
+use crate::warn;
 use dataflows::aggregator::OptionsError;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -57,7 +57,7 @@ impl Settings {
     }
 
     /// What may be printed of the URL.
-    fn server(&self) -> String {
+    pub fn server(&self) -> String {
         let (scheme, host) = (self.url.scheme_str().unwrap_or_default(), self.url.host().unwrap_or_default());
         let port = self.url.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
         format!("{scheme}://{host}{port}")
@@ -210,7 +210,7 @@ impl Shared {
     /// Says what is wrong, each thing once until all is well again.
     fn complain(&self, state: &mut State, what: String) {
         if !state.said.contains(&what) {
-            say!("webhook {}: {what}", self.settings.server());
+            warn!("webhook {}: {what}", self.settings.server());
             state.said.insert(what);
         }
     }

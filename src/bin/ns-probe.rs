@@ -14,9 +14,9 @@ use netspectra::decode::LinkType;
 use netspectra::intake::Taken;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
-use netspectra::say;
 use netspectra::tail::{TailError, tail};
 use netspectra::wire::batch::LONGEST_NAME;
+use netspectra::{say, warn};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -202,7 +202,7 @@ fn subscribe(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<
             error => running(error),
         })?;
     if printed.refused > 0 {
-        say!("{NAME}: {} messages were no packets", printed.refused);
+        say!("{} messages were no packets", printed.refused);
     }
     Ok(End::Done)
 }
@@ -258,7 +258,7 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         }
     });
     if !flags.quiet {
-        say!("{NAME}: publishing to {subject} at {}", bus.servers());
+        say!("publishing to {subject} at {}", bus.servers());
     }
     let message_identity = format!("{}-{}", identity.name, identity.run);
     let publisher = Publisher::new(
@@ -314,7 +314,7 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         println(&probe.report(messages, undelivered, kept.as_ref(), began.elapsed()).to_string())?;
     }
     if !flags.quiet {
-        say!("{NAME}: {}", probe.summary(undelivered));
+        say!("{}", probe.summary(undelivered));
     }
     read?;
     sent.map_err(running)?;
@@ -382,7 +382,7 @@ fn open(flags: &Flags) -> Result<(Source, String), Failed> {
         };
         let live = Live::open(&options).map_err(usage)?;
         if !flags.quiet {
-            say!("{NAME}: capturing on {interface}");
+            say!("capturing on {interface}");
         }
         return Ok((Source::Interface(Box::new(live)), interface.clone()));
     }
@@ -432,7 +432,7 @@ fn warn_of_savefile(savefile: &Option<Savefile>, told: &mut bool) {
         && !std::mem::replace(told, true)
     {
         let why = savefile.error().map_or("the disk does not keep up".into(), |error| error.to_string());
-        say!("{NAME}: warning: frames are not kept: {why}");
+        warn!("frames are not kept: {why}");
     }
 }
 
@@ -559,7 +559,7 @@ impl Front<'_> {
         }
         for input in dealer.reports() {
             if let Some(damage) = input.damage {
-                say!("{NAME}: {}: {damage}; what came before that is published", input.name);
+                warn!("{}: {damage}; what came before that is published", input.name);
             }
         }
         failed.map_or(Ok(()), |error| Err(running(error)))

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-use crate::say;
+use crate::{say, warn};
 
 /// How long a server may take to answer while it is up.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -196,12 +196,11 @@ pub struct Bus {
     client: Client,
     link: Arc<Link>,
     servers: String,
-    program: &'static str,
     capacity: usize,
 }
 
 impl Bus {
-    /// Connects; waits for a server as long as the settings say. `program` names us to the server and in the log;
+    /// Connects; waits for a server as long as the settings say. `program` names us to the server;
     /// `capacity` is the number of messages that the client may hold for each subscription.
     pub async fn connect(
         settings: &Settings,
@@ -214,7 +213,7 @@ impl Bus {
         loop {
             let options = options(settings, program, capacity, &link).await?;
             let error = match options.connect(settings.servers.clone()).await {
-                Ok(client) => return Ok(Self { client, link, servers, program, capacity }),
+                Ok(client) => return Ok(Self { client, link, servers, capacity }),
                 Err(error) => error,
             };
             let waiting = matches!(
@@ -251,7 +250,7 @@ impl Bus {
 
     /// Tells whoever reads the log.
     pub fn complain(&self, what: &str) {
-        say!("{}: NATS at {}: {what}", self.program, self.servers);
+        warn!("NATS at {}: {what}", self.servers);
     }
 
     /// The servers, without secrets.
@@ -315,13 +314,24 @@ impl Bus {
     }
 }
 
+/// Tries whether a server of the settings lets us in.
+pub fn check(settings: &Settings, program: &'static str) -> Result<(), BusError> {
+    let failed = |error: std::io::Error| BusError::Failed {
+        servers: settings.shown(),
+        action: "start the threads for it".into(),
+        why: error.to_string(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async { Bus::connect(settings, program, 16).await?.round_trip().await })
+}
+
 /// A certificate that is not right does not get better by waiting.
 fn is_certificate(error: &ConnectError) -> bool {
     error.kind() == ConnectErrorKind::Tls || chain(error).to_lowercase().contains("certificate")
 }
 
 /// An error and all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -352,7 +362,7 @@ async fn options(
             Duration::from_millis(2u64.saturating_pow(exponent + 2)).min(MOST_BACKOFF)
         })
         .event_callback(move |event| {
-            take_event(&events, program, &servers, &taken, &event);
+            take_event(&events, &servers, &taken, &event);
             async {}
         });
     options = match &settings.credentials {
@@ -388,18 +398,18 @@ async fn options(
     Ok(options.require_tls(settings.tls.required))
 }
 
-fn take_event(link: &Link, program: &str, servers: &str, taken: &str, event: &Event) {
+fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
     match event {
         Event::Disconnected => {
             if !link.away.swap(true, SeqCst) && !link.hushed.load(SeqCst) {
-                say!("{program}: lost the connection to NATS at {servers}, trying to reconnect");
+                warn!("lost the connection to NATS at {servers}, trying to reconnect");
             }
         }
         Event::Connected => {
             if link.away.swap(false, SeqCst) {
                 link.reconnects.fetch_add(1, SeqCst);
                 if !link.hushed.load(SeqCst) {
-                    say!("{program}: connected to NATS at {servers} again");
+                    say!("connected to NATS at {servers} again");
                 }
                 link.came_back.notify_one();
             }
@@ -412,18 +422,18 @@ fn take_event(link: &Link, program: &str, servers: &str, taken: &str, event: &Ev
             let denied = text.to_lowercase().contains("permissions violation");
             if denied && text.contains(taken) {
                 if !link.unshared.swap(true, SeqCst) {
-                    say!("{program}: engines of one group cannot tell each other what they take: {text}");
+                    warn!("engines of one group cannot tell each other what they take: {text}");
                 }
                 return;
             }
             if denied {
                 link.denied.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text.clone());
             }
-            say!("{program}: NATS at {servers} says: {text}");
+            warn!("NATS at {servers} says: {text}");
         }
         // A message that had no room is counted where messages are.
         Event::SlowConsumer(_) | Event::ClientError(_) => {}
-        Event::LameDuckMode => say!("{program}: NATS at {servers} is about to shut down"),
+        Event::LameDuckMode => warn!("NATS at {servers} is about to shut down"),
         Event::Draining | Event::Closed => {}
     }
 }

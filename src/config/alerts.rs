@@ -12,7 +12,7 @@ use serde_saphyr::Location;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Section {
     /// A key with nothing behind it is an empty list.
-    rules: Option<Vec<Spanned<Entry>>>,
+    pub(super) rules: Option<Vec<Spanned<Entry>>>,
     outputs: Option<Vec<Spanned<Entry>>>,
 }
 

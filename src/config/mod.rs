@@ -4,7 +4,10 @@
 //! aggregator or writer that they are for.
 
 mod alerts;
+pub mod http;
 pub mod nats;
+mod resolved;
+pub mod writers;
 
 use crate::bus::Settings;
 use crate::interpolate::{Interpolated, interpolate};
@@ -65,7 +68,9 @@ pub struct Config {
     /// What to compute; at least one, names unique.
     pub tasks: Vec<Task>,
     /// Where snapshots go; at least one.
-    pub writers: Vec<WriterConfig>,
+    pub writers: Vec<writers::WriterConfig>,
+    /// Where a running engine can be asked.
+    pub http: http::Http,
     /// What alerts are raised for, and where they go.
     pub alerts: crate::alerts::Settings,
     /// The bus.
@@ -74,6 +79,8 @@ pub struct Config {
     pub cluster: ClusterSection,
     /// The tasks as they are written, for comparison: a name and options each.
     pub task_texts: Vec<String>,
+    /// The rules as they are written.
+    pub rule_texts: Vec<String>,
 }
 
 /// The `cluster` section: what flags and environment do not say.
@@ -106,16 +113,8 @@ struct BusFile {
     _cluster: IgnoredAny,
     #[serde(default, rename = "alerts")]
     _alerts: IgnoredAny,
-}
-
-/// A configured writer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WriterConfig {
-    /// [`crate::sinks::csv::CsvWriter`]
-    Csv {
-        /// The folder.
-        path: PathBuf,
-    },
+    #[serde(default, rename = "http")]
+    _http: IgnoredAny,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +129,8 @@ struct File {
     writers: Spanned<Vec<Spanned<Entry>>>,
     #[serde(default)]
     alerts: alerts::Section,
+    #[serde(default)]
+    http: http::Section,
 }
 
 #[derive(Deserialize)]
@@ -203,9 +204,9 @@ impl Config {
             return Err(place.wrong(workers.defined, message));
         }
         let tasks = tasks(&place, &section.tasks, registry)?;
-        let writers = writers(&place, &parsed.writers)?;
+        let writers = writers::writers(&place, &parsed.writers, &tasks)?;
+        let http = http::settings(&place, parsed.http)?;
         let nats = nats::settings(&place, parsed.nats)?;
-        let alerts = alerts::settings(&place, parsed.alerts, &tasks)?;
         let mut cluster = parsed.cluster;
         if let Some(wait) = &cluster.wait {
             let patience = duration(&wait.value)
@@ -218,7 +219,21 @@ impl Config {
             serde_json::to_string(&options).unwrap_or_default()
         };
         let task_texts = section.tasks.value.iter().map(text).collect();
-        Ok(Self { workers, windowing, allowed_lateness, tasks, writers, alerts, nats, cluster, task_texts })
+        let rule_texts = parsed.alerts.rules.iter().flatten().map(text).collect();
+        let alerts = alerts::settings(&place, parsed.alerts, &tasks)?;
+        Ok(Self {
+            workers,
+            windowing,
+            allowed_lateness,
+            tasks,
+            writers,
+            http,
+            alerts,
+            nats,
+            cluster,
+            task_texts,
+            rule_texts,
+        })
     }
 
     /// Reads the `nats` section alone, of a file or of the built-in text.
@@ -327,41 +342,6 @@ fn place_of(entry: &Spanned<Entry>, error: &OptionsError) -> Location {
     option.map_or(entry.defined, |value| value.defined)
 }
 
-fn writers(
-    place: &Place<'_>,
-    entries: &Spanned<Vec<Spanned<Entry>>>,
-) -> Result<Vec<WriterConfig>, ConfigError> {
-    let mut writers = Vec::new();
-    for entry in &entries.value {
-        let at = entry.defined;
-        let (kind, kind_at) = text_option(place, &entry.value, at, "type", "a writer")?;
-        if kind != "csv" {
-            return Err(place.wrong(kind_at, format!("unknown writer type `{kind}`; one of csv")));
-        }
-        let (path, path_at) = text_option(place, &entry.value, at, "path", "a csv writer")?;
-        if let Some((key, value)) =
-            entry.value.iter().find(|(key, _)| !matches!(key.as_str(), "type" | "path"))
-        {
-            let message = format!("csv writer: unknown key `{key}`; one of type, path");
-            return Err(place.wrong(value.defined, message));
-        }
-        if path.is_empty() {
-            return Err(
-                place.wrong(path_at, "csv writer: `path` is empty; name a folder, such as ./snapshots")
-            );
-        }
-        let writer = WriterConfig::Csv { path: path.into() };
-        if writers.contains(&writer) {
-            return Err(place.wrong(path_at, "two csv writers have the same path"));
-        }
-        writers.push(writer);
-    }
-    if writers.is_empty() {
-        return Err(place.wrong(entries.defined, "writers: name at least one writer"));
-    }
-    Ok(writers)
-}
-
 /// An option that every entry needs, as text, and where it stands.
 fn text_option(
     place: &Place<'_>,
@@ -433,7 +413,7 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(config.windowing, Windowing::Every(60_000_000_000));
         assert_eq!(config.allowed_lateness, Duration::from_secs(5));
-        assert_eq!(config.writers, [WriterConfig::Csv { path: "./snapshots".into() }]);
+        assert_eq!(config.writers, [writers::WriterConfig::csv("./snapshots".into())]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
 use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, identity_of, stream};
 use crate::bus::{Bus, BusError, Settings};
-use crate::say;
+use crate::warn;
 use crate::wire::v1::Taken;
 use async_nats::Subject;
 use bytes::Bytes;
@@ -177,6 +177,11 @@ impl Listening {
         }
     }
 
+    /// The connection.
+    pub fn bus(&self) -> Bus {
+        self.bus.clone()
+    }
+
     /// The identity of the stream that is read; empty where none is.
     pub fn identity(&self) -> &str {
         match &self.from {
@@ -314,7 +319,7 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
 }
 
 async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusError> {
-    let Listen { settings, rules, program, division, engine, resume, identity } = listen;
+    let Listen { settings, rules, division, engine, resume, identity, .. } = listen;
     let stream = stream(bus, settings).await?;
     let info = stream.cached_info();
     let (identity_now, last) = (identity_of(info), info.state.last_sequence);
@@ -331,9 +336,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     let earliest = resume.0.values().map(|position| position.start).min().unwrap_or(0);
     if earliest > 0 && earliest < info.state.first_sequence {
         let first = info.state.first_sequence;
-        say!(
-            "{program}: warning: the log now begins with message {first}; those from {earliest} on were not read"
-        );
+        warn!("the log now begins with message {first}; those from {earliest} on were not read");
     }
     let (stop, stopped) = watch::channel(false);
     let (done, to_answer) = mpsc::unbounded_channel();

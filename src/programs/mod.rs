@@ -2,3 +2,4 @@
 
 pub mod ns_engine;
 pub mod pcap_analyzer;
+mod view;

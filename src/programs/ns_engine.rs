@@ -1,28 +1,37 @@
 //! `ns-engine`: packets from NATS, or straight from an interface, to snapshots.
 
+use super::view::{self, Heard, Showing};
 use crate::alerts::edits;
-use crate::bus::{JetStream, Settings};
+use crate::bus::{self, JetStream, Settings};
 use crate::capture::live::{self, Options};
 use crate::capture::rings::Rings;
+use crate::cluster::Cluster;
+use crate::config::writers::Run;
 use crate::config::{self, Config};
 use crate::engine::{Earlier, Job, Progress};
+use crate::http::{self, Server, Settings as HttpSettings};
 use crate::intake::Intake;
 use crate::intake::books::Rules;
 use crate::intake::frames::Interface;
 use crate::intake::listen::{Listen, Listening};
 use crate::intake::log::Division;
 use crate::ledger::Ledger;
-use crate::program::{self, Aggregation, End, Failed, Stopping, no_bus, running, usage};
-use crate::say;
+use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
 use crate::sinks::csv::CsvReader;
+use crate::sinks::delivery::Deliveries;
+use crate::sinks::outbox::Kept;
 use crate::sinks::text::window_name;
-use crate::sinks::{Failure, SinkError, Writer};
+use crate::sinks::{Committing, Ended, Failure, SinkError, Writer};
 use crate::state::{Manifest, State, StateError};
+use crate::{fail, say, warn};
 use anyhow::anyhow;
 use clap::Parser;
 use dataflows::aggregator::Registry;
 use dataflows::rows::Snapshot;
+use serde_json::json;
 use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -58,6 +67,12 @@ struct Flags {
     /// Do not ask the interface for frames to other hosts
     #[arg(long, requires = "iface")]
     no_promiscuous: bool,
+    /// Answer over HTTP here: metrics, health, the latest windows [default: http.listen of the configuration, else not]
+    #[arg(long, value_name = "ADDR", value_parser = config::http::address)]
+    http: Option<SocketAddr>,
+    /// Try the configuration and its connections, print it as it would run, and start nothing
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     how: Aggregation,
 }
@@ -80,12 +95,19 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         config.nats.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
     }
     config.nats.jetstream.enabled |= flags.jetstream;
+    config.http.listen = flags.http.or(config.http.listen);
+    let http = config.http.settings();
+    http.iter().try_for_each(HttpSettings::check).map_err(usage)?;
     let cluster = how.cluster(&config.cluster).map_err(usage)?;
     let (processes, commits) = (cluster.hosts.len(), cluster.process == 0);
     let windowing = config.windowing;
     let workers = program::workers(how.workers, config.workers);
-    let folders = program::output_folders(how.output.as_deref(), &config);
+    let writing = Writing::new(how.output.as_deref(), &config, Run::Live);
     let recorded = flags.iface.is_none() && config.nats.jetstream.enabled;
+    let record = program::record(&writing, &config.tasks, recorded).map_err(usage)?;
+    if flags.check {
+        return check(flags, &config, &writing, (workers, &cluster));
+    }
 
     let mut settings = program::settings(windowing, &config);
     if recorded {
@@ -96,16 +118,17 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     // A process alone that goes on from nowhere makes no folder before it knows that it can begin.
     let early = recorded || processes > 1;
     if commits && early {
-        let csv = program::csv_writers(&folders, workers).map_err(running)?;
+        // The folder is ours before its records are read.
+        let csv = writing.open_record(workers).map_err(running)?;
         let mut last = None;
-        if recorded {
-            let open = State::open(&folders[0]).map_err(no_records)?;
+        if let Some(folder) = &record {
+            let open = State::open(folder).map_err(no_records)?;
             last = open.last(&settings).map_err(no_records)?;
             state = Some(open);
             earlier.manifest =
                 Some(last.clone().unwrap_or_else(|| Manifest::new(settings.clone(), live::now())));
         }
-        writers = program::recover(csv, last.as_ref()).map_err(running)?;
+        writers.extend(csv.map(|csv| csv.recover(last.as_ref())).transpose().map_err(running)?);
     }
     let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
@@ -113,7 +136,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         settings.extend(log_settings(&config.nats));
     }
     settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
-    let formed = program::form(NAME, &cluster, &settings, known, (&stopping, how.quiet))?;
+    let formed = program::form(&cluster, &settings, known, (&stopping, how.quiet))?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
         earlier.manifest = serde_json::from_slice(&formed.known).map_err(running)?;
     }
@@ -122,16 +145,13 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         earlier.first = manifest.first();
         if manifest.number > 0 && commits && !how.quiet {
             let until = manifest.epoch.map_or_else(|| "-".into(), |epoch| window_name(windowing.span(epoch)));
-            say!("{NAME}: going on behind commit {}, window {until}", manifest.number);
+            say!("going on behind commit {}, window {until}", manifest.number);
         }
     }
-    if recorded {
-        program::check_recall(&config.tasks).map_err(usage)?;
-    }
-    if commits && recorded {
+    if let Some(folder) = record.as_ref().filter(|_| commits) {
         let counting = config.tasks.iter().find(|task| task.aggregator.schema().counts_every_packet);
         let counting = counting.map(|task| task.name.clone());
-        earlier.recall = Some(Arc::new(CsvReader { folder: folders[0].clone(), windowing, counting }));
+        earlier.recall = Some(Arc::new(CsvReader { folder: folder.clone(), windowing, counting }));
     }
 
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
@@ -146,42 +166,73 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         listening.identity().clone_into(&mut manifest.stream);
     }
     if !early {
-        let csv = program::csv_writers(&folders, workers).map_err(running)?;
-        writers = program::recover(csv, None).map_err(running)?;
+        let csv = writing.open_record(workers).map_err(running)?;
+        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
     }
     let intake = input.intake(cluster.process);
     writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));
-    let spill = if commits { folders[0].clone() } else { program::spill_folder() };
+    let heard = http.as_ref().map(|http| Arc::new(Heard::new(http.memory)));
+    writers.extend(
+        heard.clone().map(|heard| Box::new(Showing { heard, prepared: Vec::new() }) as Box<dyn Writer>),
+    );
     if how.verbose {
-        say!("{NAME}: {workers} workers, {} tasks", config.tasks.len());
+        say!("{workers} workers, {} tasks", config.tasks.len());
     }
-    let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
+    let failure = if processes > 1 { Failure::ending() } else { Failure::default() };
     let progress = Arc::new(Progress::new(failure));
     let standing = earlier.manifest.as_ref().and_then(|manifest| manifest.alerts.clone());
-    let judges = commits && !config.alerts.outputs.is_empty();
+    let is_heard = !config.alerts.outputs.is_empty() || writing.hears_alerts() || http.is_some();
+    let judges = commits && is_heard;
     let edited = match program::config_file(how.config.as_deref()).filter(|_| judges) {
-        Some(file) => edits::follow(NAME, file, registry, &config),
+        Some(file) => edits::follow(file, registry, &config),
         None => edits::ignore(),
     };
     let edited = edited.map_err(running)?;
-    let alerts = program::alerts(&config.alerts, Some(standing.unwrap_or_default()), edited, commits)?;
+    let mut alerts = program::alerts(&config.alerts, Some(standing.unwrap_or_default()), edited, judges)?;
+    if let Some((alerts, heard)) = alerts.as_mut().zip(heard.clone()) {
+        heard.know(alerts.active());
+        alerts.tell_also(Box::new(move |events| heard.hear(events)));
+    }
     let job = Arc::new(Job {
         intake,
         tasks: config.tasks,
         windowing,
         lateness,
         workers,
-        spill,
+        spill: writing.spill(commits),
         earlier,
         stopping: AtomicBool::new(false),
     });
     stopping.begin(program::stop(&job, processes));
-    say!("{NAME}: {}", input.describe(flags, workers));
-    let (mut writers, outputs) =
-        program::aggregate(&job, &progress, writers, (state, alerts), (formed, commits))?;
+    say!("{}", input.describe(flags, workers));
+    let kept = state.as_ref().zip(job.earlier.manifest.as_ref());
+    let kept =
+        kept.map(|(state, manifest)| Kept { folder: state.folder().join("outbox"), commit: manifest.number });
+    let deliveries = match commits {
+        true => writing.start_others((&job, &progress), &config.nats, NAME, kept)?,
+        false => Deliveries::default(),
+    };
+    let server = match http.zip(heard) {
+        Some((settings, heard)) => {
+            let bus = match &input {
+                Input::Bus(listening) => Some(listening.bus()),
+                Input::Interface(_) => None,
+            };
+            let (job, progress, writers) = (job.clone(), progress.clone(), deliveries.watch());
+            let view = view::Engine { job, progress, writers, bus, heard, began: live::now() };
+            let server = http::start(settings, Arc::new(view)).map_err(usage)?;
+            say!("answering at http://{}", server.address());
+            Some(server)
+        }
+        None => None,
+    };
+    let committing = Committing { writers, retry: writing.retry(), deliveries, state, alerts };
+    let ended = program::aggregate(&job, &progress, committing, (formed, commits));
+    server.into_iter().for_each(Server::stop);
+    let mut ended = ended?;
     if commits {
-        finish(&progress, &mut writers, how.quiet)?;
-        outputs.finish();
+        finish(&progress, &mut ended, how.quiet)?;
+        ended.alerts.finish();
     }
     match input {
         Input::Interface(rings) => match rings.failure() {
@@ -199,22 +250,49 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
 }
 
 /// Closes the books and tells how it went.
-fn finish(progress: &Progress, writers: &mut [Box<dyn Writer>], quiet: bool) -> Result<(), Failed> {
+fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Failed> {
     let ledger = progress.ledger(true).map_err(running)?;
-    for writer in writers {
-        writer.finish(&ledger).map_err(running)?;
-    }
+    ended.finish(&ledger).map_err(running)?;
     for link in progress.unknown_links() {
-        say!("{NAME}: warning: packets of link type {link} are not decoded and count as non_ip");
+        warn!("packets of link type {link} are not decoded and count as non_ip");
     }
     if !quiet {
-        say!("{NAME}: {} windows; {}", progress.windows(), ledger.summary());
+        say!("{} windows; {}", progress.windows(), ledger.summary());
         let repeated: u64 = progress.inputs().iter().map(|(report, _)| report.repeated).sum();
         if repeated > 0 {
-            say!("{NAME}: {repeated} packets came more than once and count once");
+            say!("{repeated} packets came more than once and count once");
         }
     }
     Ok(())
+}
+
+/// Tries what the configuration names, prints it as it would run, and starts nothing.
+fn check(
+    flags: &Flags,
+    config: &Config,
+    writing: &Writing,
+    (workers, cluster): (usize, &Cluster),
+) -> Result<End, Failed> {
+    let hosts = (cluster.hosts.len() > 1).then_some(&cluster.hosts);
+    let processes = json!({"processes": cluster.hosts.len(), "process": cluster.process, "hosts": hosts});
+    let resolved = config.resolved(workers, processes, writing.resolved());
+    let text = serde_saphyr::to_string(&resolved).map_err(running)?;
+    std::io::stdout().write_all(text.as_bytes()).map_err(running)?;
+    let mut wrong: Vec<String> = Vec::new();
+    match &flags.iface {
+        Some(_) => wrong.extend(Rings::open(&options(flags), 1).err().map(|error| error.to_string())),
+        None => wrong.extend(bus::check(&config.nats, NAME).err().map(|error| error.to_string())),
+    }
+    wrong.extend(writing.check(&config.tasks, &config.nats, NAME).into_iter().map(|error| error.to_string()));
+    let http = config.http.settings();
+    wrong.extend(http.and_then(|http| http::check(&http).err()).map(|error| error.to_string()));
+    match wrong.pop() {
+        None => Ok(End::Done),
+        Some(last) => {
+            wrong.iter().for_each(|why| fail!("{why}"));
+            Err(usage(anyhow!("{last}")))
+        }
+    }
 }
 
 fn no_records(error: StateError) -> Failed {
@@ -241,6 +319,17 @@ fn input_kind(flags: &Flags, recorded: bool) -> &'static str {
     }
 }
 
+/// How the interface is captured.
+fn options(flags: &Flags) -> Options {
+    Options {
+        interface: flags.iface.clone().unwrap_or_default(),
+        filter: flags.filter.clone(),
+        snaplen: flags.snaplen,
+        ring: flags.ring_size,
+        promiscuous: !flags.no_promiscuous,
+    }
+}
+
 /// Where packets come from.
 enum Input {
     Interface(Arc<Rings>),
@@ -257,7 +346,7 @@ impl Input {
         earlier: &Earlier,
     ) -> Result<Self, Failed> {
         let nats = &config.nats;
-        let Some(interface) = &flags.iface else {
+        if flags.iface.is_none() {
             let rules = Rules {
                 windowing: config.windowing,
                 lateness,
@@ -275,15 +364,8 @@ impl Input {
                 earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
             let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, identity };
             return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
-        };
-        let options = Options {
-            interface: interface.clone(),
-            filter: flags.filter.clone(),
-            snaplen: flags.snaplen,
-            ring: flags.ring_size,
-            promiscuous: !flags.no_promiscuous,
-        };
-        let rings = Rings::open(&options, division.workers).map_err(usage)?;
+        }
+        let rings = Rings::open(&options(flags), division.workers).map_err(usage)?;
         Ok(Self::Interface(Arc::new(rings)))
     }
 
@@ -311,7 +393,7 @@ struct Told {
 }
 
 impl Writer for Told {
-    fn prepare(&mut self, snapshot: &Snapshot, _commit: Option<u64>) -> Result<(), SinkError> {
+    fn prepare(&mut self, snapshot: &Arc<Snapshot>, _commit: Option<u64>) -> Result<(), SinkError> {
         let packets = snapshot.packets().map(|packets| format!(", {packets} packets")).unwrap_or_default();
         let (window, revision) = (window_name(snapshot.span), snapshot.revision);
         self.prepared.push(format!("window {window} written{packets}, revision {revision}"));
@@ -320,7 +402,7 @@ impl Writer for Told {
 
     fn publish(&mut self) -> Result<(), SinkError> {
         for line in self.prepared.drain(..).filter(|_| !self.quiet) {
-            say!("{NAME}: {line}");
+            say!("{line}");
         }
         Ok(())
     }

@@ -3,14 +3,15 @@
 use crate::alerts::edits;
 use crate::capture::dealer::{self, Dealer};
 use crate::capture::filter::Filter;
-use crate::config;
+use crate::config::{self, writers::Run};
 use crate::engine::{Earlier, Job, Progress};
 use crate::intake::frames::Files;
 use crate::ledger::InputReport;
-use crate::program::{self, Aggregation, End, Failed, Stopping, running, usage};
+use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, running, usage};
 use crate::report::{HighlightsWriter, Report};
-use crate::say;
-use crate::sinks::{Failure, Writer};
+use crate::sinks::delivery::Deliveries;
+use crate::sinks::{Committing, Ended, Failure, Writer};
+use crate::{say, warn};
 use anyhow::anyhow;
 use clap::Parser;
 use dataflows::aggregator::Registry;
@@ -76,12 +77,15 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         dealer.first_links().try_for_each(|link| filter.check(link)).map_err(usage)?;
     }
     let commits = process == 0;
-    let folders = program::output_folders(how.output.as_deref(), &config);
+    let writing = Writing::new(how.output.as_deref(), &config, Run::Batch);
+    if flags.json && writing.is_on_stdout() {
+        return Err(usage(anyhow!("--json: a writer has standard output already")));
+    }
     let highlights = HighlightsWriter::default();
     let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
     if commits {
-        let csv = program::csv_writers(&folders, workers).map_err(running)?;
-        writers.extend(program::recover(csv, None).map_err(running)?);
+        let csv = writing.open_record(workers).map_err(running)?;
+        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
     }
     if how.verbose {
         say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
@@ -95,38 +99,43 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         };
         settings.push(("input".into(), input));
         settings.push(("filter".into(), flags.filter.clone().unwrap_or_else(|| "none".into())));
-        program::form(NAME, &cluster, &settings, Vec::new(), (&stopping, how.quiet))?
+        program::form(&cluster, &settings, Vec::new(), (&stopping, how.quiet))?
     } else {
         None
     };
 
-    let failure = if processes > 1 { Failure::ending(NAME) } else { Failure::default() };
+    let failure = if processes > 1 { Failure::ending() } else { Failure::default() };
     let progress = Arc::new(Progress::new(failure));
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
     let owner = if flags.local { process } else { 0 };
     let intake = Arc::new(Files { dealer: dealer.clone(), filter: flags.filter.clone(), owner });
-    let spill = if commits { folders[0].clone() } else { program::spill_folder() };
     let job = Arc::new(Job {
         intake,
         tasks: config.tasks,
         windowing,
         lateness,
         workers,
-        spill,
+        spill: writing.spill(commits),
         earlier: Earlier::default(),
         stopping: AtomicBool::new(false),
     });
     stopping.begin(program::stop(&job, processes));
     let bar = show_progress(how.quiet, &dealer, &progress);
-    let alerts = program::alerts(&config.alerts, None, edits::none(), commits)?;
-    let ran = program::aggregate(&job, &progress, writers, (None, alerts), (connected, commits));
+    let is_heard = commits && (!config.alerts.outputs.is_empty() || writing.hears_alerts());
+    let alerts = program::alerts(&config.alerts, None, edits::none(), is_heard)?;
+    let deliveries = match commits {
+        true => writing.start_others((&job, &progress), &config.nats, NAME, None)?,
+        false => Deliveries::default(),
+    };
+    let committing = Committing { writers, retry: writing.retry(), deliveries, state: None, alerts };
+    let ran = program::aggregate(&job, &progress, committing, (connected, commits));
     bar.finish_and_clear();
-    let (mut writers, outputs) = ran?;
+    let mut ended = ran?;
     if !commits {
         return Ok(End::Done);
     }
-    let end = finish(flags, &dealer, &progress, &mut writers, &highlights, &folders, began);
-    outputs.finish();
+    let end = finish(flags, &dealer, &progress, &mut ended, &highlights, &writing, began);
+    ended.alerts.finish();
     end
 }
 
@@ -135,42 +144,34 @@ fn finish(
     flags: &Flags,
     dealer: &Dealer,
     progress: &Progress,
-    writers: &mut [Box<dyn Writer>],
+    ended: &mut Ended,
     highlights: &HighlightsWriter,
-    folders: &[PathBuf],
+    writing: &Writing,
     began: Instant,
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
     let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
     let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
-    for writer in writers {
-        writer.finish(&ledger).map_err(running)?;
-    }
+    ended.finish(&ledger).map_err(running)?;
     for link in progress.unknown_links() {
-        say!("pcap-analyzer: warning: packets of link type {link} are not decoded and count as non_ip");
+        warn!("packets of link type {link} are not decoded and count as non_ip");
     }
     for input in inputs.iter().filter(|input| input.clamped > 0) {
         let InputReport { name, clamped, .. } = input;
-        say!(
-            "pcap-analyzer: warning: {name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends"
-        );
+        warn!("{name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends");
     }
     let mut end = End::Done;
     for (input, damage) in inputs.iter().filter_map(|input| Some((input, input.damage.as_ref()?))) {
-        say!(
-            "pcap-analyzer: {}: {damage}; the results hold the {} packets before that",
-            input.name,
-            input.packets
-        );
+        warn!("{}: {damage}; the results hold the {} packets before that", input.name, input.packets);
         end = End::Damaged;
     }
-    let outputs = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let outputs = writing.describe();
     let report =
         Report { ledger: &ledger, counts: ledger.counts(), highlights, elapsed: began.elapsed(), outputs };
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
-        (false, true) => String::new(),
-        (false, false) => report.table(),
+        (false, quiet) if quiet || writing.is_on_stdout() => String::new(),
+        (false, _) => report.table(),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads may have read enough.

@@ -1,118 +1,45 @@
-//! The csv writer: `DIR/<window>/<task>.csv` and `summary.json` a window, `DIR/ledger.json` a run.
-//!
-//! A window's folder is built aside, under a name that starts with a dot, and renamed; an earlier one is exchanged for
-//! it in one step and then removed. What is built for a recorded commit has the commit's number in its name and is synced:
-//! a restart puts it in its place if that commit was recorded, and removes it if not. The ledger goes when a run begins to write and comes back when it has ended, so a
-//! folder without one holds whole windows of an unfinished run.
+//! Snapshots as csv: `DIR/<window>/<task>.csv`, `summary.json` and, where a run may go on, `<task>.state`; and reading them
+//! back.
 
-use super::text::{Text, rfc3339, window_name};
-use super::{SinkError, Writer};
+use super::SinkError;
+use super::folder::{Files, FolderWriter, sync_file};
+use super::lines::write_rows;
+use super::text::window_name;
 use crate::engine::{Group, Written};
-use crate::ledger::Ledger;
-use crate::state::{Manifest, Prepared, sync_folder};
 use dataflows::aggregator::Task;
-use dataflows::rows::{Piece, Snapshot, TaskRows};
+use dataflows::rows::{Snapshot, TaskRows};
 use dataflows::window::{Epoch, Windowing};
-use rustix::fs::{CWD, RenameFlags};
-use serde::Serialize;
-use serde_json::json;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-
-/// Rows that are formatted at once by one thread.
-const PIECE_ROWS: usize = 8192;
-
-/// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
-const PARTIAL: &str = ".netspectra-partial";
+use std::sync::Arc;
 
 /// Ending of the file of what a task keeps beside its rows, for a run that goes on: words in the machine's order.
 const KEPT: &str = ".state";
 
-/// A csv writer.
-pub struct CsvWriter {
-    folder: PathBuf,
-    threads: usize,
-    /// The folder itself, locked while the writer lives, so that two runs cannot mix their windows.
-    _lock: File,
-    begun: bool,
-    /// Folders that are built, and what they will be called.
-    prepared: Vec<(PathBuf, PathBuf)>,
-    synced: bool,
+/// The files of a window, formatted on several threads.
+pub struct Csv {
+    /// Threads that format, at least 1.
+    pub threads: usize,
 }
 
-impl CsvWriter {
-    /// A writer into this folder, made where it is missing, that formats on so many threads (at least 1).
-    pub fn open(folder: &Path, threads: usize) -> Result<Self, SinkError> {
-        let failed = |action| move |error| SinkError::Io { action, path: folder.to_owned(), error };
-        fs::create_dir_all(folder).map_err(failed("create the folder"))?;
-        let lock = File::open(folder).map_err(failed("open the folder"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
-        }
-        let folder = folder.to_owned();
-        Ok(Self { folder, threads, _lock: lock, begun: false, prepared: Vec::new(), synced: false })
-    }
+/// A csv writer.
+pub type CsvWriter = FolderWriter<Csv>;
 
-    /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
-    /// killed run has left.
-    pub fn recover(&mut self, last: Option<&Manifest>) -> Result<(), SinkError> {
-        for Prepared { aside, name, inode } in last.iter().flat_map(|manifest| &manifest.prepared) {
-            let aside = self.folder.join(aside);
-            // Another one of this name is what was taken out of the place.
-            if fs::metadata(&aside).is_ok_and(|found| found.ino() == *inode) {
-                self.prepared.push((aside, self.folder.join(name)));
-                self.synced = true;
-            }
-        }
-        self.publish()?;
-        let failed = |error| SinkError::Io {
-            action: "clear what a killed run left in",
-            path: self.folder.clone(),
-            error,
-        };
-        self.remove_partials().map_err(failed)
-    }
-
-    fn aside(&self, window: &str, commit: Option<u64>) -> PathBuf {
-        let commit = commit.map(|number| format!(".{number}")).unwrap_or_default();
-        self.folder.join(format!(".{window}{commit}{PARTIAL}"))
-    }
-
-    fn remove_partials(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with('.') && name.ends_with(PARTIAL) {
-                let remove = if entry.file_type()?.is_dir() { fs::remove_dir_all } else { fs::remove_file };
-                remove(entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes all files of a snapshot into a new folder.
+impl Files for Csv {
     fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |error| SinkError::Io { action, path, error }
-        };
-        fs::create_dir(folder).map_err(failed("create the folder", folder))?;
         let mut files = Vec::with_capacity(snapshot.tasks.len());
         for task in &snapshot.tasks {
             let path = folder.join(format!("{}.csv", task.name));
-            let mut file = File::create(&path).map_err(failed("create", &path))?;
-            let header = header(task).map_err(failed("write", &path))?;
-            file.write_all(&header).map_err(failed("write", &path))?;
-            files.push((path, file));
+            let written = File::create(&path).and_then(|mut file| {
+                file.write_all(&header(task)?)?;
+                Ok(file)
+            });
+            files.push((path.clone(), written.map_err(SinkError::io("write", &path))?));
         }
-        write_rows(&snapshot.tasks, &files, self.threads)?;
+        write_rows(&snapshot.tasks, &files, self.threads, |task, text, out, row| {
+            text.row(out, &snapshot.tasks[task].schema, row, b',');
+        })?;
         for task in &snapshot.tasks {
             if let Some(kept) = &task.kept {
                 let path = folder.join(format!("{}{KEPT}", task.name));
@@ -120,77 +47,13 @@ impl CsvWriter {
                     file.write_all(bytemuck::cast_slice(kept))?;
                     Ok(file)
                 });
-                let file = written.map_err(failed("write", &path))?;
-                files.push((path, file));
+                files.push((path.clone(), written.map_err(SinkError::io("write", &path))?));
             }
         }
-        let path = folder.join("summary.json");
-        write_json(&path, &summary(snapshot))?;
-        if sync {
-            for (path, file) in &files {
-                file.sync_all().map_err(failed("sync", path))?;
-            }
-            File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;
-            sync_folder(folder).map_err(failed("sync", folder))?;
+        match sync {
+            true => files.iter().try_for_each(|(path, file)| sync_file(path, file)),
+            false => Ok(()),
         }
-        Ok(())
-    }
-}
-
-impl Writer for CsvWriter {
-    fn prepare(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError> {
-        if !std::mem::replace(&mut self.begun, true) {
-            remove_file(&self.folder.join("ledger.json"))?;
-        }
-        let name = window_name(snapshot.span);
-        let aside = self.aside(&name, commit);
-        let built = self.build(&aside, snapshot, commit.is_some()).and_then(|()| match commit {
-            Some(_) => sync_folder(&self.folder).map_err(|error| SinkError::Io {
-                action: "sync",
-                path: self.folder.clone(),
-                error,
-            }),
-            None => Ok(()),
-        });
-        if built.is_err() {
-            // The first error is the one to tell; what cannot be removed now is removed by the next run.
-            let _ = fs::remove_dir_all(&aside);
-        }
-        self.prepared.push((aside, self.folder.join(name)));
-        self.synced = commit.is_some();
-        built
-    }
-
-    fn prepared(&self) -> Vec<Prepared> {
-        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let prepared = self.prepared.iter().filter_map(|(aside, path)| {
-            let inode = fs::metadata(aside).ok()?.ino();
-            Some(Prepared { aside: name(aside)?, name: name(path)?, inode })
-        });
-        prepared.collect()
-    }
-
-    fn publish(&mut self) -> Result<(), SinkError> {
-        let any = !self.prepared.is_empty();
-        for (aside, path) in self.prepared.drain(..) {
-            put_in_place(&aside, &path)?;
-        }
-        if any && self.synced {
-            let path = self.folder.clone();
-            sync_folder(&path).map_err(|error| SinkError::Io { action: "sync", path, error })?;
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
-        let path = self.folder.join("ledger.json");
-        let aside = self.folder.join(format!(".ledger.json{PARTIAL}"));
-        write_json(&aside, ledger)?;
-        if self.synced {
-            let synced = File::open(&aside).and_then(|file| file.sync_all());
-            synced.map_err(|error| SinkError::Io { action: "sync", path: aside.clone(), error })?;
-        }
-        fs::rename(&aside, &path).map_err(|error| SinkError::Io { action: "rename to", path, error })
     }
 }
 
@@ -267,47 +130,15 @@ impl Written for CsvReader {
 /// Revision of a finished folder, and the packets that a task of it holds.
 fn read_summary(folder: &Path, task: Option<&str>) -> Result<Option<(u32, Option<u64>)>, SinkError> {
     let path = folder.join("summary.json");
-    let failed = |error: io::Error| SinkError::Io { action: "read", path: path.clone(), error };
+    let failed = SinkError::io("read", &path);
     let text = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(failed)?,
+        text => text.map_err(&failed)?,
     };
     let summary: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
     let revision = summary["revision"].as_u64().and_then(|revision| u32::try_from(revision).ok());
     let revision = revision.ok_or_else(|| failed(io::Error::other("has no revision")))?;
     Ok(Some((revision, task.and_then(|task| summary["tasks"][task]["packets"].as_u64()))))
-}
-
-fn remove_file(path: &Path) -> Result<(), SinkError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(SinkError::Io { action: "remove the old", path: path.to_owned(), error })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Renames a finished folder to its name; an older snapshot of that name is exchanged for it and removed.
-fn put_in_place(aside: &Path, path: &Path) -> Result<(), SinkError> {
-    let failed = |action| move |error: io::Error| SinkError::Io { action, path: path.to_owned(), error };
-    match fs::rename(aside, path) {
-        Err(error) if path.is_dir() && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-        renamed => return renamed.map_err(failed("rename to")),
-    }
-    if !path.join("summary.json").is_file() {
-        let error = io::Error::other("a folder that is no snapshot has this name, and it is not empty");
-        return Err(failed("replace")(error));
-    }
-    match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => fs::remove_dir_all(aside).map_err(failed("remove the old")),
-        // This file system cannot exchange: for a moment there is neither the old nor the new.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
-            let old = aside.with_extension(format!("old{PARTIAL}"));
-            fs::rename(path, &old).and_then(|()| fs::rename(aside, path)).map_err(failed("rename to"))?;
-            fs::remove_dir_all(&old).map_err(failed("remove the old"))
-        }
-        Err(error) => Err(failed("rename to")(error.into())),
-    }
 }
 
 fn header(task: &TaskRows) -> io::Result<Vec<u8>> {
@@ -316,88 +147,18 @@ fn header(task: &TaskRows) -> io::Result<Vec<u8>> {
     writer.into_inner().map_err(|error| error.into_error())
 }
 
-/// Formats the rows of all tasks on several threads and writes them to their files in order.
-fn write_rows(tasks: &[TaskRows], files: &[(PathBuf, File)], threads: usize) -> Result<(), SinkError> {
-    let mut pieces: Vec<(usize, usize, usize, Piece)> = Vec::new();
-    for (task, rows) in tasks.iter().enumerate() {
-        let cut = rows.pieces(PIECE_ROWS);
-        let many = cut.len();
-        pieces.extend(cut.into_iter().enumerate().map(|(number, piece)| (number, many, task, piece)));
-    }
-    // All files grow at the same pace, so that threads seldom want the same one.
-    pieces.sort_by_key(|(number, many, ..)| (number << 32) / many);
-    let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // The piece whose turn it is, a file.
-    let turns: Vec<(Mutex<usize>, Condvar)> = tasks.iter().map(|_| Default::default()).collect();
-    let work = || -> Result<(), SinkError> {
-        let (mut text, mut out) = (Text::default(), Vec::new());
-        loop {
-            let Some((number, _, task, piece)) = pieces.get(taken.fetch_add(1, Relaxed)) else {
-                return Ok(());
-            };
-            let ((turn, next_turn), (path, file)) = (&turns[*task], &files[*task]);
-            let task = &tasks[*task];
-            out.clear();
-            task.visit(piece, |row| {
-                text.row(&mut out, &task.schema, &row, b',');
-                out.push(b'\n');
-            });
-            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut turn =
-                next_turn.wait_while(turn, |turn| turn != number).unwrap_or_else(PoisonError::into_inner);
-            let written = if failed.load(Relaxed) { Ok(()) } else { (&*file).write_all(&out) };
-            if written.is_err() {
-                failed.store(true, Relaxed);
-            }
-            *turn += 1;
-            next_turn.notify_all();
-            drop(turn);
-            written.map_err(|error| SinkError::Io { action: "write", path: path.clone(), error })?;
-        }
-    };
-    let threads = threads.min(pieces.len()).max(1);
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        others
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .fold(own, Result::and)
-    })
-}
-
-fn summary(snapshot: &Snapshot) -> serde_json::Value {
-    let task = |task: &TaskRows| {
-        let totals =
-            json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
-        (task.name.to_string(), totals)
-    };
-    json!({
-        "window_start": snapshot.span.map(|(start, _)| rfc3339(start)),
-        "window_end": snapshot.span.map(|(_, end)| rfc3339(end)),
-        "revision": snapshot.revision,
-        "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
-    })
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SinkError> {
-    let write = || {
-        let mut text = serde_json::to_vec_pretty(value)?;
-        text.push(b'\n');
-        fs::write(path, text)
-    };
-    write().map_err(|error| SinkError::Io { action: "write", path: path.to_owned(), error })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sinks::Writer;
+    use crate::state::Manifest;
     use dataflows::block::Block;
     use dataflows::exact::Exact;
     use dataflows::key::{Key, KeyFields};
     use dataflows::packet::{Address, Packet, Transport};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::os::unix::fs::MetadataExt;
 
     const KEYS: [&[&str]; 6] = [
         &["SrcIP", "DstIP", "SrcPort", "DstPort", "Protocol"],
@@ -453,9 +214,9 @@ mod tests {
             let rows = TaskRows { name: task.name.clone(), schema: task.aggregator.schema(), runs: runs.to_vec(), kept: None };
             let folder = tempfile::tempdir().expect("a folder");
             let windowing = Windowing::Every(60_000_000_000);
-            let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+            let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
             let snapshot = Snapshot { window: 7, span: windowing.span(7), revision: 3, tasks: vec![rows] };
-            writer.prepare(&snapshot, Some(1)).and_then(|()| writer.publish()).expect("written");
+            writer.prepare(&Arc::new(snapshot), Some(1)).and_then(|()| writer.publish()).expect("written");
             let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: Some(task.name.clone()) };
             let found = reader.groups(&task, 7).expect("groups");
             let found: BTreeMap<String, Group> = found.into_iter().map(|group| (format!("{:?}", group.0), group)).collect();
@@ -474,9 +235,9 @@ mod tests {
         let snapshot =
             |window, revision| Snapshot { window, span: windowing.span(window), revision, tasks: Vec::new() };
         let mut manifest = Manifest::new(Vec::new(), 0);
-        let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+        let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
         for (window, revision, commit) in [(1, 0, 3), (2, 0, 4), (1, 0, 4), (3, 0, 5)] {
-            writer.prepare(&snapshot(window, revision), Some(commit)).expect("prepared");
+            writer.prepare(&Arc::new(snapshot(window, revision)), Some(commit)).expect("prepared");
             if commit == 3 {
                 writer.publish().expect("published");
             }
@@ -489,7 +250,7 @@ mod tests {
         let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: None };
         for _ in 0..2 {
             // A second time there is nothing left to do.
-            let mut writer = CsvWriter::open(folder.path(), 1).expect("a writer");
+            let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
             writer.recover(Some(&manifest)).expect("recovered");
             let found = [1, 2, 3]
                 .map(|window| reader.summary(window).expect("a summary").map(|(revision, _)| revision));

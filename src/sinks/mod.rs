@@ -1,20 +1,37 @@
-//! Where finished snapshots go: one thread hands each to every configured writer, in the order of their epochs.
+//! Where finished snapshots go: one thread commits them, in the order of their epochs, and gives them to all writers.
 //!
-//! A commit is confirmed when all writers hold it; nothing upstream waits for a disk but through that. Where commits are
-//! recorded, the record is made between the two steps of every writer: what is prepared is durable and not to be seen.
+//! A writer *within the commit* ([`Writer`]: the first csv writer, and who tells of snapshots) has two steps. Where commits
+//! are recorded, the record is made between them: what is prepared is durable and not to be seen. All others are
+//! [`delivery::Destination`]s *behind the [`outbox`]*, which holds a commit's snapshots, as durably, until they have them. A
+//! commit is confirmed when all that is within it is done and no required writer is too far behind; nothing upstream
+//! waits for a disk or a server but through that.
 
+pub mod clickhouse;
+mod columns;
 pub mod csv;
+pub mod delivery;
+pub mod folder;
+pub mod json;
+mod lines;
+pub mod nats;
+pub mod outbox;
+pub mod parquet;
 pub mod text;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
-use dataflows::rows::Snapshot;
-use std::path::PathBuf;
+use dataflows::rows::{Snapshot, TaskRows};
+use delivery::{Deliveries, Retry};
+use outbox::Entry;
+use serde_json::json;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use crate::alerts::rule::Rule;
 use crate::alerts::{Alerts, Outputs, Raising};
+use crate::fail;
 use crate::ledger::Ledger;
-use crate::say;
 use crate::state::{Manifest, Prepared, State};
 
 /// A writer failed; nothing half-written is left where a reader would look.
@@ -28,7 +45,17 @@ pub enum SinkError {
         /// On what.
         path: PathBuf,
         /// The system's word.
-        error: std::io::Error,
+        error: io::Error,
+    },
+    /// A server did not take it, or could not be asked.
+    #[error("{server}: {why}")]
+    Server {
+        /// Which.
+        server: String,
+        /// Its word, and the way out where there is one.
+        why: String,
+        /// Whether it is a mistake of whoever wrote the configuration: trying again would not help.
+        is_usage: bool,
     },
     /// Another run writes there.
     #[error("{}: another run is writing to this folder", path.display())]
@@ -38,21 +65,34 @@ pub enum SinkError {
     },
 }
 
+impl SinkError {
+    /// Whether it is a mistake of whoever wrote the configuration.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Server { is_usage: true, .. })
+    }
+
+    /// What the file system said when this was tried.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |error| Self::Io { action, path: path.clone(), error }
+    }
+}
+
 /// What is written in one step.
 pub struct Commit {
     /// The snapshots of an epoch.
-    pub snapshots: Vec<Snapshot>,
+    pub snapshots: Vec<Arc<Snapshot>>,
     /// The record of it, where commits are recorded.
     pub manifest: Option<Manifest>,
     /// What to call once it is written.
     pub confirm: Box<dyn FnOnce() + Send>,
 }
 
-/// A writer of one kind.
+/// A writer within the commit.
 pub trait Writer: Send {
     /// Prepares a snapshot, whole, for the commit of this number; nobody sees it yet. With a number, it is still there
     /// when the machine has gone down, and so is what says that it belongs to this commit.
-    fn prepare(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError>;
+    fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError>;
 
     /// The folders that are prepared, for the record.
     fn prepared(&self) -> Vec<Prepared> {
@@ -72,20 +112,20 @@ pub trait Writer: Send {
 #[derive(Clone, Debug, Default)]
 pub struct Failure {
     why: Arc<OnceLock<String>>,
-    ends: Option<&'static str>,
+    ends: bool,
 }
 
 impl Failure {
     /// Of a process of a cluster: it ends the process at once. One that only gave up its inputs would look to the others
     /// like one that has come to their end, and they would write what is not whole.
-    pub fn ending(program: &'static str) -> Self {
-        Self { ends: Some(program), ..Self::default() }
+    pub fn ending() -> Self {
+        Self { ends: true, ..Self::default() }
     }
 
     /// Fails the run, unless it has failed already.
     pub fn set(&self, why: String) {
-        if let Some(program) = self.ends {
-            say!("{program}: {why}");
+        if self.ends {
+            fail!("{why}");
             std::process::exit(1);
         }
         let _ = self.why.set(why);
@@ -98,7 +138,36 @@ impl Failure {
 }
 
 /// What is left to finish when all is written.
-pub type Ended = (Vec<Box<dyn Writer>>, Outputs);
+pub struct Ended {
+    /// Those within the commit.
+    pub writers: Vec<Box<dyn Writer>>,
+    /// Those behind the outbox.
+    pub deliveries: Deliveries,
+    /// Where alerts go.
+    pub alerts: Outputs,
+}
+
+impl Ended {
+    /// Ends a run that went well.
+    pub fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        self.writers.iter_mut().try_for_each(|writer| writer.finish(ledger))?;
+        self.deliveries.finish(ledger)
+    }
+}
+
+/// What the writing thread commits with.
+pub struct Committing {
+    /// Writers within the commit.
+    pub writers: Vec<Box<dyn Writer>>,
+    /// How their first step is tried again.
+    pub retry: Retry,
+    /// All others.
+    pub deliveries: Deliveries,
+    /// Where commits are recorded.
+    pub state: Option<State>,
+    /// Told when their commit is recorded.
+    pub alerts: Option<Alerts>,
+}
 
 /// The writing thread.
 pub struct Sinks {
@@ -107,47 +176,44 @@ pub struct Sinks {
 }
 
 impl Sinks {
-    /// Starts the thread. When a writer fails, `failure` is set and later commits are dropped: the run is over. Commits are
-    /// recorded in `state`, where there is one; `alerts` are told when their commit is recorded.
-    pub fn start(
-        mut writers: Vec<Box<dyn Writer>>,
-        state: Option<State>,
-        alerts: Option<Alerts>,
-        failure: Failure,
-    ) -> std::io::Result<Self> {
+    /// Starts the thread. When a writer fails for good, `failure` is set and later commits are dropped: the run is over.
+    pub fn start(committing: Committing, failure: Failure) -> io::Result<Self> {
         let (commits, received) = unbounded::<Commit>();
-        let mut edits = alerts.as_ref().map_or_else(never, |alerts| alerts.edits.clone());
+        let edits = committing.alerts.as_ref().map_or_else(never, |alerts| alerts.edits.clone());
+        let Committing { writers, retry, deliveries, state, alerts } = committing;
         let write = move || {
-            let mut alerts = alerts.map(Alerts::begin);
+            let alerts = alerts.map(Alerts::begin);
+            let mut committer = Committer { writers, retry, deliveries, state, alerts, last: 0, failure };
+            let mut edits = edits;
             loop {
                 let done = select! {
                     recv(received) -> commit => {
                         let Ok(mut commit) = commit else { break };
-                        let written = match failure.get() {
-                            None => write(&mut writers, state.as_ref(), alerts.as_mut(), &mut commit),
+                        let written = match committer.failure.get() {
+                            None => committer.commit(&mut commit),
                             Some(_) => Ok(()),
                         };
                         // Whoever is told that it is written may ask whether it failed.
                         if let Err(why) = written {
-                            failure.set(why);
+                            committer.failure.set(why);
                         }
                         (commit.confirm)();
                         Ok(())
                     }
-                    recv(edits) -> rules => match (alerts.as_mut(), rules) {
-                        (Some(alerts), Ok(rules)) => alerts.edit(rules).map_err(|error| error.to_string()),
+                    recv(edits) -> rules => match rules {
+                        Ok(rules) => committer.edit(rules),
                         // Nobody edits any more.
-                        _ => {
+                        Err(_) => {
                             edits = never();
                             Ok(())
                         }
                     },
                 };
                 if let Err(why) = done {
-                    failure.set(why);
+                    committer.failure.set(why);
                 }
             }
-            (writers, alerts.map(Raising::end).unwrap_or_default())
+            committer.end()
         };
         let thread = std::thread::Builder::new().name("sinks".into()).spawn(write)?;
         Ok(Self { commits, thread })
@@ -165,25 +231,79 @@ impl Sinks {
     }
 }
 
-fn write(
-    writers: &mut [Box<dyn Writer>],
-    state: Option<&State>,
-    mut alerts: Option<&mut Raising>,
-    commit: &mut Commit,
-) -> Result<(), String> {
-    let number = commit.manifest.as_ref().map(|manifest| manifest.number);
-    for writer in &mut *writers {
-        let mut snapshots = commit.snapshots.iter();
-        snapshots
-            .try_for_each(|snapshot| writer.prepare(snapshot, number))
-            .map_err(|error| error.to_string())?;
+struct Committer {
+    writers: Vec<Box<dyn Writer>>,
+    retry: Retry,
+    deliveries: Deliveries,
+    state: Option<State>,
+    alerts: Option<Raising>,
+    /// The number of the last commit.
+    last: u64,
+    failure: Failure,
+}
+
+impl Committer {
+    fn commit(&mut self, commit: &mut Commit) -> Result<(), String> {
+        let number = commit.manifest.as_ref().map(|manifest| manifest.number);
+        for writer in &mut self.writers {
+            for snapshot in &commit.snapshots {
+                self.retry
+                    .attempt("csv", || writer.prepare(snapshot, number))
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        let alerts = &mut self.alerts;
+        let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
+        self.last = number.unwrap_or(self.last + 1);
+        let snapshots = std::mem::take(&mut commit.snapshots);
+        let entry = Entry { snapshots, events: events.clone() };
+        self.deliveries.append(entry, self.last).map_err(|error| error.to_string())?;
+        if let Some((state, manifest)) = self.state.as_ref().zip(commit.manifest.as_mut()) {
+            manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
+            manifest.prepared = self.writers.iter().flat_map(|writer| writer.prepared()).collect();
+            state.commit(manifest).map_err(|error| error.to_string())?;
+        }
+        self.writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
+        self.deliveries.release();
+        if let Some(alerts) = alerts {
+            alerts.tell(&events).map_err(|error| error.to_string())?;
+        }
+        self.deliveries.wait_for_room().map_err(|error| error.to_string())
     }
-    let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
-    if let Some((state, manifest)) = state.zip(commit.manifest.as_mut()) {
-        manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
-        manifest.prepared = writers.iter().flat_map(|writer| writer.prepared()).collect();
-        state.commit(manifest).map_err(|error| error.to_string())?;
+
+    /// Puts other rules in force.
+    fn edit(&mut self, rules: Vec<Rule>) -> Result<(), String> {
+        let Some(alerts) = &mut self.alerts else { return Ok(()) };
+        let events = alerts.edit(rules).map_err(|error| error.to_string())?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let entry = Entry { snapshots: Vec::new(), events };
+        self.deliveries.append(entry, self.last).map_err(|error| error.to_string())?;
+        self.deliveries.release();
+        Ok(())
     }
-    writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
-    alerts.map_or(Ok(()), |alerts| alerts.tell(&events)).map_err(|error| error.to_string())
+
+    fn end(self) -> Ended {
+        let Self { writers, mut deliveries, alerts, failure, .. } = self;
+        if let Err(why) = deliveries.end() {
+            failure.set(why);
+        }
+        Ended { writers, deliveries, alerts: alerts.map(Raising::end).unwrap_or_default() }
+    }
+}
+
+/// `summary.json`: what a snapshot holds, task by task.
+pub fn summary(snapshot: &Snapshot) -> serde_json::Value {
+    let task = |task: &TaskRows| {
+        let totals =
+            json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
+        (task.name.to_string(), totals)
+    };
+    json!({
+        "window_start": snapshot.span.map(|(start, _)| text::rfc3339(start)),
+        "window_end": snapshot.span.map(|(_, end)| text::rfc3339(end)),
+        "revision": snapshot.revision,
+        "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
+    })
 }

@@ -70,14 +70,54 @@ impl Text {
             self.separate(out, separator);
         }
         for (column, word) in schema.values.iter().zip(row.values()) {
-            match column.kind {
-                ValueKind::Count | ValueKind::Bytes => self.number(*word),
-                ValueKind::Time => self.time(*word),
-            }
+            self.value(column.kind, *word);
             self.separate(out, separator);
         }
         out.extend_from_slice(&self.line[..self.at]);
         out.pop();
+    }
+
+    /// Appends a row's cells as the members of a JSON object, without its braces: addresses and times as text.
+    #[inline]
+    pub fn members(&mut self, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>) {
+        for (column, field) in schema.key.fields().iter().enumerate() {
+            let value = row.key(schema, column);
+            self.at = 0;
+            self.key(value);
+            self.member(out, field.column(), !matches!(value, KeyValue::Number(_)));
+        }
+        for (column, word) in schema.values.iter().zip(row.values()) {
+            self.at = 0;
+            self.value(column.kind, *word);
+            self.member(out, column.name, column.kind == ValueKind::Time);
+        }
+        out.pop();
+    }
+
+    /// Appends what was written as a member; the names of columns need no escape.
+    #[inline]
+    fn member(&self, out: &mut Vec<u8>, name: &str, quoted: bool) {
+        out.push(b'"');
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(if quoted { b"\":\"" } else { b"\":" });
+        out.extend_from_slice(&self.line[..self.at]);
+        out.extend_from_slice(if quoted { b"\"," } else { b"," });
+    }
+
+    /// A key's cell.
+    #[inline]
+    pub fn key_cell(&mut self, value: KeyValue) -> &str {
+        self.at = 0;
+        self.key(value);
+        std::str::from_utf8(&self.line[..self.at]).expect("cells are ASCII")
+    }
+
+    #[inline]
+    fn value(&mut self, kind: ValueKind, word: u64) {
+        match kind {
+            ValueKind::Count | ValueKind::Bytes => self.number(word),
+            ValueKind::Time => self.time(word),
+        }
     }
 
     /// Ends a value; moves the line on where the next value might not fit.

@@ -23,12 +23,13 @@ use tempfile::TempDir;
 pub const PROBE: &str = env!("CARGO_BIN_EXE_ns-probe");
 pub const ENGINE: &str = env!("CARGO_BIN_EXE_ns-engine");
 /// Where the Debian packages put what the tests run.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("nats-server", "nats-server"),
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("perl", "perl-base"),
+    ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
     ("systemd-analyze", "systemd"),
     ("tcpdump", "tcpdump"),

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod crash;
 pub mod live;
 pub mod partition;
+pub mod writers;
 
 use jiff::Timestamp;
 use serde_json::Value;

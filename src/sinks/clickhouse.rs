@@ -1,0 +1,469 @@
+//! Snapshots in ClickHouse, over its HTTP interface: a table `<task>_rows` and a view `<task>` for each task, and the table
+//! `snapshots`, a row of which makes a task's snapshot of a window visible.
+//!
+//! Every try to write a snapshot has an identity of its own, which all of its rows bear. Only when the server has taken
+//! all of them does one insert name that identity in `snapshots`, for all tasks and windows at once; for each task and
+//! window the latest identity counts, and the views show no others. So a try that fails half-way is never seen, a
+//! snapshot that is written twice is seen once, and a revision takes the place of what it revises in one step. What
+//! nobody sees is deleted once it is an hour old.
+
+use super::columns::{Addresses, arrays, columns, time, time_type};
+use super::delivery::Destination;
+use super::outbox::{Entry, Schemas};
+use super::text::window_name;
+use super::{SinkError, TaskRows};
+use crate::bus::chain;
+use crate::capture::live;
+use crate::warn;
+use arrow_array::{ArrayRef, RecordBatch, TimestampNanosecondArray, UInt32Array, UInt64Array};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{ArrowError, DataType, Field as Column};
+use clickhouse::Client;
+use clickhouse::error::Error;
+use dataflows::rows::{Row, Schema, Snapshot};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Inserts at a time.
+const PARALLEL: usize = 4;
+/// Rows that are made columns at once.
+const CHUNK_ROWS: usize = 1 << 16;
+/// Rows from which on a task's rows are inserted in several parts at a time.
+const MANY_ROWS: usize = 1 << 17;
+/// How long the server may take nothing of an insert.
+const SEND: Duration = Duration::from_secs(30);
+/// How long it may think about one, or about a query.
+const ANSWER: Duration = Duration::from_secs(120);
+/// How long what nobody sees is kept, and how often it is looked for.
+const UNSEEN: Duration = Duration::from_secs(3600);
+/// Columns of `snapshots`, of which the latest identity of a task and window counts.
+const SNAPSHOTS: &str = "task LowCardinality(String), window String, \
+    window_start DateTime64(9, 'UTC'), window_end DateTime64(9, 'UTC'), revision UInt32, snapshot_id UInt64, \
+    rows UInt64, packets UInt64, bytes UInt64, written_at DateTime64(3, 'UTC')";
+
+/// What the configuration says.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `http://host:8123` or `https://host:8443`, without a user.
+    pub url: String,
+    /// Letters, digits and `_`.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// Their password; empty for none. Never shown.
+    pub password: String,
+    /// How long rows are kept, in event time; for ever without.
+    pub keep: Option<Duration>,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {} {}", self.url, self.database, self.user)
+    }
+}
+
+/// A ClickHouse server.
+pub struct ClickHouse {
+    settings: Settings,
+    client: Client,
+    runtime: Runtime,
+    tables: Vec<(Arc<str>, Arc<Schema>)>,
+    is_set_up: bool,
+    last_id: u64,
+    cleaned: Option<Instant>,
+}
+
+impl ClickHouse {
+    /// A writer of these tasks; asks nothing of the server yet.
+    pub fn new(settings: Settings, tasks: Schemas) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let client = Client::default()
+            .with_url(&settings.url)
+            .with_user(&settings.user)
+            .with_password(&settings.password)
+            .with_product_info("netspectra", env!("CARGO_PKG_VERSION"))
+            // A balancer, or a server that takes one connection at a time, is not kept waiting by one that idles.
+            .with_header("Connection", "close")
+            // What is said to be written is written; a window may be of any month.
+            .with_setting("async_insert", "0")
+            .with_setting("max_partitions_per_insert_block", "0");
+        Ok(Self { settings, client, runtime, tables: tasks, is_set_up: false, last_id: 0, cleaned: None })
+    }
+
+    /// Makes what is missing on the server, and checks what is there.
+    pub fn set_up(&mut self) -> Result<(), SinkError> {
+        if self.is_set_up {
+            return Ok(());
+        }
+        let setup = Setup { settings: &self.settings, client: &self.client };
+        let last = self.runtime.block_on(setup.run(&self.tables))?;
+        self.last_id = self.last_id.max(last);
+        self.is_set_up = true;
+        Ok(())
+    }
+
+    /// Asks the server whether all could be set up, and changes nothing.
+    pub fn check(&self) -> Result<(), SinkError> {
+        let setup = Setup { settings: &self.settings, client: &self.client };
+        self.runtime.block_on(async {
+            setup.text("SELECT 1").await?;
+            match setup.has_database().await? {
+                true => setup.check_tables(&self.tables).await,
+                false => Ok(()),
+            }
+        })
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id = live::now().max(self.last_id + 1);
+        self.last_id
+    }
+
+    fn try_write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
+        self.set_up()?;
+        // Of several revisions of a window the last is seen.
+        let snapshots = entries.iter().flat_map(|entry| &entry.snapshots);
+        let latest: BTreeMap<_, _> = snapshots.map(|snapshot| (snapshot.window, snapshot)).collect();
+        let snapshots: Vec<(u64, Arc<Snapshot>)> =
+            latest.into_values().map(|snapshot| (self.next_id(), snapshot.clone())).collect();
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let setup = Setup { settings: &self.settings, client: &self.client };
+        self.runtime.block_on(async {
+            let inserts = parts(&snapshots).into_iter().map(|part| {
+                let sql = setup.insert_sql(&part);
+                let client = self.client.clone();
+                async move {
+                    let inserted = tokio::spawn(async move { part.insert(client, sql).await });
+                    inserted.await.unwrap_or_else(|error| Err(Error::Other(error.into())))
+                }
+            });
+            let inserted: Result<(), Error> =
+                stream::iter(inserts).buffer_unordered(PARALLEL).try_collect().await;
+            inserted.map_err(|error| setup.failed("insert rows", &error))?;
+            setup.execute("commit a window", &setup.commit_sql(&snapshots)).await
+        })
+    }
+
+    /// Deletes what nobody sees any more.
+    fn clean(&mut self) -> Result<(), SinkError> {
+        if self.cleaned.is_some_and(|cleaned| cleaned.elapsed() < UNSEEN) {
+            return Ok(());
+        }
+        self.cleaned = Some(Instant::now());
+        let setup = Setup { settings: &self.settings, client: &self.client };
+        let before = live::now().saturating_sub(u64::try_from(UNSEEN.as_nanos()).unwrap_or(u64::MAX));
+        self.runtime.block_on(async {
+            for (task, _) in &self.tables {
+                let (table, seen) = (setup.table(&format!("{task}_rows")), setup.seen(task));
+                let unseen = format!("snapshot_id < {before} AND snapshot_id NOT IN ({seen})");
+                let any = setup.text(&format!("SELECT count() > 0 FROM {table} WHERE {unseen}")).await?;
+                if any == "1" {
+                    setup.execute("delete old rows", &format!("DELETE FROM {table} WHERE {unseen}")).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Destination for ClickHouse {
+    fn write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
+        if let Err(error) = self.try_write(entries) {
+            // Somebody may have dropped a table.
+            self.is_set_up = false;
+            return Err(error);
+        }
+        if let Err(error) = self.clean() {
+            warn!("{error}; rows that nobody sees stay");
+        }
+        Ok(())
+    }
+}
+
+/// What is asked of a server beside inserts.
+struct Setup<'a> {
+    settings: &'a Settings,
+    client: &'a Client,
+}
+
+impl Setup<'_> {
+    fn table(&self, name: &str) -> String {
+        format!("`{}`.`{name}`", self.settings.database)
+    }
+
+    /// The identities of a task's snapshots that count.
+    fn seen(&self, task: &str) -> String {
+        format!("SELECT snapshot_id FROM {} FINAL WHERE task = '{task}'", self.table("snapshots"))
+    }
+
+    fn failed(&self, action: &str, error: &Error) -> SinkError {
+        let text = match error {
+            Error::BadResponse(text) => text.trim().to_owned(),
+            error => chain(error),
+        };
+        let code = text.strip_prefix("Code: ").and_then(|code| code.split_once('.')?.0.parse::<u32>().ok());
+        let Settings { url, user, database, .. } = self.settings;
+        let (way_out, is_usage) = match code {
+            Some(192 | 193 | 194 | 516) => (format!("; user `{user}` or its password is wrong"), true),
+            Some(291 | 497) => {
+                let rights = "CREATE DATABASE, CREATE TABLE, CREATE VIEW, SELECT, INSERT, ALTER DELETE";
+                (format!("; user `{user}` may not: GRANT {rights} ON `{database}`.* TO `{user}`"), true)
+            }
+            _ => (String::new(), false),
+        };
+        let server = format!("ClickHouse at {url}");
+        SinkError::Server { server, why: format!("cannot {action}: {text}{way_out}"), is_usage }
+    }
+
+    async fn execute(&self, action: &str, sql: &str) -> Result<(), SinkError> {
+        let asked = tokio::time::timeout(ANSWER, self.client.query_raw(sql).execute());
+        let done = asked.await.unwrap_or(Err(Error::TimedOut));
+        done.map_err(|error| self.failed(action, &error))
+    }
+
+    /// An answer of text, without its last end of line.
+    async fn text(&self, sql: &str) -> Result<String, SinkError> {
+        let asked = async {
+            let mut answer = self.client.query_raw(sql).fetch_bytes("TabSeparatedRaw")?;
+            answer.collect().await
+        };
+        let answer = tokio::time::timeout(ANSWER, asked).await.unwrap_or(Err(Error::TimedOut));
+        let answer = answer.map_err(|error| self.failed("ask it", &error))?;
+        Ok(String::from_utf8_lossy(&answer).trim_end_matches('\n').to_owned())
+    }
+
+    async fn has_database(&self) -> Result<bool, SinkError> {
+        let sql = format!("SELECT count() FROM system.databases WHERE name = '{}'", self.settings.database);
+        Ok(self.text(&sql).await? == "1")
+    }
+
+    /// Makes what is missing and gives the latest identity.
+    async fn run(&self, tasks: &Schemas) -> Result<u64, SinkError> {
+        let database = &self.settings.database;
+        if !self.has_database().await? {
+            let sql = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
+            self.execute(&format!("create database `{database}`"), &sql).await?;
+        }
+        self.check_tables(tasks).await?;
+        let keep = self.settings.keep.map(|keep| {
+            format!(" TTL toDateTime(window_start) + toIntervalSecond({})", keep.as_secs().max(1))
+        });
+        let keep = keep.unwrap_or_default();
+        let create = |name: &str, columns: &str, rest: &str| {
+            format!("CREATE TABLE IF NOT EXISTS {} ({columns}) {rest}{keep}", self.table(name))
+        };
+        let rest = "ENGINE = ReplacingMergeTree(snapshot_id) ORDER BY (task, window)";
+        self.execute("create table `snapshots`", &create("snapshots", SNAPSHOTS, rest)).await?;
+        for (task, schema) in tasks {
+            let keys: Vec<_> = schema.key.fields().iter().map(|field| field.column()).collect();
+            let columns: Vec<String> = table_columns(schema)
+                .iter()
+                .map(|(name, kind, codec)| format!("{name} {kind} {codec}"))
+                .collect();
+            let indexes = table_columns(schema).into_iter().filter(|(_, kind, _)| *kind == "IPv6");
+            let indexes: String = indexes.fold(String::new(), |mut text, (name, ..)| {
+                let _ = write!(text, ", INDEX {name}_index {name} TYPE bloom_filter(0.01) GRANULARITY 4");
+                text
+            });
+            let rest = format!(
+                "ENGINE = ReplacingMergeTree PARTITION BY toYYYYMM(window_start) \
+                 ORDER BY (window_start, {}, snapshot_id)",
+                keys.join(", ")
+            );
+            let name = format!("{task}_rows");
+            let sql = create(&name, &format!("{}{indexes}", columns.join(", ")), &rest);
+            self.execute(&format!("create table `{name}`"), &sql).await?;
+            let shown: Vec<&str> =
+                ["window_start", "window_end", "revision"].into_iter().chain(schema.columns()).collect();
+            let sql = format!(
+                "CREATE VIEW IF NOT EXISTS {} AS SELECT {} FROM {} WHERE snapshot_id IN ({})",
+                self.table(task),
+                shown.join(", "),
+                self.table(&name),
+                self.seen(task)
+            );
+            self.execute(&format!("create view `{task}`"), &sql).await?;
+        }
+        let last = self.text(&format!("SELECT max(snapshot_id) FROM {}", self.table("snapshots"))).await?;
+        Ok(last.parse().unwrap_or(0))
+    }
+
+    /// Holds the tables that are there against what they have to be.
+    async fn check_tables(&self, tasks: &Schemas) -> Result<(), SinkError> {
+        let database = &self.settings.database;
+        let sql = format!(
+            "SELECT table, name, type FROM system.columns WHERE database = '{database}' ORDER BY table, position"
+        );
+        let answer = self.text(&sql).await?;
+        let mut found: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for line in answer.lines() {
+            if let Some((table, column)) = line.split_once('\t') {
+                found.entry(table).or_default().push(column.replace('\t', " "));
+            }
+        }
+        let sql = format!("SELECT name FROM system.tables WHERE database = '{database}' AND engine = 'View'");
+        let views = self.text(&sql).await?;
+        let refuse = |why: String| {
+            let server = format!("ClickHouse at {}", self.settings.url);
+            SinkError::Server { server, why, is_usage: true }
+        };
+        for (task, schema) in tasks {
+            if found.contains_key(&**task) && !views.lines().any(|view| *view == **task) {
+                let what = "is there and no view; use another database, or rename the task";
+                return Err(refuse(format!("table {} {what}", self.table(task))));
+            }
+            let Some(theirs) = found.get(&*format!("{task}_rows")) else { continue };
+            let ours: Vec<String> =
+                table_columns(schema).into_iter().map(|(name, kind, _)| format!("{name} {kind}")).collect();
+            if *theirs != ours {
+                let differ = theirs.iter().zip(&ours).find(|(theirs, ours)| theirs != ours);
+                let differ = differ.map_or_else(
+                    || format!("has {} columns; the task `{task}` has {}", theirs.len(), ours.len()),
+                    |(theirs, ours)| format!("has the column `{theirs}`; the task `{task}` has `{ours}`"),
+                );
+                let way_out = "rename the task, use another database, or drop the table and the view";
+                return Err(refuse(format!(
+                    "table {} {differ}: {way_out}",
+                    self.table(&format!("{task}_rows"))
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_sql(&self, part: &Part) -> String {
+        let table = self.table(&format!("{}_rows", part.name));
+        let columns: Vec<_> = table_columns(&part.schema).into_iter().map(|(name, ..)| name).collect();
+        format!("INSERT INTO {table} ({}) FORMAT ArrowStream", columns.join(", "))
+    }
+
+    /// Makes snapshots visible, all at once: the table is in one part for an insert of one block.
+    fn commit_sql(&self, snapshots: &[(u64, Arc<Snapshot>)]) -> String {
+        let mut rows = Vec::new();
+        for (id, snapshot) in snapshots {
+            let (start, end) = span(snapshot);
+            let (window, revision) = (window_name(snapshot.span), snapshot.revision);
+            for task in &snapshot.tasks {
+                let (name, packets, bytes) = (&task.name, task.total("packets"), task.total("bytes"));
+                rows.push(format!(
+                    "('{name}', '{window}', fromUnixTimestamp64Nano(toInt64({start}), 'UTC'), \
+                     fromUnixTimestamp64Nano(toInt64({end}), 'UTC'), {revision}, {id}, {}, {packets}, {bytes}, now64(3, 'UTC'))",
+                    task.len()
+                ));
+            }
+        }
+        format!("INSERT INTO {} VALUES {}", self.table("snapshots"), rows.join(", "))
+    }
+}
+
+/// First and last nanosecond of a window; that of everything has none.
+fn span(snapshot: &Snapshot) -> (i64, i64) {
+    snapshot.span.map_or((0, 0), |(start, end)| (time(start), time(end)))
+}
+
+/// The columns of a task's table: name, type and codec.
+fn table_columns(schema: &Schema) -> Vec<(&'static str, &'static str, &'static str)> {
+    let before = [
+        ("snapshot_id", "UInt64", "CODEC(Delta, ZSTD(1))"),
+        ("window_start", "DateTime64(9, 'UTC')", "CODEC(Delta, ZSTD(1))"),
+        ("window_end", "DateTime64(9, 'UTC')", "CODEC(Delta, ZSTD(1))"),
+        ("revision", "UInt32", "CODEC(Delta, ZSTD(1))"),
+    ];
+    let own = columns(schema, Addresses::Binary).into_iter().zip(schema.columns()).map(|(column, name)| {
+        let (kind, codec) = match column.data_type() {
+            DataType::FixedSizeBinary(_) => ("IPv6", "CODEC(ZSTD(1))"),
+            DataType::Utf8 => ("String", "CODEC(ZSTD(1))"),
+            DataType::UInt8 => ("UInt8", "CODEC(ZSTD(1))"),
+            DataType::UInt16 => ("UInt16", "CODEC(ZSTD(1))"),
+            kind if *kind == time_type() => ("DateTime64(9, 'UTC')", "CODEC(Delta, ZSTD(1))"),
+            _ => ("UInt64", "CODEC(T64, ZSTD(1))"),
+        };
+        (name, kind, codec)
+    });
+    before.into_iter().chain(own).collect()
+}
+
+/// Rows that one insert takes: of one task, of some workers, of all windows that are written.
+struct Part {
+    name: Arc<str>,
+    schema: Arc<Schema>,
+    /// Identity, snapshot, number of the task in it, and numbers of the task's runs.
+    runs: Vec<(u64, Arc<Snapshot>, usize, Vec<usize>)>,
+}
+
+/// Cuts what is to be inserted: of a large task the runs of several workers go at a time.
+fn parts(snapshots: &[(u64, Arc<Snapshot>)]) -> Vec<Part> {
+    let mut tasks: BTreeMap<Arc<str>, Vec<(u64, &Arc<Snapshot>, usize)>> = BTreeMap::new();
+    for (id, snapshot) in snapshots {
+        for (number, task) in snapshot.tasks.iter().enumerate().filter(|(_, task)| !task.is_empty()) {
+            tasks.entry(task.name.clone()).or_default().push((*id, snapshot, number));
+        }
+    }
+    let mut parts = Vec::new();
+    for (name, places) in tasks {
+        let task = |place: &(u64, &Arc<Snapshot>, usize)| -> TaskRows { place.1.tasks[place.2].clone() };
+        let schema = task(&places[0]).schema;
+        let rows: usize = places.iter().map(|place| task(place).len()).sum();
+        let shards = if rows >= MANY_ROWS { PARALLEL } else { 1 };
+        for shard in 0..shards {
+            let runs = places.iter().map(|place| {
+                let runs = (0..task(place).runs.len()).filter(|run| run % shards == shard).collect();
+                (place.0, place.1.clone(), place.2, runs)
+            });
+            let runs: Vec<_> = runs.filter(|(.., runs): &(_, _, _, Vec<usize>)| !runs.is_empty()).collect();
+            if !runs.is_empty() {
+                parts.push(Part { name: name.clone(), schema: schema.clone(), runs });
+            }
+        }
+    }
+    parts
+}
+
+impl Part {
+    async fn insert(self, client: Client, sql: String) -> Result<(), Error> {
+        let other = |error: ArrowError| Error::Other(error.into());
+        let before = [
+            Column::new("snapshot_id", DataType::UInt64, false),
+            Column::new("window_start", time_type(), false),
+            Column::new("window_end", time_type(), false),
+            Column::new("revision", DataType::UInt32, false),
+        ];
+        let all = before.into_iter().chain(columns(&self.schema, Addresses::Binary));
+        let all = Arc::new(arrow_schema::Schema::new(all.collect::<Vec<_>>()));
+        let mut stream = StreamWriter::try_new(Vec::new(), &all).map_err(other)?;
+        let mut insert = client.insert_formatted_with(sql).with_timeouts(Some(SEND), Some(ANSWER));
+        for (id, snapshot, task, runs) in &self.runs {
+            let (start, end) = span(snapshot);
+            let task = &snapshot.tasks[*task];
+            for run in runs {
+                let rows: Vec<Row<'_>> = task.run_rows(*run).collect();
+                for rows in rows.chunks(CHUNK_ROWS) {
+                    let many = rows.len();
+                    let time = |time| -> ArrayRef {
+                        Arc::new(TimestampNanosecondArray::from_value(time, many).with_timezone("UTC"))
+                    };
+                    let before: [ArrayRef; 4] = [
+                        Arc::new(UInt64Array::from_value(*id, many)),
+                        time(start),
+                        time(end),
+                        Arc::new(UInt32Array::from_value(snapshot.revision, many)),
+                    ];
+                    let own = arrays(&self.schema, Addresses::Binary, rows);
+                    let batch = before.into_iter().chain(own).collect();
+                    let batch = RecordBatch::try_new(all.clone(), batch).map_err(other)?;
+                    stream.write(&batch).map_err(other)?;
+                    insert.send(std::mem::take(stream.get_mut()).into()).await?;
+                }
+            }
+        }
+        stream.finish().map_err(other)?;
+        insert.send(std::mem::take(stream.get_mut()).into()).await?;
+        insert.end().await
+    }
+}

@@ -1,0 +1,242 @@
+//! A folder of windows, each a folder of files that appears whole or not at all: what csv, JSON lines and Parquet share.
+//!
+//! A window's folder is built aside, under a name that starts with a dot, and renamed; an earlier one is exchanged for
+//! it in one step and then removed. What is built for a recorded commit has the commit's number in its name and is synced:
+//! a restart puts it in its place if that commit was recorded, and removes it if not. The ledger goes when a run begins to
+//! write and comes back when it has ended, so a folder without one holds whole windows of an unfinished run.
+
+use super::delivery::Destination;
+use super::outbox::Entry;
+use super::text::window_name;
+use super::{SinkError, Writer, summary};
+use crate::ledger::Ledger;
+use crate::state::{Manifest, Prepared, sync_folder};
+use dataflows::rows::Snapshot;
+use rustix::fs::{Access, CWD, RenameFlags};
+use serde::Serialize;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
+const PARTIAL: &str = ".netspectra-partial";
+
+/// The files of a window.
+pub trait Files: Send {
+    /// What comes before the window in its folder's name.
+    const PREFIX: &'static str = "";
+    /// The file that tells of the window; written last.
+    const SUMMARY: &'static str = "summary.json";
+    /// The file that tells of the run.
+    const LEDGER: &'static str = "ledger.json";
+
+    /// Writes all files of a snapshot but the summary into a new folder; so that they are still there when the machine has
+    /// gone down, if `sync`.
+    fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError>;
+}
+
+/// A writer into a folder.
+pub struct FolderWriter<F> {
+    folder: PathBuf,
+    files: F,
+    /// The folder itself, locked while the writer lives, so that two runs cannot mix their windows.
+    _lock: File,
+    begun: bool,
+    /// Folders that are built, and what they will be called.
+    prepared: Vec<(PathBuf, PathBuf)>,
+    synced: bool,
+}
+
+impl<F: Files> FolderWriter<F> {
+    /// A writer into this folder, made where it is missing.
+    pub fn open(folder: &Path, files: F) -> Result<Self, SinkError> {
+        fs::create_dir_all(folder).map_err(SinkError::io("create the folder", folder))?;
+        let lock = File::open(folder).map_err(SinkError::io("open the folder", folder))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SinkError::Busy { path: folder.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(SinkError::io("lock", folder)(error)),
+        }
+        let folder = folder.to_owned();
+        Ok(Self { folder, files, _lock: lock, begun: false, prepared: Vec::new(), synced: false })
+    }
+
+    /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
+    /// killed run has left.
+    pub fn recover(&mut self, last: Option<&Manifest>) -> Result<(), SinkError> {
+        for Prepared { aside, name, inode } in last.iter().flat_map(|manifest| &manifest.prepared) {
+            let aside = self.folder.join(aside);
+            // Another one of this name is what was taken out of the place.
+            if fs::metadata(&aside).is_ok_and(|found| found.ino() == *inode) {
+                self.prepared.push((aside, self.folder.join(name)));
+                self.synced = true;
+            }
+        }
+        self.publish()?;
+        self.remove_partials().map_err(SinkError::io("clear what a killed run left in", &self.folder))
+    }
+
+    fn remove_partials(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.ends_with(PARTIAL) {
+                let remove = if entry.file_type()?.is_dir() { fs::remove_dir_all } else { fs::remove_file };
+                remove(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn build(&self, aside: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
+        match fs::remove_dir_all(aside) {
+            // A try before this one could not take it away.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(SinkError::io("remove the old", aside)(error)),
+        }
+        fs::create_dir(aside).map_err(SinkError::io("create the folder", aside))?;
+        self.files.build(aside, snapshot, sync)?;
+        let path = aside.join(F::SUMMARY);
+        write_json(&path, &summary(snapshot))?;
+        if sync {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(SinkError::io("sync", &path))?;
+            for folder in [aside, &self.folder] {
+                sync_folder(folder).map_err(SinkError::io("sync", folder))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Files> Writer for FolderWriter<F> {
+    fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
+        if !std::mem::replace(&mut self.begun, true) {
+            remove_file(&self.folder.join(F::LEDGER))?;
+        }
+        let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
+        let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
+        let aside = self.folder.join(format!(".{name}{number}{PARTIAL}"));
+        if let Err(error) = self.build(&aside, snapshot, commit.is_some()) {
+            // The first error is the one to tell; what cannot be removed now is removed by the next run.
+            let _ = fs::remove_dir_all(&aside);
+            return Err(error);
+        }
+        self.prepared.push((aside, self.folder.join(name)));
+        self.synced = commit.is_some();
+        Ok(())
+    }
+
+    fn prepared(&self) -> Vec<Prepared> {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let prepared = self.prepared.iter().filter_map(|(aside, path)| {
+            let inode = fs::metadata(aside).ok()?.ino();
+            Some(Prepared { aside: name(aside)?, name: name(path)?, inode })
+        });
+        prepared.collect()
+    }
+
+    fn publish(&mut self) -> Result<(), SinkError> {
+        let any = !self.prepared.is_empty();
+        for (aside, path) in self.prepared.drain(..) {
+            put_in_place(&aside, &path, F::SUMMARY)?;
+        }
+        if any && self.synced {
+            sync_folder(&self.folder).map_err(SinkError::io("sync", &self.folder))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        let path = self.folder.join(F::LEDGER);
+        let aside = self.folder.join(format!(".{}{PARTIAL}", F::LEDGER));
+        write_json(&aside, ledger)?;
+        if self.synced {
+            let synced = File::open(&aside).and_then(|file| file.sync_all());
+            synced.map_err(SinkError::io("sync", &aside))?;
+        }
+        fs::rename(&aside, &path).map_err(SinkError::io("rename to", &path))
+    }
+}
+
+/// A writer into a folder that is behind the outbox.
+pub struct FolderDestination<F> {
+    /// The folder.
+    pub writer: FolderWriter<F>,
+    /// Whether what is written has to be there when the machine has gone down.
+    pub sync: bool,
+}
+
+impl<F: Files> Destination for FolderDestination<F> {
+    fn write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
+        for snapshot in entries.iter().flat_map(|entry| &entry.snapshots) {
+            self.writer.prepare(snapshot, self.sync.then_some(0))?;
+            self.writer.publish()?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        self.writer.finish(ledger)
+    }
+}
+
+/// Whether a folder can be made or written to; nothing is.
+pub fn check(path: &Path) -> Result<(), SinkError> {
+    let found = path.ancestors().find(|path| path.as_os_str().is_empty() || path.exists());
+    let nearest = found.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !nearest.is_dir() {
+        return Err(SinkError::io("write into", nearest)(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    let allowed = rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK);
+    allowed.map_err(|error| SinkError::io("write into", nearest)(error.into()))
+}
+
+/// A file is still there when the machine has gone down.
+pub(super) fn sync_file(path: &Path, file: &File) -> Result<(), SinkError> {
+    file.sync_all().map_err(SinkError::io("sync", path))
+}
+
+fn remove_file(path: &Path) -> Result<(), SinkError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(SinkError::io("remove the old", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Renames a finished folder to its name; an older snapshot of that name is exchanged for it and removed.
+fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<(), SinkError> {
+    let failed = |action| SinkError::io(action, path);
+    match fs::rename(aside, path) {
+        Err(error) if path.is_dir() && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        renamed => return renamed.map_err(failed("rename to")),
+    }
+    if !path.join(summary).is_file() {
+        let error = io::Error::other("a folder that is no snapshot has this name, and it is not empty");
+        return Err(failed("replace")(error));
+    }
+    match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_dir_all(aside).map_err(failed("remove the old")),
+        // This file system cannot exchange: for a moment there is neither the old nor the new.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            let old = aside.with_extension(format!("old{PARTIAL}"));
+            fs::rename(path, &old).and_then(|()| fs::rename(aside, path)).map_err(failed("rename to"))?;
+            fs::remove_dir_all(&old).map_err(failed("remove the old"))
+        }
+        Err(error) => Err(failed("rename to")(error.into())),
+    }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SinkError> {
+    let write = || {
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        fs::write(path, text)
+    };
+    write().map_err(SinkError::io("write", path))
+}

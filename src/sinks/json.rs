@@ -1,0 +1,84 @@
+//! Snapshots as JSON lines: `DIR/<window>/<task>.jsonl` and `summary.json`, or standard output. An object a row, which tells
+//! its task, window and revision, then its cells as csv has them.
+
+use super::delivery::Destination;
+use super::folder::{Files, sync_file};
+use super::lines::write_rows;
+use super::outbox::Entry;
+use super::text::{Text, rfc3339};
+use super::{SinkError, TaskRows};
+use dataflows::rows::{Row, Schema, Snapshot};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of lines that are written at once.
+const CHUNK: usize = 1 << 20;
+
+/// The files of a window, formatted on several threads.
+pub struct JsonLines {
+    /// Threads that format, at least 1.
+    pub threads: usize,
+}
+
+impl Files for JsonLines {
+    fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
+        let mut files = Vec::with_capacity(snapshot.tasks.len());
+        for task in &snapshot.tasks {
+            let path = folder.join(format!("{}.jsonl", task.name));
+            let file = File::create(&path).map_err(SinkError::io("create", &path))?;
+            files.push((path, file));
+        }
+        let heads: Vec<_> = snapshot.tasks.iter().map(|task| head(task, snapshot)).collect();
+        write_rows(&snapshot.tasks, &files, self.threads, |task, text, out, row| {
+            line(&heads[task], text, out, &snapshot.tasks[task].schema, row);
+        })?;
+        match sync {
+            true => files.iter().try_for_each(|(path, file)| sync_file(path, file)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The beginning of all lines of a task.
+fn head(task: &TaskRows, snapshot: &Snapshot) -> Vec<u8> {
+    let time = |time: Option<u64>| time.map_or("null".into(), |time| format!("\"{}\"", rfc3339(time)));
+    let (start, end) = (snapshot.span.map(|span| span.0), snapshot.span.map(|span| span.1));
+    let (name, revision) = (&task.name, snapshot.revision);
+    let window = format!("\"window_start\":{},\"window_end\":{}", time(start), time(end));
+    format!("{{\"task\":\"{name}\",{window},\"revision\":{revision},").into_bytes()
+}
+
+/// Appends a line without its end.
+fn line(head: &[u8], text: &mut Text, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>) {
+    out.extend_from_slice(head);
+    text.members(out, schema, row);
+    out.push(b'}');
+}
+
+/// JSON lines on standard output; those of an entry that is written again come again.
+pub struct StandardOutput;
+
+impl Destination for StandardOutput {
+    fn write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
+        let mut stdout = io::stdout().lock();
+        let (mut text, mut out) = (Text::default(), Vec::new());
+        let snapshots = entries.iter().flat_map(|entry| &entry.snapshots);
+        for (snapshot, task) in snapshots.flat_map(|all| all.tasks.iter().map(move |task| (all, task))) {
+            let head = head(task, snapshot);
+            for piece in task.pieces(8192) {
+                task.visit(&piece, |row| {
+                    line(&head, &mut text, &mut out, &task.schema, &row);
+                    out.push(b'\n');
+                });
+                if out.len() >= CHUNK {
+                    stdout.write_all(&out).map_err(SinkError::io("write", Path::new("standard output")))?;
+                    out.clear();
+                }
+            }
+        }
+        let written = stdout.write_all(&out).and_then(|()| stdout.flush());
+        written.map_err(SinkError::io("write", Path::new("standard output")))
+    }
+}

@@ -1,0 +1,159 @@
+//! Snapshots and alerts as messages on NATS, for others to build on: `<subject>.<task>` the rows of a task in a window, in
+//! parts, `<subject>.windows` when all of a window has gone out, `<subject>.alerts` each event.
+//!
+//! A message that is sent again bears the same `Nats-Msg-Id`, by which a stream of JetStream keeps it once.
+
+use super::delivery::Destination;
+use super::outbox::Entry;
+use super::text::{Text, window_name};
+use super::{SinkError, summary};
+use crate::bus::{Bus, BusError, Settings};
+use crate::ledger::Ledger;
+use async_nats::HeaderMap;
+use async_nats::header::NATS_MESSAGE_ID;
+use bytes::Bytes;
+use dataflows::rows::{Snapshot, TaskRows};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+
+/// Bytes of rows in a message, unless the server takes less.
+const PART: usize = 512 << 10;
+/// What a message has beside its rows, at most.
+const BESIDE: usize = 4096;
+/// Messages that the client may hold.
+const CAPACITY: usize = 256;
+
+/// A subject of a NATS server.
+pub struct Nats {
+    settings: Settings,
+    program: &'static str,
+    subject: String,
+    runtime: Runtime,
+    bus: Option<Bus>,
+}
+
+impl Nats {
+    /// A writer to this subject; does not connect yet. `program` names us to the server.
+    pub fn new(settings: Settings, program: &'static str, subject: String) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        Ok(Self { settings, program, subject, runtime, bus: None })
+    }
+
+    /// Connects, where it has not.
+    pub fn connect(&mut self) -> Result<(), SinkError> {
+        if self.bus.is_none() {
+            let connected = self.runtime.block_on(Bus::connect(&self.settings, self.program, CAPACITY));
+            self.bus = Some(connected.map_err(|error| self.failed(&error))?);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &BusError) -> SinkError {
+        let server = format!("NATS, subject {}", self.subject);
+        SinkError::Server { server, why: error.to_string(), is_usage: error.is_usage() }
+    }
+
+    fn try_write(&self, bus: &Bus, entries: &[Arc<Entry>]) -> Result<(), BusError> {
+        self.runtime.block_on(async {
+            let outgoing = Outgoing { bus, subject: &self.subject };
+            // What waits in the client while the server is away would be sent twice.
+            bus.round_trip().await?;
+            for entry in entries {
+                for snapshot in &entry.snapshots {
+                    outgoing.snapshot(snapshot).await?;
+                }
+                for event in &entry.events {
+                    let payload = serde_json::to_vec(event).expect("an event can be written");
+                    outgoing.publish("alerts", &event.name(), payload.into()).await?;
+                }
+            }
+            bus.round_trip().await
+        })
+    }
+}
+
+impl Destination for Nats {
+    fn write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
+        self.connect()?;
+        let Some(bus) = &self.bus else { return Ok(()) };
+        let written = self.try_write(bus, entries).map_err(|error| self.failed(&error));
+        if written.is_err() {
+            // A new connection has nothing left of this one, and knows of no refusal.
+            self.bus = None;
+        }
+        written
+    }
+
+    fn finish(&mut self, _ledger: &Ledger) -> Result<(), SinkError> {
+        self.bus = None;
+        Ok(())
+    }
+}
+
+struct Outgoing<'a> {
+    bus: &'a Bus,
+    subject: &'a str,
+}
+
+impl Outgoing<'_> {
+    async fn publish(&self, last: &str, id: &str, payload: Bytes) -> Result<(), BusError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id);
+        let subject = format!("{}.{last}", self.subject);
+        let sent = self.bus.client().publish_with_headers(subject, headers, payload).await;
+        sent.map_err(|error| self.bus.failed("publish", &error))
+    }
+
+    async fn snapshot(&self, snapshot: &Snapshot) -> Result<(), BusError> {
+        let window = window_name(snapshot.span);
+        let id = |task: &str| format!("{task}-{window}-{}", snapshot.revision);
+        let mut told = summary(snapshot);
+        let most = PART.min(self.bus.client().server_info().max_payload.saturating_sub(BESIDE));
+        for task in &snapshot.tasks {
+            let parts = parts(task, most);
+            let many = parts.len();
+            for (part, rows) in parts.into_iter().enumerate() {
+                let head = json!({
+                    "task": &*task.name,
+                    "window_start": told["window_start"],
+                    "window_end": told["window_end"],
+                    "revision": snapshot.revision,
+                    "part": part,
+                    "parts": many,
+                });
+                let mut payload = head.to_string().into_bytes();
+                payload.pop();
+                payload.extend_from_slice(b",\"rows\":[");
+                payload.extend_from_slice(&rows);
+                payload.extend_from_slice(b"]}");
+                self.publish(&task.name, &format!("{}-{part}", id(&task.name)), payload.into()).await?;
+            }
+        }
+        let mut whole = serde_json::Map::from_iter([("window".to_owned(), Value::from(window.as_str()))]);
+        if let Value::Object(told) = &mut told {
+            whole.append(told);
+        }
+        let payload = serde_json::to_vec(&whole).expect("a summary can be written");
+        self.publish("windows", &id("windows"), payload.into()).await
+    }
+}
+
+/// A task's rows as objects with commas between them, in parts of about so many bytes; one where there is no row.
+fn parts(task: &TaskRows, most: usize) -> Vec<Vec<u8>> {
+    let (mut parts, mut part, mut text) = (Vec::new(), Vec::new(), Text::default());
+    for piece in task.pieces(8192) {
+        task.visit(&piece, |row| {
+            let before = part.len();
+            part.extend_from_slice(if part.is_empty() { b"{".as_slice() } else { b",{" });
+            text.members(&mut part, &task.schema, &row);
+            part.push(b'}');
+            if part.len() > most && before > 0 {
+                let last = part.split_off(before + 1);
+                parts.push(std::mem::replace(&mut part, last));
+            }
+        });
+    }
+    parts.push(part);
+    parts
+}
