@@ -1,14 +1,15 @@
 # NetSpectra's tasks. `make demo` and `make test` need nothing but Rust on a Debian machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live live-demo test crash-test bench live-bench cluster-bench query-bench fuzz install-deps
+.PHONY: help demo live live-demo test-deps test crash-test bench live-bench cluster-bench query-bench writer-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
-TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd
+TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd prometheus python3-venv
 BENCH_DEPS := tcpdump nfdump hyperfine python3
 FUZZ_DEPS  := g++
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 TARGET     := $(abspath $(or $(CARGO_TARGET_DIR),target))
+PYTHON     := $(TARGET)/test-python
 CORPUS     := $(wildcard $(or $(NETSPECTRA_CORPUS),../shared/pcaps))
 SECONDS    ?= 600
 ROUNDS     ?= 30
@@ -67,8 +68,17 @@ live-demo: install-deps	## nats-server, ns-engine and a replaying ns-probe in on
 	$$bin/pcap-analyzer -q --window 60s -o demo/offline demo/capture.pcap >/dev/null; \
 	diff -r -x ledger.json demo/offline demo/live && echo "byte for byte what pcap-analyzer --window 60s makes of the capture"
 
-test: install-deps	## formatting, lints, every test, documentation
+# ClickHouse as a library, readers of Parquet, and what tries the API; from PyPI, into the target folder.
+$(PYTHON)/installed: tests/requirements.txt
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-deps: install-deps	## install what the tests need
 	$(call install,$(TEST_DEPS))
+	@$(MAKE) --no-print-directory $(PYTHON)/installed
+
+test: test-deps	## formatting, lints, every test, documentation
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -95,6 +105,11 @@ cluster-bench: install-deps	## processor time of 1, 2 and 4 processes, a slow si
 	$(call install,$(TEST_DEPS) python3 strace)
 	cargo build --release
 	python3 benches/cluster.py $(BENCH_FLAGS)
+
+writer-bench: install-deps	## what Parquet and JSON lines beside csv cost the batch job
+	$(call install,python3)
+	cargo build --release
+	python3 benches/writers.py
 
 query-bench: install-deps	## what standing queries, sketches and alerts cost: a window with few changes, and the batch job
 	$(call install,python3)

@@ -3,8 +3,8 @@
 
 use super::SinkError;
 use super::folder::{Files, FolderWriter, sync_file};
-use super::lines::write_rows;
 use super::text::window_name;
+use super::turns::write_lines;
 use crate::engine::{Group, Written};
 use dataflows::aggregator::Task;
 use dataflows::rows::{Snapshot, TaskRows};
@@ -37,7 +37,7 @@ impl Files for Csv {
             });
             files.push((path.clone(), written.map_err(SinkError::io("write", &path))?));
         }
-        write_rows(&snapshot.tasks, &files, self.threads, |task, text, out, row| {
+        files = write_lines(&snapshot.tasks, files, self.threads, |task, text, out, row| {
             text.row(out, &snapshot.tasks[task].schema, row, b',');
         })?;
         for task in &snapshot.tasks {

@@ -29,6 +29,8 @@ pub trait Files: Send {
     const PREFIX: &'static str = "";
     /// The file that tells of the window; written last.
     const SUMMARY: &'static str = "summary.json";
+    /// Where in the writer's folder windows are built; empty for right there.
+    const ASIDE: &'static str = "";
     /// The file that tells of the run.
     const LEDGER: &'static str = "ledger.json";
 
@@ -78,6 +80,11 @@ impl<F: Files> FolderWriter<F> {
         self.remove_partials().map_err(SinkError::io("clear what a killed run left in", &self.folder))
     }
 
+    /// Where windows are built.
+    fn aside(&self) -> PathBuf {
+        if F::ASIDE.is_empty() { self.folder.clone() } else { self.folder.join(F::ASIDE) }
+    }
+
     fn remove_partials(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -98,13 +105,13 @@ impl<F: Files> FolderWriter<F> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(SinkError::io("remove the old", aside)(error)),
         }
-        fs::create_dir(aside).map_err(SinkError::io("create the folder", aside))?;
+        fs::create_dir_all(aside).map_err(SinkError::io("create the folder", aside))?;
         self.files.build(aside, snapshot, sync)?;
         let path = aside.join(F::SUMMARY);
         write_json(&path, &summary(snapshot))?;
         if sync {
             File::open(&path).and_then(|file| file.sync_all()).map_err(SinkError::io("sync", &path))?;
-            for folder in [aside, &self.folder] {
+            for folder in [aside, &self.aside()] {
                 sync_folder(folder).map_err(SinkError::io("sync", folder))?;
             }
         }
@@ -119,7 +126,7 @@ impl<F: Files> Writer for FolderWriter<F> {
         }
         let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
         let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
-        let aside = self.folder.join(format!(".{name}{number}{PARTIAL}"));
+        let aside = self.aside().join(format!(".{name}{number}{PARTIAL}"));
         if let Err(error) = self.build(&aside, snapshot, commit.is_some()) {
             // The first error is the one to tell; what cannot be removed now is removed by the next run.
             let _ = fs::remove_dir_all(&aside);

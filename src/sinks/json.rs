@@ -3,9 +3,9 @@
 
 use super::delivery::Destination;
 use super::folder::{Files, sync_file};
-use super::lines::write_rows;
 use super::outbox::Entry;
 use super::text::{Text, rfc3339};
+use super::turns::write_lines;
 use super::{SinkError, TaskRows};
 use dataflows::rows::{Row, Schema, Snapshot};
 use std::fs::File;
@@ -31,7 +31,7 @@ impl Files for JsonLines {
             files.push((path, file));
         }
         let heads: Vec<_> = snapshot.tasks.iter().map(|task| head(task, snapshot)).collect();
-        write_rows(&snapshot.tasks, &files, self.threads, |task, text, out, row| {
+        let files = write_lines(&snapshot.tasks, files, self.threads, |task, text, out, row| {
             line(&heads[task], text, out, &snapshot.tasks[task].schema, row);
         })?;
         match sync {

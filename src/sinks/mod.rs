@@ -12,11 +12,11 @@ pub mod csv;
 pub mod delivery;
 pub mod folder;
 pub mod json;
-mod lines;
 pub mod nats;
 pub mod outbox;
 pub mod parquet;
 pub mod text;
+mod turns;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
 use dataflows::rows::{Snapshot, TaskRows};

@@ -6,20 +6,24 @@ use super::SinkError;
 use super::columns::{Addresses, arrays, columns};
 use super::folder::{Files, sync_file};
 use super::text::rfc3339;
+use super::turns::in_turns;
 use crate::state::sync_folder;
-use arrow_array::RecordBatch;
-use dataflows::rows::{Snapshot, TaskRows, ValueKind};
+use arrow_schema::{DataType, SchemaRef};
+use dataflows::rows::{Piece, Snapshot, TaskRows};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{
+    ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
+};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 1 << 17;
@@ -35,55 +39,75 @@ impl Files for Parquet {
     /// Readers of data sets pass over names that begin so.
     const SUMMARY: &'static str = "_summary.json";
     const LEDGER: &'static str = "_ledger.json";
+    /// Not all readers pass over names that begin with a dot: a level deeper their patterns do not find it.
+    const ASIDE: &'static str = ".netspectra-partial";
 
     fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
-        let mut tasks: Vec<&TaskRows> = snapshot.tasks.iter().collect();
-        // The largest first: it takes longest.
-        tasks.sort_by_key(|task| std::cmp::Reverse(task.len()));
-        let taken = AtomicUsize::new(0);
-        let work = || {
-            while let Some(task) = tasks.get(taken.fetch_add(1, Relaxed)) {
-                let folder = folder.join(format!("task={}", task.name));
-                fs::create_dir(&folder).map_err(SinkError::io("create the folder", &folder))?;
-                let path = folder.join("rows.parquet");
-                let file = File::create(&path).map_err(SinkError::io("create", &path))?;
-                let file = write(file, snapshot, task).map_err(|error| {
-                    let error = match error {
-                        ParquetError::External(error) => io::Error::other(error),
-                        error => io::Error::other(error),
-                    };
-                    SinkError::io("write", &path)(error)
-                })?;
-                if sync {
-                    sync_file(&path, &file)?;
-                    sync_folder(&folder).map_err(SinkError::io("sync", &folder))?;
-                }
-            }
+        let tasks = &snapshot.tasks;
+        let schema =
+            |task: &TaskRows| Arc::new(arrow_schema::Schema::new(columns(&task.schema, Addresses::Text)));
+        let schemas: Vec<SchemaRef> = tasks.iter().map(schema).collect();
+        let (mut files, mut groups) = (Vec::new(), Vec::new());
+        for (task, schema) in tasks.iter().zip(&schemas) {
+            let folder = folder.join(format!("task={}", task.name));
+            fs::create_dir(&folder).map_err(SinkError::io("create the folder", &folder))?;
+            let path = folder.join("rows.parquet");
+            let file = File::create(&path).map_err(SinkError::io("create", &path))?;
+            let opened = properties(snapshot, task)
+                .and_then(|properties| ArrowWriter::try_new(file, schema.clone(), Some(properties)))
+                .and_then(ArrowWriter::into_serialized_writer);
+            let (file, factory) = opened.map_err(failed(&path))?;
+            files.push((path, file));
+            groups.push(factory);
+        }
+        // What is made of a piece are the encoded columns of a row group.
+        let make = |group: &mut Vec<ArrowColumnChunk>, task: usize, piece: &Piece| {
+            let encoded = encode(&tasks[task], piece, (&schemas[task], &groups[task]));
+            *group = encoded.map_err(failed(folder))?;
             Ok(())
         };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..self.threads.min(tasks.len())).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let put = |group: &mut Vec<ArrowColumnChunk>,
+                   (path, file): &mut (PathBuf, SerializedFileWriter<File>)| {
+            let mut append = || {
+                let mut into = file.next_row_group()?;
+                group.drain(..).try_for_each(|column| column.append_to_row_group(&mut into))?;
+                into.close()
             };
-            others.into_iter().map(join).fold(own, Result::and)
-        })
+            append().map(drop).map_err(failed(path))
+        };
+        let files = in_turns((tasks, ROW_GROUP), files, self.threads, make, put)?;
+        for (path, file) in files {
+            let file = file.into_inner().map_err(failed(&path))?;
+            if sync {
+                sync_file(&path, &file)?;
+                let folder = path.parent().unwrap_or(&path);
+                sync_folder(folder).map_err(SinkError::io("sync", folder))?;
+            }
+        }
+        Ok(())
     }
 }
 
-fn write(file: File, snapshot: &Snapshot, task: &TaskRows) -> Result<File, ParquetError> {
-    let schema = &task.schema;
-    let columns = Arc::new(arrow_schema::Schema::new(columns(schema, Addresses::Text)));
-    let mut writer = ArrowWriter::try_new(file, columns.clone(), Some(properties(snapshot, task)?))?;
-    for piece in task.pieces(ROW_GROUP) {
-        let mut rows = Vec::with_capacity(ROW_GROUP);
-        task.visit(&piece, |row| rows.push(row));
-        for rows in rows.chunks(ROW_GROUP) {
-            writer.write(&RecordBatch::try_new(columns.clone(), arrays(schema, Addresses::Text, rows))?)?;
-        }
+fn failed(path: &Path) -> impl Fn(ParquetError) -> SinkError + use<> {
+    let failed = SinkError::io("write", path);
+    move |error| failed(io::Error::other(error))
+}
+
+/// The columns of a piece as a row group has them.
+fn encode(
+    task: &TaskRows,
+    piece: &Piece,
+    (schema, groups): (&SchemaRef, &ArrowRowGroupWriterFactory),
+) -> Result<Vec<ArrowColumnChunk>, ParquetError> {
+    let mut rows = Vec::new();
+    task.visit(piece, |row| rows.push(row));
+    let mut writers = groups.create_column_writers(0)?;
+    for ((writer, array), column) in
+        writers.iter_mut().zip(arrays(&task.schema, Addresses::Text, &rows)).zip(schema.fields())
+    {
+        compute_leaves(column, &array)?.iter().try_for_each(|leaf| writer.write(leaf))?;
     }
-    writer.into_inner()
+    writers.into_iter().map(ArrowColumnWriter::close).collect()
 }
 
 fn properties(snapshot: &Snapshot, task: &TaskRows) -> Result<WriterProperties, ParquetError> {
@@ -100,14 +124,14 @@ fn properties(snapshot: &Snapshot, task: &TaskRows) -> Result<WriterProperties, 
         .set_created_by(concat!("netspectra ", env!("CARGO_PKG_VERSION")).into())
         .set_max_row_group_row_count(Some(ROW_GROUP))
         .set_key_value_metadata(Some(metadata.to_vec()));
-    for column in &task.schema.values {
-        if column.kind == ValueKind::Time {
-            // Hardly a time is there twice.
-            let path = ColumnPath::from(column.name);
-            properties = properties
-                .set_column_dictionary_enabled(path.clone(), false)
-                .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
-        }
+    // Values seldom come again often enough to be worth a dictionary, and neighbours are alike.
+    let encodings = task.schema.values.iter().map(|column| (column.name, Encoding::DELTA_BINARY_PACKED));
+    let text = columns(&task.schema, Addresses::Text).into_iter().zip(task.schema.columns());
+    let text = text.filter(|(column, _)| *column.data_type() == DataType::Utf8);
+    for (name, encoding) in encodings.chain(text.map(|(_, name)| (name, Encoding::DELTA_LENGTH_BYTE_ARRAY))) {
+        let path = ColumnPath::from(name);
+        properties =
+            properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding);
     }
     Ok(properties.build())
 }
