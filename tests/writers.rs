@@ -381,7 +381,8 @@ fn parquet_has_the_rows_of_csv_for_duckdb_and_pyarrow_revisions_and_a_second_run
     scratch.analyze("-q -o out --window 10s a.pcap").assert(0, "");
     assert!(most_revised(&csv_answers(&out)) > 0, "no late packet came too late");
     assert_parquet(&parquet, &out, "late packets");
-    let ledgers = [&parquet, &out].map(|folder| fs::read_to_string(folder.join("ledger.json")).unwrap());
+    let ledgers = [parquet.join("_ledger.json"), out.join("ledger.json")];
+    let ledgers = ledgers.map(|ledger| fs::read_to_string(ledger).unwrap());
     assert_eq!(ledgers[0], ledgers[1], "ledger.json");
     // Other packets in the same windows.
     scratch.write("a.pcap", pcap(&late_packets(77, 8_000)));

@@ -221,7 +221,10 @@ impl Deliveries {
 
     /// Takes what a commit gives out, to be given to writers once it is recorded.
     pub fn append(&self, entry: Entry, commit: u64) -> Result<(), SinkError> {
-        self.watch.outbox.as_ref().map_or(Ok(()), |outbox| outbox.append(entry, commit))
+        // A commit may be of accounts alone.
+        let is_empty = entry.snapshots.is_empty() && entry.events.is_empty();
+        let outbox = self.watch.outbox.as_ref().filter(|_| !is_empty);
+        outbox.map_or(Ok(()), |outbox| outbox.append(entry, commit))
     }
 
     /// Gives all that was taken to the writers.

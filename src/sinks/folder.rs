@@ -151,6 +151,10 @@ impl<F: Files> Writer for FolderWriter<F> {
         for (aside, path) in self.prepared.drain(..) {
             put_in_place(&aside, &path, F::SUMMARY)?;
         }
+        if !F::ASIDE.is_empty() {
+            // Fails where something is still in it.
+            let _ = fs::remove_dir(self.aside());
+        }
         if any && self.synced {
             sync_folder(&self.folder).map_err(SinkError::io("sync", &self.folder))?;
         }

@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
-/// Bytes of rows in a message, unless the server takes less.
-const PART: usize = 512 << 10;
-/// What a message has beside its rows, at most.
+/// Bytes of a message of rows, unless the server takes less.
+const MESSAGE: usize = 512 << 10;
+/// What such a message has beside its rows, at most.
 const BESIDE: usize = 4096;
 /// Messages that the client may hold.
 const CAPACITY: usize = 256;
@@ -109,7 +109,7 @@ impl Outgoing<'_> {
         let window = window_name(snapshot.span);
         let id = |task: &str| format!("{task}-{window}-{}", snapshot.revision);
         let mut told = summary(snapshot);
-        let most = PART.min(self.bus.client().server_info().max_payload.saturating_sub(BESIDE));
+        let most = MESSAGE.min(self.bus.client().server_info().max_payload).saturating_sub(BESIDE);
         for task in &snapshot.tasks {
             let parts = parts(task, most);
             let many = parts.len();
@@ -149,7 +149,9 @@ fn parts(task: &TaskRows, most: usize) -> Vec<Vec<u8>> {
             text.members(&mut part, &task.schema, &row);
             part.push(b'}');
             if part.len() > most && before > 0 {
-                let last = part.split_off(before + 1);
+                // Without the comma between them.
+                let last = part[before + 1..].to_vec();
+                part.truncate(before);
                 parts.push(std::mem::replace(&mut part, last));
             }
         });

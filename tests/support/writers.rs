@@ -643,7 +643,8 @@ impl Heard {
     pub fn take(&mut self, subject: &str, message: &Message) {
         const LIMIT: usize = 512 << 10;
         assert!(message.bytes < LIMIT, "{} bytes on {}", message.bytes, message.subject);
-        let last = message.subject.strip_prefix(&format!("{subject}.")).unwrap();
+        let last = message.subject.strip_prefix(&format!("{subject}."));
+        let last = last.unwrap_or_else(|| panic!("{message:?}"));
         let payload = &message.payload;
         match last {
             "alerts" => self.alerts.push(payload.clone()),
