@@ -436,7 +436,7 @@ fn a_reader_of_parquet_never_sees_a_window_that_is_not_whole() {
             assert!(below.starts_with("window=2"), "a reader sees {below} before its window is whole");
         }
         let whole = tasks.iter().cloned().chain(["_summary.json".to_owned()]).collect();
-        for window in windows(&parquet) {
+        for window in windows(&parquet).iter().filter(|name| name.starts_with("window=")) {
             assert_eq!(entries(&parquet.join(&window)), whole, "{window}");
         }
     };
@@ -575,7 +575,10 @@ fn a_nats_server_that_is_killed_gets_what_came_meanwhile() {
     asking.request("$JS.API.CONSUMER.CREATE.TOLD", &json!({"stream_name": "TOLD", "config": config}));
     let mut heard = Heard::default();
     for _ in 0..number(&kept["state"]["messages"]) {
-        heard.take("told.by.us", &listener.next());
+        // Answers to others' requests come here too.
+        let message = std::iter::repeat_with(|| listener.next());
+        let message = message.skip_while(|message| message.subject.starts_with("_INBOX.")).next();
+        heard.take("told.by.us", &message.unwrap());
     }
     assert_heard(&heard, &scratch, "a server that was killed");
 }

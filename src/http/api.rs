@@ -494,7 +494,7 @@ fn conditions(table: &TaskRows, filter: &[(String, String)]) -> Result<Vec<(usiz
             let known: Vec<&str> = fields.iter().map(|field| field.column()).collect();
             let why =
                 format!("`{name}` is no key column of task `{}`; one of {}", table.name, known.join(", "));
-            return Err(Refusal::bad(format!("filter: {why}")));
+            return Err(Refusal::missing(format!("filter: {why}")));
         };
         let condition = Condition::read(fields[column], &Value::from(operand.as_str()))
             .map_err(|why| Refusal::bad(format!("filter: {name}: {why}")))?;
@@ -522,7 +522,7 @@ impl Order {
         let key = schema.key.fields().iter().position(|field| field.column() == name).map(Column::Key);
         let column = key.or_else(|| schema.value_named(name).map(Column::Value)).ok_or_else(|| {
             let known = schema.columns().collect::<Vec<_>>().join(", ");
-            Refusal::bad(format!("sort: `{name}` is no column of task `{}`; one of {known}", table.name))
+            Refusal::missing(format!("sort: `{name}` is no column of task `{}`; one of {known}", table.name))
         })?;
         Ok(Self { column, descends })
     }
