@@ -276,20 +276,20 @@ fn format_rows(bencher: Bencher) {
 
 #[divan::bench]
 fn write_csv(bencher: Bencher) {
-    write(bencher, Csv { threads: 1 });
+    write_files(bencher, Csv { threads: 1 });
 }
 
 #[divan::bench]
 fn write_parquet(bencher: Bencher) {
-    write(bencher, Parquet { threads: 1 });
+    write_files(bencher, Parquet { threads: 1 });
 }
 
 #[divan::bench]
 fn write_json_lines(bencher: Bencher) {
-    write(bencher, JsonLines { threads: 1 });
+    write_files(bencher, JsonLines { threads: 1 });
 }
 
-fn write(bencher: Bencher, files: impl Files) {
+fn write_files(bencher: Bencher, files: impl Files) {
     let rows = task_rows();
     let folder = tempfile::tempdir().expect("a folder");
     let mut writer = FolderWriter::open(folder.path(), files).expect("a writer");

@@ -397,10 +397,12 @@ impl Writing {
         Self { record, behind, run }
     }
 
-    /// How the record is tried again.
-    pub fn retry(&self) -> Retry {
-        let record = self.record.as_ref().map(|(_, writer)| writer.retry(self.run, true));
-        record.unwrap_or(Retry { first: Duration::ZERO, most: Duration::ZERO, give_up: Some(Duration::ZERO) })
+    /// The record's name, and how it is tried again.
+    pub fn named(&self) -> (String, Retry) {
+        let record = self.record.as_ref();
+        let none = Retry { first: Duration::ZERO, most: Duration::ZERO, give_up: Some(Duration::ZERO) };
+        let retry = record.map_or(none, |(_, writer)| writer.retry(self.run, true));
+        (record.map(|(_, writer)| writer.name.clone()).unwrap_or_default(), retry)
     }
 
     /// All writers as they run, secrets hidden.

@@ -283,7 +283,7 @@ fn an_engine_whose_disk_was_full_goes_on_once_there_is_room() {
     let case = Case::generated(SMALL);
     // A folder on the small disk, and the disk itself: then the state is inside.
     for (output, path) in [("disk/out", "out"), ("disk", "")] {
-        let site = Site::new();
+        let site = Site::impatient();
         let disk = Disk::new(&site.scratch.path("disk"), "32m");
         let out = disk.seen(path);
         let mut probe = site.start_probe("tap", &case.capture, &format!("--pace {PACE}x"));
@@ -308,6 +308,24 @@ fn an_engine_whose_disk_was_full_goes_on_once_there_is_room() {
         engine.stop(0);
         case.assert_left(&out, &format!("-o {output} on a disk that was full"));
     }
+}
+
+#[test]
+fn an_engine_whose_disk_is_full_for_a_while_waits_for_room() {
+    let case = Case::generated(SMALL);
+    let site = Site::new();
+    let disk = Disk::new(&site.scratch.path("disk"), "32m");
+    let out = disk.seen("out");
+    let mut probe = site.start_probe("tap", &case.capture, &format!("--pace {PACE}x"));
+    let mut engine = Engine::start_on(&disk, &site, "disk/out");
+    engine.wait_for_windows(&out, 4);
+    disk.fill();
+    engine.wait_until("trouble", |processes| processes[0].said().contains("trying again"));
+    disk.make_room();
+    assert_ended_well(&mut probe);
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "on a disk that was full for a while");
 }
 
 // Probes and servers.

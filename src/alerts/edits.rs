@@ -40,6 +40,7 @@ pub fn follow(file: &Path, registry: &Registry, now: &Config) -> io::Result<Rece
         file: file.to_owned(),
         registry: registry.clone(),
         tasks: now.task_texts.clone(),
+        settled: None,
         rules: now.alerts.rules.clone(),
     };
     thread::Builder::new().name("rules".into()).spawn(move || follower.run(&asked, &edits))?;
@@ -50,6 +51,8 @@ struct Follower {
     file: PathBuf,
     registry: Registry,
     tasks: Vec<String>,
+    /// What an edit cannot change, as it was read last: flags may have changed what runs.
+    settled: Option<String>,
     rules: Vec<Rule>,
 }
 
@@ -90,13 +93,17 @@ impl Follower {
         }
     }
 
-    fn read(&self) -> Result<Vec<Rule>, String> {
+    fn read(&mut self) -> Result<Vec<Rule>, String> {
         let config = Config::load(&self.file, &self.registry).map_err(|error| error.to_string())?;
         if config.task_texts != self.tasks {
             let file = self.file.display();
             return Err(format!(
                 "{file}: the tasks are others than those that run; start the engine again for that"
             ));
+        }
+        let before = self.settled.replace(config.settled());
+        if before.is_some() && before != self.settled {
+            warn!("{}: more than rules was edited; start the engine again for that", self.file.display());
         }
         Ok(config.alerts.rules)
     }

@@ -1,6 +1,7 @@
 //! The configuration as a program runs it: every default put in, every secret hidden.
 
 use super::Config;
+use super::writers::Run;
 use crate::alerts::Output;
 use crate::bus::{Credentials, Settings};
 use dataflows::window::Windowing;
@@ -47,6 +48,16 @@ impl Config {
             },
             "http": {"listen": listen, "token": token, "memory": format!("{}B", self.http.memory)},
         })
+    }
+}
+
+impl Config {
+    /// All but the rules, as text to compare: what a program that runs cannot take over. Secrets are left out.
+    pub fn settled(&self) -> String {
+        let writers = self.writers.iter().map(|writer| writer.resolved(Run::Live, false));
+        let mut resolved = self.resolved(self.workers, Value::Null, writers.collect());
+        resolved["alerts"]["rules"] = Value::Null;
+        resolved.to_string()
     }
 }
 

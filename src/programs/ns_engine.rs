@@ -95,10 +95,11 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         config.nats.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
     }
     config.nats.jetstream.enabled |= flags.jetstream;
-    config.http.listen = flags.http.or(config.http.listen);
+    let cluster = how.cluster(&config.cluster).map_err(usage)?;
+    // Others than the one that commits know little, and may be on the same machine.
+    config.http.listen = flags.http.or(config.http.listen.filter(|_| cluster.process == 0));
     let http = config.http.settings();
     http.iter().try_for_each(HttpSettings::check).map_err(usage)?;
-    let cluster = how.cluster(&config.cluster).map_err(usage)?;
     let (processes, commits) = (cluster.hosts.len(), cluster.process == 0);
     let windowing = config.windowing;
     let workers = program::workers(how.workers, config.workers);
@@ -226,7 +227,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         }
         None => None,
     };
-    let committing = Committing { writers, retry: writing.retry(), deliveries, state, alerts };
+    let committing = Committing { writers, record: writing.named(), deliveries, state, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits));
     server.into_iter().for_each(Server::stop);
     let mut ended = ended?;

@@ -393,30 +393,46 @@ fn table_columns(schema: &Schema) -> Vec<(&'static str, &'static str, &'static s
 struct Part {
     name: Arc<str>,
     schema: Arc<Schema>,
-    /// Identity, snapshot, number of the task in it, and numbers of the task's runs.
-    runs: Vec<(u64, Arc<Snapshot>, usize, Vec<usize>)>,
+    runs: Vec<Runs>,
+}
+
+/// Some of a task's runs in a snapshot.
+#[derive(Clone)]
+struct Runs {
+    /// The snapshot's identity.
+    id: u64,
+    snapshot: Arc<Snapshot>,
+    /// Number of the task in it.
+    task: usize,
+    /// Numbers of the runs.
+    numbers: Vec<usize>,
+}
+
+impl Runs {
+    fn task(&self) -> &TaskRows {
+        &self.snapshot.tasks[self.task]
+    }
 }
 
 /// Cuts what is to be inserted: of a large task the runs of several workers go at a time.
 fn parts(snapshots: &[(u64, Arc<Snapshot>)]) -> Vec<Part> {
-    let mut tasks: BTreeMap<Arc<str>, Vec<(u64, &Arc<Snapshot>, usize)>> = BTreeMap::new();
+    let mut tasks: BTreeMap<&str, Vec<Runs>> = BTreeMap::new();
     for (id, snapshot) in snapshots {
-        for (number, task) in snapshot.tasks.iter().enumerate().filter(|(_, task)| !task.is_empty()) {
-            tasks.entry(task.name.clone()).or_default().push((*id, snapshot, number));
+        for (task, rows) in snapshot.tasks.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            let numbers = (0..rows.runs.len()).collect();
+            let runs = Runs { id: *id, snapshot: snapshot.clone(), task, numbers };
+            tasks.entry(&rows.name).or_default().push(runs);
         }
     }
     let mut parts = Vec::new();
-    for (name, places) in tasks {
-        let task = |place: &(u64, &Arc<Snapshot>, usize)| -> TaskRows { place.1.tasks[place.2].clone() };
-        let schema = task(&places[0]).schema;
-        let rows: usize = places.iter().map(|place| task(place).len()).sum();
+    for all in tasks.into_values() {
+        let TaskRows { name, schema, .. } = all[0].task().clone();
+        let rows: usize = all.iter().map(|runs| runs.task().len()).sum();
         let shards = if rows >= MANY_ROWS { PARALLEL } else { 1 };
         for shard in 0..shards {
-            let runs = places.iter().map(|place| {
-                let runs = (0..task(place).runs.len()).filter(|run| run % shards == shard).collect();
-                (place.0, place.1.clone(), place.2, runs)
-            });
-            let runs: Vec<_> = runs.filter(|(.., runs): &(_, _, _, Vec<usize>)| !runs.is_empty()).collect();
+            let mut runs = all.clone();
+            runs.iter_mut().for_each(|runs| runs.numbers.retain(|number| number % shards == shard));
+            runs.retain(|runs| !runs.numbers.is_empty());
             if !runs.is_empty() {
                 parts.push(Part { name: name.clone(), schema: schema.clone(), runs });
             }
@@ -438,21 +454,20 @@ impl Part {
         let all = Arc::new(arrow_schema::Schema::new(all.collect::<Vec<_>>()));
         let mut stream = StreamWriter::try_new(Vec::new(), &all).map_err(other)?;
         let mut insert = client.insert_formatted_with(sql).with_timeouts(Some(SEND), Some(ANSWER));
-        for (id, snapshot, task, runs) in &self.runs {
-            let (start, end) = span(snapshot);
-            let task = &snapshot.tasks[*task];
-            for run in runs {
-                let rows: Vec<Row<'_>> = task.run_rows(*run).collect();
+        for runs in &self.runs {
+            let (start, end) = span(&runs.snapshot);
+            for number in &runs.numbers {
+                let rows: Vec<Row<'_>> = runs.task().run_rows(*number).collect();
                 for rows in rows.chunks(CHUNK_ROWS) {
                     let many = rows.len();
                     let time = |time| -> ArrayRef {
                         Arc::new(TimestampNanosecondArray::from_value(time, many).with_timezone("UTC"))
                     };
                     let before: [ArrayRef; 4] = [
-                        Arc::new(UInt64Array::from_value(*id, many)),
+                        Arc::new(UInt64Array::from_value(runs.id, many)),
                         time(start),
                         time(end),
-                        Arc::new(UInt32Array::from_value(snapshot.revision, many)),
+                        Arc::new(UInt32Array::from_value(runs.snapshot.revision, many)),
                     ];
                     let own = arrays(&self.schema, Addresses::Binary, rows);
                     let batch = before.into_iter().chain(own).collect();

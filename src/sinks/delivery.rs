@@ -8,6 +8,7 @@ use crate::state::Prepared;
 use crate::{say, warn};
 use dataflows::rows::Snapshot;
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,21 +45,21 @@ pub struct Retry {
 
 impl Retry {
     /// Tries until it succeeds or is given up.
-    pub fn attempt<T>(
+    pub fn attempt<T, E: Display>(
         &self,
         name: &str,
-        mut attempt: impl FnMut() -> Result<T, SinkError>,
-    ) -> Result<T, SinkError> {
-        let mut failing = Trouble::new(*self);
+        mut attempt: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, String> {
+        let mut trouble = Trouble::new(*self);
         loop {
             match attempt() {
                 Ok(done) => {
-                    failing.recovered(name);
+                    trouble.recovered(name);
                     return Ok(done);
                 }
-                Err(error) => match failing.again(name, &error) {
+                Err(error) => match trouble.again(name, &error) {
                     Some(wait) => thread::sleep(wait),
-                    None => return Err(error),
+                    None => return Err(error.to_string()),
                 },
             }
         }
@@ -79,7 +80,7 @@ impl Trouble {
     }
 
     /// After a failure: how long to wait before the next try, `None` if there is to be none.
-    fn again(&mut self, name: &str, error: &SinkError) -> Option<Duration> {
+    fn again(&mut self, name: &str, error: &impl Display) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.retry.give_up.is_some_and(|give_up| since.elapsed() >= give_up) {
             return None;
@@ -220,7 +221,7 @@ impl Deliveries {
     }
 
     /// Takes what a commit gives out, to be given to writers once it is recorded.
-    pub fn append(&self, entry: Entry, commit: u64) -> Result<(), SinkError> {
+    pub fn append(&self, entry: &Entry, commit: u64) -> Result<(), SinkError> {
         // A commit may be of accounts alone.
         let is_empty = entry.snapshots.is_empty() && entry.events.is_empty();
         let outbox = self.watch.outbox.as_ref().filter(|_| !is_empty);

@@ -159,8 +159,8 @@ impl Ended {
 pub struct Committing {
     /// Writers within the commit.
     pub writers: Vec<Box<dyn Writer>>,
-    /// How their first step is tried again.
-    pub retry: Retry,
+    /// The record's name, and how it is tried again.
+    pub record: (String, Retry),
     /// All others.
     pub deliveries: Deliveries,
     /// Where commits are recorded.
@@ -180,10 +180,10 @@ impl Sinks {
     pub fn start(committing: Committing, failure: Failure) -> io::Result<Self> {
         let (commits, received) = unbounded::<Commit>();
         let edits = committing.alerts.as_ref().map_or_else(never, |alerts| alerts.edits.clone());
-        let Committing { writers, retry, deliveries, state, alerts } = committing;
+        let Committing { writers, record, deliveries, state, alerts } = committing;
         let write = move || {
             let alerts = alerts.map(Alerts::begin);
-            let mut committer = Committer { writers, retry, deliveries, state, alerts, last: 0, failure };
+            let mut committer = Committer { writers, record, deliveries, state, alerts, last: 0, failure };
             let mut edits = edits;
             loop {
                 let done = select! {
@@ -233,7 +233,7 @@ impl Sinks {
 
 struct Committer {
     writers: Vec<Box<dyn Writer>>,
-    retry: Retry,
+    record: (String, Retry),
     deliveries: Deliveries,
     state: Option<State>,
     alerts: Option<Raising>,
@@ -245,11 +245,10 @@ struct Committer {
 impl Committer {
     fn commit(&mut self, commit: &mut Commit) -> Result<(), String> {
         let number = commit.manifest.as_ref().map(|manifest| manifest.number);
+        let (record, retry) = &self.record;
         for writer in &mut self.writers {
             for snapshot in &commit.snapshots {
-                self.retry
-                    .attempt("csv", || writer.prepare(snapshot, number))
-                    .map_err(|error| error.to_string())?;
+                retry.attempt(record, || writer.prepare(snapshot, number))?;
             }
         }
         let alerts = &mut self.alerts;
@@ -257,11 +256,11 @@ impl Committer {
         self.last = number.unwrap_or(self.last + 1);
         let snapshots = std::mem::take(&mut commit.snapshots);
         let entry = Entry { snapshots, events: events.clone() };
-        self.deliveries.append(entry, self.last).map_err(|error| error.to_string())?;
+        retry.attempt(record, || self.deliveries.append(&entry, self.last))?;
         if let Some((state, manifest)) = self.state.as_ref().zip(commit.manifest.as_mut()) {
             manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
             manifest.prepared = self.writers.iter().flat_map(|writer| writer.prepared()).collect();
-            state.commit(manifest).map_err(|error| error.to_string())?;
+            retry.attempt(record, || state.commit(manifest))?;
         }
         self.writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
         self.deliveries.release();
@@ -279,7 +278,7 @@ impl Committer {
             return Ok(());
         }
         let entry = Entry { snapshots: Vec::new(), events };
-        self.deliveries.append(entry, self.last).map_err(|error| error.to_string())?;
+        self.deliveries.append(&entry, self.last).map_err(|error| error.to_string())?;
         self.deliveries.release();
         Ok(())
     }

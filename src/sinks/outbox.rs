@@ -166,11 +166,15 @@ impl Outbox {
         }
         queue.released = queue.next;
         let first = queue.next;
-        let reader = |place: Place| {
-            let next = kept.as_ref().and_then(|kept| kept.place(&place.name)).unwrap_or(first);
-            Reader { place, next, taken: next, in_flight: (0, 0), dropped: 0 }
-        };
-        queue.readers = places.into_iter().map(reader).collect();
+        for place in places {
+            let known = kept.as_ref().and_then(|kept| kept.place(&place.name));
+            let next = known.unwrap_or(first);
+            if let Some(kept) = kept.as_ref().filter(|_| known.is_none()) {
+                // One that never has anything is no new one after a restart.
+                kept.set_place(&place.name, next)?;
+            }
+            queue.readers.push(Reader { place, next, taken: next, in_flight: (0, 0), dropped: 0 });
+        }
         let (queue, spill) = (Mutex::new(queue), spill.to_owned());
         let outbox = Self { queue, changed: Condvar::new(), kept, spill, schemas };
         outbox.forget_done(&mut outbox.lock())?;
@@ -182,7 +186,7 @@ impl Outbox {
     }
 
     /// Adds what a commit of this number gives out; nobody has it before it is released.
-    pub fn append(&self, entry: Entry, commit: u64) -> Result<(), SinkError> {
+    pub fn append(&self, entry: &Entry, commit: u64) -> Result<(), SinkError> {
         let bytes = entry.bytes();
         let windows = entry.snapshots.len();
         let (number, in_memory) = {
@@ -193,16 +197,16 @@ impl Outbox {
             (queue.next - 1, in_memory)
         };
         let written = match &self.kept {
-            Some(kept) => kept.write(number, commit, &entry).map(|()| None),
+            Some(kept) => kept.write(number, commit, entry).map(|()| None),
             None if in_memory => Ok(None),
             None => tempfile::tempfile_in(&self.spill)
-                .and_then(|mut file| file.write_all(&to_bytes(&entry)).map(|()| Some(file)))
+                .and_then(|mut file| file.write_all(&to_bytes(entry)).map(|()| Some(file)))
                 .map_err(SinkError::io("keep what writers are behind with in", &self.spill)),
         };
         let mut queue = self.lock();
         match written {
             Ok(file) => {
-                let entry = in_memory.then(|| Arc::new(entry));
+                let entry = in_memory.then(|| Arc::new(entry.clone()));
                 queue.entries.insert(number, Waiting { commit, bytes, windows, entry, file });
                 Ok(())
             }
@@ -430,7 +434,11 @@ impl Kept {
             file.sync_all()?;
             sync_folder(&self.folder)
         };
-        write().map_err(SinkError::io("write", &path))
+        write().map_err(|error| {
+            // What is cut off must not be found by a restart.
+            let _ = fs::remove_file(&path);
+            SinkError::io("write", &path)(error)
+        })
     }
 
     /// The first entry that a writer does not have; `None` for a new one.
@@ -591,7 +599,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let outbox = kept(folder.path(), 0, &["a", "b"]);
         for commit in 1..=4 {
-            outbox.append(entry(commit, 10), commit).expect("room");
+            outbox.append(&entry(commit, 10), commit).expect("room");
         }
         outbox.release();
         outbox.take(0).expect("readable").expect("a batch");
@@ -600,7 +608,7 @@ mod tests {
         // `a` has all four; the fourth commit was not recorded; `c` is new.
         let outbox = kept(folder.path(), 3, &["a", "b", "c"]);
         assert_eq!((outbox.behind(0).0, outbox.behind(1).0, outbox.behind(2).0), (0, 3, 0));
-        outbox.append(entry(9, 10), 4).expect("room");
+        outbox.append(&entry(9, 10), 4).expect("room");
         outbox.release();
         for (reader, expected) in [(0, vec![9]), (1, vec![1, 2, 3, 9]), (2, vec![9])] {
             let batch = outbox.take(reader).expect("readable").expect("a batch");
@@ -617,7 +625,7 @@ mod tests {
         let places = vec![place("a", 1, true, u64::MAX)];
         let outbox = Outbox::open(places, None, folder.path(), schemas()).expect("an outbox");
         outbox.lock().in_memory = MEMORY - 2000;
-        (1..=3).for_each(|window| outbox.append(entry(window, 10), 0).expect("room"));
+        (1..=3).for_each(|window| outbox.append(&entry(window, 10), 0).expect("room"));
         outbox.release();
         assert_eq!(outbox.lock().entries.values().filter(|waiting| waiting.file.is_some()).count(), 2);
         let batch = outbox.take(0).expect("readable").expect("a batch");
@@ -641,7 +649,7 @@ mod tests {
             }
         });
         for window in 1..=4 {
-            outbox.append(entry(window, 1), 0).expect("room");
+            outbox.append(&entry(window, 1), 0).expect("room");
             outbox.release();
             if window == 3 {
                 assert_eq!(got.recv(), Ok(vec![1, 2, 3]));
@@ -658,11 +666,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let places = vec![place("a", 1, false, 5000), place("b", 5, true, 0)];
         let outbox = Outbox::open(places, None, folder.path(), schemas()).expect("an outbox");
-        outbox.append(entry(1, 10), 0).expect("room");
+        outbox.append(&entry(1, 10), 0).expect("room");
         outbox.release();
         let held = outbox.take(0).expect("readable").expect("a batch");
         for window in 2..=6 {
-            outbox.append(entry(window, 10), 0).expect("room");
+            outbox.append(&entry(window, 10), 0).expect("room");
             outbox.release();
             // `b` may not be behind at all; who waits for it has given up.
             outbox.wait_for_room(|| true).expect("files");

@@ -156,6 +156,14 @@ impl Site {
         Self::of(log_config(SHIPPED, log))
     }
 
+    /// One whose engines do not wait for room on a full disk.
+    pub fn impatient() -> Self {
+        let config = log_config(SHIPPED, "");
+        let patient = "path: ./snapshots}";
+        assert!(config.contains(patient), "{config}");
+        Self::of(config.replace(patient, "path: ./snapshots, retry: {give_up: 0s}}"))
+    }
+
     /// One with exact tasks alone.
     pub fn exact() -> Self {
         Self::of(exact_config(SHIPPED, ""))
