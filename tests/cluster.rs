@@ -575,18 +575,32 @@ fn bad_usage_of_a_cluster_is_refused_before_anything_is_started() {
 }
 
 #[test]
-fn the_service_unit_is_one_that_systemd_takes() {
+fn the_service_units_are_ones_that_systemd_takes_and_finds_hardened() {
     let scratch = Scratch::new();
-    let shipped =
-        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/ns-engine@.service")).unwrap();
-    assert!(shipped.contains("/usr/bin/ns-engine "), "{shipped}");
-    // It has to name a program that is there.
-    let unit =
-        scratch.write("ns-engine@.service", shipped.replace("/usr/bin/ns-engine ", &format!("{ENGINE} ")));
-    let verified = Command::new(tool("systemd-analyze")).arg("verify").arg(&unit).output().unwrap();
-    let said = String::from_utf8_lossy(&verified.stderr);
-    assert!(verified.status.success() && said.is_empty(), "{said}");
-    for setting in ["Restart=on-failure", "RestartPreventExitStatus=2", "Environment=NETSPECTRA_PROCESS=%i"] {
-        assert!(shipped.lines().any(|line| line == setting), "{setting}");
+    let engine = ["Restart=on-failure", "RestartPreventExitStatus=2", "Environment=NETSPECTRA_PROCESS=%i"];
+    // Tenths of a point of exposure: 100 is worst.
+    for (unit, instance, program, settings, most) in [
+        ("ns-engine", "0", ENGINE, &engine[..], "15"),
+        ("ns-probe", "eth0", PROBE, &["Restart=on-failure"], "20"),
+    ] {
+        let path = format!("{}/systemd/{unit}@.service", env!("CARGO_MANIFEST_DIR"));
+        let shipped = fs::read_to_string(&path).unwrap();
+        for setting in settings {
+            assert!(shipped.lines().any(|line| line == *setting), "{path}: {setting}");
+        }
+        // It has to name a program that is there.
+        let installed = format!("/usr/bin/{unit} ");
+        assert!(shipped.contains(&installed), "{shipped}");
+        let here = scratch.write(
+            &format!("{unit}@{instance}.service"),
+            shipped.replace(&installed, &format!("{program} ")),
+        );
+        let verified = Command::new(tool("systemd-analyze")).arg("verify").arg(&here).output().unwrap();
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && said.is_empty(), "{said}");
+        let mut judge = Command::new(tool("systemd-analyze"));
+        judge.args(["security", "--offline=true", "--threshold", most]).arg(&here);
+        let judged = judge.output().unwrap();
+        assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout));
     }
 }

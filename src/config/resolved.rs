@@ -32,7 +32,7 @@ impl Config {
         };
         let listen = self.http.listen.map(|address| address.to_string());
         let token = self.http.token.as_ref().map(|_| HIDDEN);
-        json!({
+        let mut resolved = json!({
             "nats": nats(&self.nats),
             "cluster": cluster,
             "aggregator": {
@@ -47,7 +47,9 @@ impl Config {
                 "outputs": self.alerts.outputs.iter().map(output).collect::<Vec<_>>(),
             },
             "http": {"listen": listen, "token": token, "memory": format!("{}B", self.http.memory)},
-        })
+        });
+        leave_out_nulls(&mut resolved);
+        resolved
     }
 }
 
@@ -58,6 +60,18 @@ impl Config {
         let mut resolved = self.resolved(self.workers, Value::Null, writers.collect());
         resolved["alerts"]["rules"] = Value::Null;
         resolved.to_string()
+    }
+}
+
+/// What is not set has no line.
+fn leave_out_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(leave_out_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
+        _ => {}
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use serde_saphyr::Location;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,14 @@ impl Target {
             Self::Parquet(_) => "parquet",
             Self::ClickHouse(_) => "clickhouse",
             Self::Nats(_) => "nats",
+        }
+    }
+
+    /// The folder that it writes into.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Csv(path) | Self::Parquet(path) | Self::JsonLines(Some(path)) => Some(path),
+            Self::JsonLines(None) | Self::ClickHouse(_) | Self::Nats(_) => None,
         }
     }
 
@@ -228,12 +236,15 @@ impl Reader<'_> {
             );
         }
         let target = self.target(&kind)?;
-        if earlier.iter().any(|earlier| earlier.target == target) {
-            let message = match target {
-                Target::Csv(_) | Target::Parquet(_) | Target::JsonLines(_) => "the same path",
-                Target::ClickHouse(_) | Target::Nats(_) => "the same place to write to",
-            };
-            return Err(self.wrong("path", format!("two {kind} writers have {message}")));
+        let is_same = |earlier: &&WriterConfig| {
+            earlier.target == target
+                || target.folder().is_some() && earlier.target.folder() == target.folder()
+        };
+        if let Some(same) = earlier.iter().find(is_same) {
+            let key = if target.folder().is_some() { "path" } else { "type" };
+            let message =
+                format!("writes to the same place as writer `{}`: {}", same.name, target.describe());
+            return Err(self.wrong(key, format!("{kind} writer: {message}")));
         }
         let mut writer =
             WriterConfig { name: self.name(&kind, earlier)?, target, ..WriterConfig::csv(PathBuf::new()) };

@@ -199,8 +199,9 @@ impl Deliveries {
             });
             statuses.push(status.clone());
             let (outbox, failure, failing) = (outbox.clone(), failure.clone(), failing.clone());
+            let trouble = Trouble::new(retry);
             let mut delivery =
-                Delivery { number, outbox, status, tasks, retry, patience, destination, failure };
+                Delivery { number, outbox, status, tasks, trouble, patience, destination, failure };
             let name = format!("writer-{}", place.name);
             let deliver = move || {
                 if let Err(why) = delivery.run() {
@@ -309,7 +310,8 @@ struct Delivery {
     outbox: Arc<Outbox>,
     status: Arc<Status>,
     tasks: Option<BTreeSet<Arc<str>>>,
-    retry: Retry,
+    /// Stays from batch to batch: one that has given up on one is not waited for again with the next.
+    trouble: Trouble,
     patience: Option<Duration>,
     destination: Box<dyn Destination>,
     failure: Failure,
@@ -345,7 +347,6 @@ impl Delivery {
     }
 
     fn write(&mut self, batch: &Batch, entries: &[Arc<Entry>]) -> Result<Wrote, String> {
-        let mut failing = Trouble::new(self.retry);
         loop {
             let error = match self.destination.write(entries) {
                 Ok(()) => break,
@@ -353,7 +354,7 @@ impl Delivery {
             };
             self.status.retries.fetch_add(1, SeqCst);
             self.status.set_error(Some(error.to_string()));
-            let again = failing.again(&self.status.name, &error);
+            let again = self.trouble.again(&self.status.name, &error);
             let ended = again.and_then(|wait| self.outbox.pause(wait));
             let is_over = ended.zip(self.patience).is_some_and(|(ended, patience)| ended >= patience);
             if self.failure.get().is_some() {
@@ -372,7 +373,7 @@ impl Delivery {
             }
             return Err(format!("writer `{}`: {error}; giving up", self.status.name));
         }
-        failing.recovered(&self.status.name);
+        self.trouble.recovered(&self.status.name);
         self.status.set_error(None);
         let rows = entries.iter().flat_map(|entry| &entry.snapshots).flat_map(|snapshot| &snapshot.tasks);
         self.status.rows.fetch_add(rows.map(|task| task.len() as u64).sum(), SeqCst);
