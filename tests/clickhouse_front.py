@@ -10,6 +10,7 @@ import gzip
 import http.server
 import os
 import re
+import ssl
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ arguments.add_argument("folder")
 arguments.add_argument("port", type=int)
 arguments.add_argument("--user", help="the only one who may ask")
 arguments.add_argument("--password", default="")
+arguments.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
 arguments.add_argument("--may-not", help="queries that begin with this word are refused")
 arguments = arguments.parse_args()
 folder = os.path.abspath(arguments.folder)
@@ -152,5 +154,9 @@ class Front(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer.daemon_threads = True
 # Clients keep their connections: each has a thread.
 server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), Front)
+if arguments.tls:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*arguments.tls)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
 print("ready", server.server_address[1], file=sys.stderr, flush=True)
 server.serve_forever()

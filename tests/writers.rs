@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::Path;
 use support::cluster::ANALYZER;
 use support::crash::*;
-use support::live::{JETSTREAM, Live, NatsServer, number};
+use support::live::{JETSTREAM, Live, NatsServer, certificates, number};
 use support::writers::*;
 use support::*;
 
@@ -370,6 +370,31 @@ fn an_engine_hands_over_so_many_windows_at_a_time_and_the_rest_at_its_end() {
     engine.stop(0);
     assert_answers(&csv_answers(&site.out()), &jsonl_answers(&lines), "every: 3");
     assert_parquet(&site.scratch.path("parquet"), &site.out(), "an engine");
+}
+
+#[test]
+fn clickhouse_is_written_over_tls_where_its_certificate_is_trusted() {
+    let scratch = Scratch::new();
+    let folder = scratch.path(".").canonicalize().unwrap();
+    certificates(&folder, "ours");
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut front = Front::with(&format!("--tls {} {}", file("ours-signed.pem"), file("ours-signed.key")));
+    let url = front.url().replace("http://127.0.0.1", "https://localhost");
+    let writer = format!("type: clickhouse, url: \"{url}\", retry: {{give_up: 1s}}");
+    scratch.write("a.pcap", pcap(&mixed(72, 2_000, 30 * SECOND)));
+    scratch.write("config.yaml", with_writers(&config(SHIPPED), &[&writer]));
+    let args = "-q -o out --window 10s a.pcap";
+    let run = scratch.analyze(args);
+    run.assert(1, "certificate");
+    let mut trusting = scratch.command(ANALYZER, args);
+    trusting.env("SSL_CERT_FILE", file("ours.pem"));
+    let run = Live::start(trusting).finish();
+    assert_eq!(run.code, Some(0), "{run:?}");
+    // What is there is asked for without.
+    front.kill();
+    front.options.clear();
+    front.come();
+    assert_clickhouse(&front, &scratch.path("out"), "over TLS");
 }
 
 #[test]

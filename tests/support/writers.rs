@@ -264,7 +264,7 @@ pub fn get(port: u16, path: &str) -> Reply {
 pub struct Front {
     folder: TempDir,
     port: u16,
-    options: String,
+    pub options: String,
     running: Option<Live>,
 }
 
