@@ -1,6 +1,6 @@
 //! What can be asked, and the answers: JSON, or an error in JSON with its reason.
 //!
-//! A request is let in by [`guard`], its parameters are read strictly (one that is unknown or given twice is refused), and
+//! A request is let in by `guard`, its parameters are read strictly (one that is unknown or given twice is refused), and
 //! work that grows with a table is done aside, so that health is told whatever else is asked. An answer holds no more
 //! rows than were asked for, and no more than there may be.
 
