@@ -9,7 +9,7 @@ use crate::account::{Account, Accounts};
 use crate::archive::SpillingArchive;
 use crate::capture::live;
 use crate::cluster::Formed;
-use crate::http::metrics::Histogram;
+use crate::histogram::Histogram;
 use crate::intake::{Intake, Notice, Placer, Reader, Taken};
 use crate::ledger::{Counts, InputReport, Ledger, Unbalanced};
 use crate::sinks::{Commit, Failure};

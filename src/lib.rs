@@ -6,9 +6,10 @@
 //! `dataflows` over it (with [`archive`] for windows that get late packets) in the processes of a
 //! [`cluster`]. An [`account`] is what they tell the one that commits; [`sinks`] write the snapshots,
 //! [`alerts`] tell of what rules find in them, [`state`] records what is committed, [`ledger`] keeps the
-//! books and [`report`] tells the user. [`config`] (with [`interpolate`]) says what to run, [`program`] is
-//! what the programs share, [`programs`] are those that aggregate, [`generate`] makes captures to try it on,
-//! and [`fingerprint`] a number for bytes.
+//! books and [`report`] tells the user; [`http`] answers who asks a running engine, [`log`] says what happens.
+//! [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`programs`] are
+//! those that aggregate, [`generate`] makes captures to try it on, [`fingerprint`] a number for bytes, and
+//! [`histogram`] counts how long things take.
 //!
 //! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put
 //! stages together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
@@ -24,6 +25,7 @@ pub mod decode;
 pub mod engine;
 pub mod fingerprint;
 pub mod generate;
+pub mod histogram;
 pub mod http;
 pub mod intake;
 pub mod interpolate;

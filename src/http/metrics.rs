@@ -5,11 +5,11 @@
 
 use super::View;
 use crate::capture::live;
+use crate::histogram::{BUCKETS, Histogram};
 use crate::ledger::{Counts, InputReport, Losses};
 use prometheus::TextEncoder;
 use prometheus::proto;
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Inputs that have series of their own; the rest are summed.
 const INPUTS: usize = 100;
@@ -17,8 +17,6 @@ const INPUTS: usize = 100;
 const OTHER: &str = "other";
 /// Characters of a label that are shown.
 const MOST_LABEL: usize = 200;
-/// Upper bounds in seconds.
-const BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Plain numbers of a run, as they are at one time.
 #[derive(Clone, Debug, Default)]
@@ -78,57 +76,25 @@ pub struct WriterFigures {
     pub last_write: Option<u64>,
 }
 
-/// How often something took how many seconds.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    observed: Mutex<Observed>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Observed {
-    /// How many fell into each bucket and into none below it; the last has no bound.
-    buckets: [u64; BUCKETS.len() + 1],
-    sum: f64,
-}
-
-impl Clone for Histogram {
-    /// As it is now.
-    fn clone(&self) -> Self {
-        Self { observed: Mutex::new(self.lock().clone()) }
-    }
-}
-
-impl Histogram {
-    fn lock(&self) -> MutexGuard<'_, Observed> {
-        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts something that took so many seconds.
-    pub fn observe(&self, seconds: f64) {
-        let mut observed = self.lock();
-        observed.buckets[BUCKETS.partition_point(|bound| *bound < seconds)] += 1;
-        observed.sum += seconds;
-    }
-
-    fn told(&self) -> proto::Histogram {
-        let observed = self.lock().clone();
-        let mut count = 0;
-        let bucket = |(bound, fallen): (f64, &u64)| {
-            count += fallen;
-            let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(count);
-            bucket
-        };
-        let bounds = BUCKETS.into_iter().chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(&observed.buckets).map(bucket).collect();
-        let mut histogram = proto::Histogram::default();
-        histogram.set_sample_count(count);
-        histogram.set_sample_sum(observed.sum);
-        // The encoder adds the bucket without a bound.
-        histogram.set_bucket(buckets[..BUCKETS.len()].to_vec());
-        histogram
-    }
+/// As Prometheus has it.
+fn histogram(histogram: &Histogram) -> proto::Histogram {
+    let (fallen, sum) = histogram.counts();
+    let mut count = 0;
+    let bucket = |(bound, fallen): (f64, u64)| {
+        count += fallen;
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(count);
+        bucket
+    };
+    let bounds = BUCKETS.into_iter().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(fallen).map(bucket).collect();
+    let mut told = proto::Histogram::default();
+    told.set_sample_count(count);
+    told.set_sample_sum(sum);
+    // The encoder adds the bucket without a bound.
+    told.set_bucket(buckets[..BUCKETS.len()].to_vec());
+    told
 }
 
 /// What is known of an engine, as text.
@@ -171,7 +137,7 @@ fn told(measured: &Measured, (windows, bytes): (u64, u64), now: u64) -> Result<S
     families.gauge("recent_bytes", "Memory of these windows.", count(bytes));
     families.gauge("start_time_seconds", "When the run began.", time(Some(measured.began)));
     let mut close = Metric::default();
-    close.set_histogram(measured.close.told());
+    close.set_histogram(histogram(&measured.close));
     let help = "From when all workers have left a window's epoch until it is written.";
     families.add("window_close_seconds", help, MetricType::HISTOGRAM, vec![close]);
     families.writers(&measured.writers);
