@@ -417,7 +417,10 @@ fn read<'s>(
         let mut first_unwritten = Some(0);
         move |frontiers| {
             written.for_each(|_, block| match from_block(block) {
-                Notice::Stop => job.intake.stop(),
+                Notice::Stop => {
+                    progress.failure.set_ending();
+                    job.intake.stop();
+                }
                 notice => reader.heed(notice),
             });
             let frontier = frontiers[0].frontier().first().copied();

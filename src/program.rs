@@ -10,7 +10,7 @@ use crate::config::{self, ClusterSection, Config, ConfigError};
 use crate::engine::{self, Job, Progress};
 use crate::sinks::clickhouse::ClickHouse;
 use crate::sinks::csv::{Csv, CsvWriter};
-use crate::sinks::delivery::{Behind, Deliveries, Destination, Failing, Retry, Selecting};
+use crate::sinks::delivery::{Behind, Deliveries, Destination, Failing, PATIENCE, Retry, Selecting};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
 use crate::sinks::json::{JsonLines, StandardOutput};
 use crate::sinks::nats::Nats;
@@ -352,9 +352,10 @@ pub fn aggregate(
 }
 
 /// Ends the inputs of a job, in all processes.
-pub fn stop(job: &Arc<Job>, processes: usize) -> impl Fn() + Send + use<> {
-    let job = job.clone();
+pub fn stop(job: &Arc<Job>, progress: &Arc<Progress>, processes: usize) -> impl Fn() + Send + use<> {
+    let (job, progress) = (job.clone(), progress.clone());
     move || {
+        progress.failure.set_ending();
         if processes == 1 {
             job.intake.stop();
         } else {
@@ -447,12 +448,18 @@ impl Writing {
         &self,
         (job, progress): (&Arc<Job>, &Arc<Progress>),
         nats: &bus::Settings,
-        program: &'static str,
+        (program, began): (&'static str, u64),
         kept: Option<Kept>,
     ) -> Result<Deliveries, Failed> {
         let failed = |error: SinkError| if error.is_usage() { usage(error) } else { running(error) };
-        let opening =
-            Opening { threads: job.workers, nats, program, schemas: job.schemas(), sync: kept.is_some() };
+        let opening = Opening {
+            threads: job.workers,
+            nats,
+            program,
+            began,
+            schemas: job.schemas(),
+            sync: kept.is_some(),
+        };
         let mut behind = Vec::new();
         for config in &self.behind {
             let place = Place {
@@ -484,7 +491,7 @@ impl Writing {
                 server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.check()
             }
             Target::Nats(subject) => {
-                let server = Nats::new(nats.clone(), program, subject.clone());
+                let server = Nats::new(nats.clone(), program, (subject.clone(), 0));
                 server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.connect()
             }
             Target::Csv(path) | Target::Parquet(path) | Target::JsonLines(Some(path)) => folder::check(path),
@@ -529,14 +536,13 @@ pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Resu
     Ok(Some(folder.clone()))
 }
 
-/// How long writers that fail may keep a live run from ending.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// What writers are opened with.
 struct Opening<'a> {
     threads: usize,
     nats: &'a bus::Settings,
     program: &'static str,
+    /// Tells this run, and those that it goes on from, from all others.
+    began: u64,
     schemas: Schemas,
     sync: bool,
 }
@@ -562,11 +568,11 @@ impl Opening<'_> {
             Target::ClickHouse(settings) => {
                 let schemas = config.selected(self.schemas.clone());
                 let mut writer = ClickHouse::new(settings.clone(), schemas).map_err(no_threads())?;
-                set_up(writer.set_up())?;
+                set_up(writer.set_up_soon())?;
                 Box::new(writer)
             }
             Target::Nats(subject) => {
-                let writer = Nats::new(self.nats.clone(), self.program, subject.clone());
+                let writer = Nats::new(self.nats.clone(), self.program, (subject.clone(), self.began));
                 let mut writer = writer.map_err(no_threads())?;
                 set_up(writer.connect())?;
                 Box::new(writer)

@@ -215,6 +215,8 @@ impl State {
         write().map_err(failed("write", &aside))?;
         match rustix::fs::renameat_with(CWD, &aside, CWD, &path, RenameFlags::NOREPLACE) {
             Ok(()) => {}
+            // A try before this one got so far.
+            Err(rustix::io::Errno::EXIST) if fs::read(&path).is_ok_and(|there| there == text) => {}
             Err(rustix::io::Errno::EXIST) => return Err(StateError::Overtaken { path }),
             // This file system cannot refuse to replace; a link can.
             Err(rustix::io::Errno::INVAL) => fs::hard_link(&aside, &path)

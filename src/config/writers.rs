@@ -18,6 +18,8 @@ use std::time::Duration;
 const COMMON: [&str; 7] = ["type", "name", "tasks", "every", "required", "max_behind", "retry"];
 /// What may wait for a writer on disk before the engine waits, in bytes.
 const MAX_BEHIND: u64 = 1 << 30;
+/// Longest time that rows can be kept for: 50 years. After that ClickHouse runs out of time.
+const MOST_KEEP: Duration = Duration::from_secs(18_250 * 86_400);
 /// Windows that a writer may be given at a time.
 const MOST_WINDOWS: u64 = 100_000;
 
@@ -257,8 +259,10 @@ impl Reader<'_> {
             );
             return Err(self.wrong(key, message));
         }
-        if kind == "clickhouse" {
-            self.check_tables(&writer, tasks)?;
+        match kind.as_str() {
+            "clickhouse" => self.check_names(&writer, tasks, (&["snapshots"], &["", "_rows"], "tables"))?,
+            "nats" => self.check_names(&writer, tasks, (&["windows", "alerts"], &[""], "subjects"))?,
+            _ => {}
         }
         Ok(writer)
     }
@@ -426,29 +430,47 @@ impl Reader<'_> {
             }
             _ => self.text_or("password", "")?,
         };
+        if password.chars().any(char::is_control) {
+            let key = if self.get("password").is_some() { "password" } else { "password_file" };
+            return Err(
+                self.wrong(key, "clickhouse writer: the password has several lines or control characters")
+            );
+        }
         let keep = match self.get("keep") {
             None => None,
             Some(_) => {
                 let text = self.text("keep", "a clickhouse writer")?;
-                Some(
-                    duration(&text)
-                        .map_err(|why| self.wrong("keep", format!("clickhouse writer: keep: {why}")))?,
-                )
+                let keep = duration(&text);
+                let keep =
+                    keep.map_err(|why| self.wrong("keep", format!("clickhouse writer: keep: {why}")))?;
+                if keep > MOST_KEEP {
+                    return Err(
+                        self.wrong("keep", "clickhouse writer: keep: at most 18250d; leave it out for ever")
+                    );
+                }
+                Some(keep)
             }
         };
         let user = self.text_or("user", "default")?;
         Ok(clickhouse::Settings { url, database, user, password, keep })
     }
 
-    /// A task has a table and a view, and `snapshots` is a table too.
-    fn check_tables(&self, writer: &WriterConfig, tasks: &[Task]) -> Result<(), ConfigError> {
-        let mut names = BTreeSet::from(["snapshots".to_owned()]);
+    /// Of what a task has there, each with its ending, nothing may have the name of anything else.
+    fn check_names(
+        &self,
+        writer: &WriterConfig,
+        tasks: &[Task],
+        (own, endings, what): (&[&str], &[&str], &str),
+    ) -> Result<(), ConfigError> {
+        let mut names: BTreeSet<String> = own.iter().map(|name| (*name).to_owned()).collect();
         let selected = |task: &&Task| writer.tasks.as_ref().is_none_or(|tasks| tasks.contains(&task.name));
         for task in tasks.iter().filter(selected) {
-            for name in [task.name.to_string(), format!("{}_rows", task.name)] {
+            for ending in endings {
+                let name = format!("{}{ending}", task.name);
                 if !names.insert(name.clone()) {
+                    let kind = writer.target.kind();
                     let message = format!(
-                        "clickhouse writer: two tables would be named `{name}`; rename task `{}`",
+                        "{kind} writer: two {what} would be named `{name}`; rename task `{}`",
                         task.name
                     );
                     return Err(self.wrong("tasks", message));

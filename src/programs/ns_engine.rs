@@ -204,13 +204,16 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         earlier,
         stopping: AtomicBool::new(false),
     });
-    stopping.begin(program::stop(&job, processes));
+    stopping.begin(program::stop(&job, &progress, processes));
     say!("{}", input.describe(flags, workers));
     let kept = state.as_ref().zip(job.earlier.manifest.as_ref());
     let kept =
         kept.map(|(state, manifest)| Kept { folder: state.folder().join("outbox"), commit: manifest.number });
     let deliveries = match commits {
-        true => writing.start_others((&job, &progress), &config.nats, NAME, kept)?,
+        true => {
+            let began = job.earlier.manifest.as_ref().map_or(generation, |manifest| manifest.began);
+            writing.start_others((&job, &progress), &config.nats, (NAME, began), kept)?
+        }
         false => Deliveries::default(),
     };
     let server = match http.zip(heard) {

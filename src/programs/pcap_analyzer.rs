@@ -3,6 +3,7 @@
 use crate::alerts::edits;
 use crate::capture::dealer::{self, Dealer};
 use crate::capture::filter::Filter;
+use crate::capture::live;
 use crate::config::{self, writers::Run};
 use crate::engine::{Earlier, Job, Progress};
 use crate::intake::frames::Files;
@@ -119,12 +120,12 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         earlier: Earlier::default(),
         stopping: AtomicBool::new(false),
     });
-    stopping.begin(program::stop(&job, processes));
+    stopping.begin(program::stop(&job, &progress, processes));
     let bar = show_progress(how.quiet, &dealer, &progress);
     let is_heard = commits && (!config.alerts.outputs.is_empty() || writing.hears_alerts());
     let alerts = program::alerts(&config.alerts, None, edits::none(), is_heard)?;
     let deliveries = match commits {
-        true => writing.start_others((&job, &progress), &config.nats, NAME, None)?,
+        true => writing.start_others((&job, &progress), &config.nats, (NAME, live::now()), None)?,
         false => Deliveries::default(),
     };
     let committing = Committing { writers, record: writing.named(), deliveries, state: None, alerts };

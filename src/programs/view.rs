@@ -10,7 +10,7 @@ use crate::ledger::Ledger;
 use crate::sinks::delivery::{Status, Watch};
 use crate::sinks::{SinkError, Writer};
 use dataflows::rows::{Schema, Snapshot};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,8 +37,11 @@ pub(super) struct Heard {
 
 #[derive(Default)]
 struct Alerts {
-    /// The latest first.
-    active: VecDeque<Event>,
+    /// By when they were raised.
+    active: BTreeMap<u64, Event>,
+    /// When each was.
+    raised: HashMap<String, u64>,
+    next: u64,
     /// How many are active, kept or not.
     many: u64,
 }
@@ -64,13 +67,22 @@ impl Heard {
         for event in events {
             match event.event {
                 Kind::Raised => {
+                    let number = alerts.next;
                     alerts.many += 1;
-                    alerts.active.push_front(event.clone());
-                    alerts.active.truncate(MOST_ALERTS);
+                    alerts.next += 1;
+                    alerts.raised.insert(event.id.clone(), number);
+                    alerts.active.insert(number, event.clone());
+                    if alerts.active.len() > MOST_ALERTS
+                        && let Some((_, oldest)) = alerts.active.pop_first()
+                    {
+                        alerts.raised.remove(&oldest.id);
+                    }
                 }
                 Kind::Withdrawn => {
                     alerts.many = alerts.many.saturating_sub(1);
-                    alerts.active.retain(|active| active.id != event.id);
+                    if let Some(number) = alerts.raised.remove(&event.id) {
+                        alerts.active.remove(&number);
+                    }
                 }
             }
         }
@@ -140,7 +152,7 @@ impl View for Engine {
     }
 
     fn alerts(&self) -> Vec<Event> {
-        self.heard.alerts().active.iter().cloned().collect()
+        self.heard.alerts().active.values().rev().cloned().collect()
     }
 
     fn recent(&self) -> &Recent {

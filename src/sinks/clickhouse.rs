@@ -38,6 +38,8 @@ const MANY_ROWS: usize = 1 << 17;
 const SEND: Duration = Duration::from_secs(30);
 /// How long it may think about one, or about a query.
 const ANSWER: Duration = Duration::from_secs(120);
+/// How long it is waited for at the start.
+const SOON: Duration = Duration::from_secs(5);
 /// How long what nobody sees is kept, and how often it is looked for.
 const UNSEEN: Duration = Duration::from_secs(3600);
 /// Columns of `snapshots`, of which the latest identity of a task and window counts.
@@ -92,6 +94,20 @@ impl ClickHouse {
             .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
         Ok(Self { settings, client, runtime, tables: tasks, is_set_up: false, last_id: 0, cleaned: None })
+    }
+
+    /// The same before anything is written: a server that takes and does not answer is not waited for.
+    pub fn set_up_soon(&mut self) -> Result<(), SinkError> {
+        let setup = Setup { settings: &self.settings, client: &self.client };
+        let soon = self.runtime.block_on(async { tokio::time::timeout(SOON, setup.run(&self.tables)).await });
+        match soon {
+            Ok(done) => {
+                self.last_id = self.last_id.max(done?);
+                self.is_set_up = true;
+                Ok(())
+            }
+            Err(_) => Err(setup.failed("set it up", &Error::TimedOut)),
+        }
     }
 
     /// Makes what is missing on the server, and checks what is there.
@@ -251,8 +267,12 @@ impl Setup<'_> {
             self.execute(&format!("create database `{database}`"), &sql).await?;
         }
         self.check_tables(tasks).await?;
+        // The window of everything has no time; and a time of ClickHouse's ends in 2106.
+        let dated =
+            "window_end > window_start AND window_start < toDateTime64('2050-01-01 00:00:00', 9, 'UTC')";
         let keep = self.settings.keep.map(|keep| {
-            format!(" TTL toDateTime(window_start) + toIntervalSecond({})", keep.as_secs().max(1))
+            let seconds = keep.as_secs().max(1);
+            format!(" TTL toDateTime(window_start) + toIntervalSecond({seconds}) DELETE WHERE {dated}")
         });
         let keep = keep.unwrap_or_default();
         let create = |name: &str, columns: &str, rest: &str| {

@@ -15,6 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// How long writers that fail may keep a live run from ending.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may that does not come back from a try: longer than any server is waited for.
+const LAST_PATIENCE: Duration = Duration::from_secs(150);
+/// How long to sleep before looking whether something has ended.
+const NAP: Duration = Duration::from_millis(50);
 /// How often it is said that a writer still fails.
 const SAY_EVERY: Duration = Duration::from_secs(30);
 
@@ -44,10 +50,11 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Tries until it succeeds or is given up.
+    /// Tries until it succeeds, is given up, or the run fails; for [`PATIENCE`] at most once the run is to end.
     pub fn attempt<T, E: Display>(
         &self,
         name: &str,
+        failure: &Failure,
         mut attempt: impl FnMut() -> Result<T, E>,
     ) -> Result<T, String> {
         let mut trouble = Trouble::new(*self);
@@ -57,10 +64,19 @@ impl Retry {
                     trouble.recovered(name);
                     return Ok(done);
                 }
-                Err(error) => match trouble.again(name, &error) {
-                    Some(wait) => thread::sleep(wait),
-                    None => return Err(error.to_string()),
-                },
+                Err(error) => {
+                    let again = trouble.again(name, &error).map(|wait| Instant::now() + wait);
+                    let ends = || failure.is_ending() && trouble.is_older_than(PATIENCE);
+                    while again.is_some_and(|again| Instant::now() < again)
+                        && failure.get().is_none()
+                        && !ends()
+                    {
+                        thread::sleep(NAP);
+                    }
+                    if again.is_none() || failure.get().is_some() || ends() {
+                        return Err(error.to_string());
+                    }
+                }
             }
         }
     }
@@ -93,6 +109,10 @@ impl Trouble {
         self.wait = (wait * 2).min(self.retry.most);
         let left = self.retry.give_up.map_or(wait, |give_up| give_up.saturating_sub(since.elapsed()));
         Some(wait.min(left))
+    }
+
+    fn is_older_than(&self, age: Duration) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= age)
     }
 
     fn recovered(&mut self, name: &str) {
@@ -171,7 +191,10 @@ pub struct Deliveries {
     watch: Watch,
     threads: Vec<JoinHandle<Box<dyn Destination>>>,
     destinations: Vec<Box<dyn Destination>>,
+    patience: Option<Duration>,
     failure: Failure,
+    /// Of each writer, windows that were left out and not told of, and when that was told last.
+    left_out: Vec<(u64, Option<Instant>)>,
 }
 
 impl Deliveries {
@@ -184,6 +207,10 @@ impl Deliveries {
         (failure, failing): (Failure, Failing),
     ) -> Result<Self, SinkError> {
         if writers.is_empty() {
+            if kept.as_ref().is_some_and(|kept| kept.folder.is_dir()) {
+                // What earlier runs have left there is cleared away.
+                Outbox::open(Vec::new(), kept, spill, schemas)?;
+            }
             return Ok(Self { failure, ..Self::default() });
         }
         let places = writers.iter().map(|writer| writer.place.clone()).collect();
@@ -212,8 +239,9 @@ impl Deliveries {
             let started = thread::Builder::new().name(name).spawn(deliver);
             threads.push(started.map_err(SinkError::io("start the thread of a writer into", spill))?);
         }
+        let left_out = vec![(0, None); statuses.len()];
         let watch = Watch { outbox: Some(outbox), statuses };
-        Ok(Self { watch, threads, destinations: Vec::new(), failure })
+        Ok(Self { watch, threads, destinations: Vec::new(), patience, failure, left_out })
     }
 
     /// What can be asked of them while they run.
@@ -234,20 +262,52 @@ impl Deliveries {
         self.watch.outbox.iter().for_each(|outbox| outbox.release());
     }
 
-    /// Waits until no required writer is further behind than it may be.
-    pub fn wait_for_room(&self) -> Result<(), SinkError> {
-        let outbox = self.watch.outbox.as_ref();
-        outbox.map_or(Ok(()), |outbox| outbox.wait_for_room(|| self.failure.get().is_some()))
+    /// Waits until no required writer is further behind than it may be; not once the run has failed or is to end.
+    pub fn wait_for_room(&mut self) -> Result<(), SinkError> {
+        let Some(outbox) = self.watch.outbox.clone() else { return Ok(()) };
+        let failure = self.failure.clone();
+        let left_out = outbox.wait_for_room(|| failure.get().is_some() || failure.is_ending())?;
+        for (writer, windows) in left_out {
+            self.watch.statuses[writer].dropped.fetch_add(windows, SeqCst);
+            self.left_out[writer].0 += windows;
+        }
+        self.tell_left_out(false);
+        Ok(())
+    }
+
+    /// Tells of windows that were left out, each writer's not too often unless it is the last time.
+    fn tell_left_out(&mut self, is_last: bool) {
+        for ((windows, said), status) in self.left_out.iter_mut().zip(&self.watch.statuses) {
+            if *windows > 0 && (is_last || said.is_none_or(|said| said.elapsed() >= SAY_EVERY)) {
+                let name = &status.name;
+                warn!("writer `{name}`: {windows} windows were left out for it: it was too far behind");
+                (*windows, *said) = (0, Some(Instant::now()));
+            }
+        }
     }
 
     /// Waits until all have what there is, or do not get it in time: then the reason why.
     pub fn end(&mut self) -> Result<(), String> {
+        self.tell_left_out(true);
         let Some(outbox) = &self.watch.outbox else { return Ok(()) };
         outbox.close();
         if self.failure.get().is_some() {
             outbox.end();
         }
-        for thread in self.threads.drain(..) {
+        let closed = Instant::now();
+        for (thread, status) in self.threads.drain(..).zip(&self.watch.statuses) {
+            // One may be in the middle of a try that does not come back.
+            let most = self.patience.map(|patience| match status.required {
+                true => patience + LAST_PATIENCE,
+                false => patience * 2,
+            });
+            while !thread.is_finished() && most.is_none_or(|most| closed.elapsed() < most) {
+                thread::sleep(NAP);
+            }
+            if !thread.is_finished() {
+                warn!("writer `{}`: does not end; it is left behind", status.name);
+                continue;
+            }
             let destination = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             self.destinations.push(destination);
         }
@@ -320,14 +380,20 @@ struct Delivery {
 impl Delivery {
     /// Gives the writer all that there is, until there is nothing any more.
     fn run(&mut self) -> Result<(), String> {
+        let mut is_forsaken = false;
         while let Some(batch) = self.outbox.take(self.number).map_err(|error| error.to_string())? {
             let entries: Vec<_> = batch.entries.iter().map(|entry| self.selected(entry)).collect();
-            if self.write(&batch, &entries)? == Wrote::Left {
-                return Ok(());
+            if is_forsaken {
+                self.drop_windows(batch.windows as u64, "the run has ended");
+            } else {
+                match self.write(&batch, &entries)? {
+                    Wrote::All => {}
+                    // Nobody waits for another try with each of the last ones.
+                    Wrote::Without => is_forsaken = self.outbox.is_closed(),
+                    Wrote::Left => return Ok(()),
+                }
             }
             self.outbox.done(self.number).map_err(|error| error.to_string())?;
-            let dropped = self.outbox.take_dropped(self.number);
-            self.drop_windows(dropped, "it was too far behind");
         }
         Ok(())
     }
@@ -384,7 +450,6 @@ impl Delivery {
 }
 
 /// What became of a batch.
-#[derive(PartialEq)]
 enum Wrote {
     All,
     /// The writer goes on without it.

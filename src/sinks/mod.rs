@@ -25,6 +25,7 @@ use outbox::Entry;
 use serde_json::json;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -32,7 +33,7 @@ use crate::alerts::rule::Rule;
 use crate::alerts::{Alerts, Outputs, Raising};
 use crate::fail;
 use crate::ledger::Ledger;
-use crate::state::{Manifest, Prepared, State};
+use crate::state::{Manifest, Prepared, State, StateError};
 
 /// A writer failed; nothing half-written is left where a reader would look.
 #[derive(Debug, thiserror::Error)]
@@ -108,10 +109,11 @@ pub trait Writer: Send {
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError>;
 }
 
-/// Why a run cannot go on; the first reason stays.
+/// Why a run cannot go on; the first reason stays. And whether it was told to end, after which nobody is waited for long.
 #[derive(Clone, Debug, Default)]
 pub struct Failure {
     why: Arc<OnceLock<String>>,
+    ending: Arc<AtomicBool>,
     ends: bool,
 }
 
@@ -129,6 +131,16 @@ impl Failure {
             std::process::exit(1);
         }
         let _ = self.why.set(why);
+    }
+
+    /// The run was told to end.
+    pub fn set_ending(&self) {
+        self.ending.store(true, SeqCst);
+    }
+
+    /// Whether it was.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(SeqCst)
     }
 
     /// Why the run failed, if it did.
@@ -248,19 +260,24 @@ impl Committer {
         let (record, retry) = &self.record;
         for writer in &mut self.writers {
             for snapshot in &commit.snapshots {
-                retry.attempt(record, || writer.prepare(snapshot, number))?;
+                retry.attempt(record, &self.failure, || writer.prepare(snapshot, number))?;
             }
         }
         let alerts = &mut self.alerts;
         let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
         self.last = number.unwrap_or(self.last + 1);
-        let snapshots = std::mem::take(&mut commit.snapshots);
+        let snapshots = commit.snapshots.drain(..).map(without_kept).collect();
         let entry = Entry { snapshots, events: events.clone() };
-        retry.attempt(record, || self.deliveries.append(&entry, self.last))?;
+        retry.attempt(record, &self.failure, || self.deliveries.append(&entry, self.last))?;
         if let Some((state, manifest)) = self.state.as_ref().zip(commit.manifest.as_mut()) {
             manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
             manifest.prepared = self.writers.iter().flat_map(|writer| writer.prepared()).collect();
-            retry.attempt(record, || state.commit(manifest))?;
+            let commit = || match state.commit(manifest) {
+                // Trying again would not help.
+                Err(overtaken @ StateError::Overtaken { .. }) => Ok(Err(overtaken.to_string())),
+                committed => committed.map(Ok),
+            };
+            retry.attempt(record, &self.failure, commit)??;
         }
         self.writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
         self.deliveries.release();
@@ -278,7 +295,8 @@ impl Committer {
             return Ok(());
         }
         let entry = Entry { snapshots: Vec::new(), events };
-        self.deliveries.append(&entry, self.last).map_err(|error| error.to_string())?;
+        let (record, retry) = &self.record;
+        retry.attempt(record, &self.failure, || self.deliveries.append(&entry, self.last))?;
         self.deliveries.release();
         Ok(())
     }
@@ -290,6 +308,14 @@ impl Committer {
         }
         Ended { writers, deliveries, alerts: alerts.map(Raising::end).unwrap_or_default() }
     }
+}
+
+/// What writers behind the outbox are given: what a task keeps for a later run is for the record alone.
+fn without_kept(mut snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+    if snapshot.tasks.iter().any(|task| task.kept.is_some()) {
+        Arc::make_mut(&mut snapshot).tasks.iter_mut().for_each(|task| task.kept = None);
+    }
+    snapshot
 }
 
 /// `summary.json`: what a snapshot holds, task by task.

@@ -1,7 +1,8 @@
 //! Snapshots and alerts as messages on NATS, for others to build on: `<subject>.<task>` the rows of a task in a window, in
 //! parts, `<subject>.windows` when all of a window has gone out, `<subject>.alerts` each event.
 //!
-//! A message that is sent again bears the same `Nats-Msg-Id`, by which a stream of JetStream keeps it once.
+//! A message that is sent again bears the same `Nats-Msg-Id`, by which a stream of JetStream keeps it once; that of
+//! another run bears another.
 
 use super::delivery::Destination;
 use super::outbox::Entry;
@@ -29,15 +30,21 @@ pub struct Nats {
     settings: Settings,
     program: &'static str,
     subject: String,
+    began: u64,
     runtime: Runtime,
     bus: Option<Bus>,
 }
 
 impl Nats {
-    /// A writer to this subject; does not connect yet. `program` names us to the server.
-    pub fn new(settings: Settings, program: &'static str, subject: String) -> std::io::Result<Self> {
+    /// A writer to this subject; does not connect yet. `program` names us to the server; when the run `began` tells its
+    /// messages from those of another.
+    pub fn new(
+        settings: Settings,
+        program: &'static str,
+        (subject, began): (String, u64),
+    ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        Ok(Self { settings, program, subject, runtime, bus: None })
+        Ok(Self { settings, program, subject, began, runtime, bus: None })
     }
 
     /// Connects, where it has not.
@@ -56,7 +63,7 @@ impl Nats {
 
     fn try_write(&self, bus: &Bus, entries: &[Arc<Entry>]) -> Result<(), BusError> {
         self.runtime.block_on(async {
-            let outgoing = Outgoing { bus, subject: &self.subject };
+            let outgoing = Outgoing { bus, subject: &self.subject, began: self.began };
             // What waits in the client while the server is away would be sent twice.
             bus.round_trip().await?;
             for entry in entries {
@@ -94,12 +101,13 @@ impl Destination for Nats {
 struct Outgoing<'a> {
     bus: &'a Bus,
     subject: &'a str,
+    began: u64,
 }
 
 impl Outgoing<'_> {
     async fn publish(&self, last: &str, id: &str, payload: Bytes) -> Result<(), BusError> {
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, id);
+        headers.insert(NATS_MESSAGE_ID, format!("{id}-{}", self.began));
         let subject = format!("{}.{last}", self.subject);
         let sent = self.bus.client().publish_with_headers(subject, headers, payload).await;
         sent.map_err(|error| self.bus.failed("publish", &error))

@@ -9,6 +9,7 @@ use super::SinkError;
 use crate::alerts::event::Event;
 use crate::fingerprint::fingerprint;
 use crate::state::sync_folder;
+use crate::warn;
 use dataflows::block::{Block, Words};
 use dataflows::rows::{Schema, Snapshot, TaskRows};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ const MEMORY: u64 = 256 << 20;
 /// Windows and bytes that a writer which is behind is given at a time.
 const CATCH_UP_WINDOWS: usize = 16;
 const CATCH_UP_BYTES: u64 = 64 << 20;
+/// Bytes that any writer is given at a time, however many windows it wants.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// How long a writer that fails waits at most between two tries, once nothing is added any more.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -88,8 +91,6 @@ struct Queue {
     /// The first entry that nobody may have yet.
     released: u64,
     in_memory: u64,
-    /// Whether somebody waits until a writer is less behind.
-    wants_room: bool,
     closed: Option<Instant>,
     over: bool,
 }
@@ -102,8 +103,6 @@ struct Reader {
     taken: u64,
     /// Windows and bytes that it was given and does not have.
     in_flight: (usize, u64),
-    /// Windows left out for it that nobody was told of.
-    dropped: u64,
 }
 
 struct Waiting {
@@ -172,8 +171,11 @@ impl Outbox {
             if let Some(kept) = kept.as_ref().filter(|_| known.is_none()) {
                 // One that never has anything is no new one after a restart.
                 kept.set_place(&place.name, next)?;
+                let path = kept.place_path(&place.name);
+                let synced = File::open(&path).and_then(|file| file.sync_all());
+                synced.and_then(|()| sync_folder(&kept.folder)).map_err(SinkError::io("sync", &path))?;
             }
-            queue.readers.push(Reader { place, next, taken: next, in_flight: (0, 0), dropped: 0 });
+            queue.readers.push(Reader { place, next, taken: next, in_flight: (0, 0) });
         }
         let (queue, spill) = (Mutex::new(queue), spill.to_owned());
         let outbox = Self { queue, changed: Condvar::new(), kept, spill, schemas };
@@ -224,30 +226,27 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Waits until no required writer is further behind than it may be, or `given_up`; what is too old for others is left
-    /// out.
-    pub fn wait_for_room(&self, given_up: impl Fn() -> bool) -> Result<(), SinkError> {
+    /// Waits until no required writer is further behind than it may be, or `given_up`. Gives what was left out meanwhile for
+    /// others, which are too far behind and in the middle of a try: a writer and windows each.
+    pub fn wait_for_room(&self, given_up: impl Fn() -> bool) -> Result<Vec<(usize, u64)>, SinkError> {
+        let mut left_out = Vec::new();
         let mut queue = self.lock();
         loop {
             for reader in 0..queue.readers.len() {
-                while !queue.readers[reader].place.required && queue.is_too_far_behind(reader) {
+                let is_busy = queue.readers[reader].in_flight != (0, 0);
+                while is_busy && !queue.readers[reader].place.required && queue.is_too_far_behind(reader) {
                     let first =
                         queue.waiting(reader).next().map(|(number, waiting)| (number, waiting.windows));
                     let Some((number, windows)) = first else { break };
-                    let reader = &mut queue.readers[reader];
-                    reader.taken = number + 1;
-                    reader.dropped += windows as u64;
-                    if reader.in_flight == (0, 0) {
-                        reader.next = reader.taken;
-                    }
+                    queue.readers[reader].taken = number + 1;
+                    left_out.push((reader, windows as u64));
                 }
             }
             self.forget_done(&mut queue)?;
-            queue.wants_room = (0..queue.readers.len())
+            let is_awaited = (0..queue.readers.len())
                 .any(|reader| queue.readers[reader].place.required && queue.is_too_far_behind(reader));
-            if !queue.wants_room || given_up() {
-                queue.wants_room = false;
-                return Ok(());
+            if !is_awaited || given_up() {
+                return Ok(left_out);
             }
             self.changed.notify_all();
             // Whether it was given up is not told here.
@@ -261,12 +260,14 @@ impl Outbox {
         let mut queue = self.lock();
         let (numbers, windows) = loop {
             let every = queue.readers[reader].place.every;
-            let (mut windows, mut bytes, mut numbers) = (0, 0, Vec::new());
+            let (mut windows, mut bytes, mut numbers, mut is_full) = (0, 0, Vec::new(), false);
             for (number, waiting) in queue.waiting(reader) {
+                let most = if windows < every { MOST_BYTES } else { CATCH_UP_BYTES };
                 // At least one entry, however large it is.
-                let is_full = windows + waiting.windows > every.max(CATCH_UP_WINDOWS)
-                    || windows >= every && bytes + waiting.bytes > CATCH_UP_BYTES;
-                if is_full && !numbers.is_empty() {
+                is_full = !numbers.is_empty()
+                    && (windows + waiting.windows > every.max(CATCH_UP_WINDOWS)
+                        || bytes + waiting.bytes > most);
+                if is_full {
                     break;
                 }
                 windows += waiting.windows;
@@ -276,8 +277,9 @@ impl Outbox {
             if queue.over || numbers.is_empty() && queue.closed.is_some() {
                 return Ok(None);
             }
-            // Events alone are not kept back.
-            let is_enough = windows >= every || windows == 0 || queue.closed.is_some() || queue.wants_room;
+            // Events alone are not kept back, nor what somebody waits for or is about to leave out.
+            let is_pressed = is_full || queue.closed.is_some() || queue.is_too_far_behind(reader);
+            let is_enough = windows >= every || windows == 0 || is_pressed;
             if let Some(last) = numbers.last().filter(|_| is_enough) {
                 let reader = &mut queue.readers[reader];
                 reader.taken = last + 1;
@@ -339,7 +341,12 @@ impl Outbox {
         for (number, waiting) in queue.done() {
             if let Some(kept) = &self.kept {
                 let path = kept.path(number, waiting.commit, waiting.windows);
-                fs::remove_file(&path).map_err(SinkError::io("remove", &path))?;
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(SinkError::io("remove", &path)(error));
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -373,9 +380,9 @@ impl Outbox {
         self.lock().behind(reader)
     }
 
-    /// Windows that were left out for a writer since this was last asked.
-    pub fn take_dropped(&self, reader: usize) -> u64 {
-        std::mem::take(&mut self.lock().readers[reader].dropped)
+    /// Whether nothing is added any more.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
     }
 
     /// Whether what is left outlives the process.
@@ -404,6 +411,7 @@ impl Kept {
             if let Some(writer) = name.strip_suffix(".place") {
                 next = next.max(self.place(writer).unwrap_or(0));
                 if places.iter().all(|place| place.name != writer) {
+                    warn!("writer `{writer}` is gone from the configuration; what waited for it is left out");
                     fs::remove_file(&path).map_err(SinkError::io("remove", &path))?;
                 }
                 continue;
@@ -442,9 +450,12 @@ impl Kept {
         })
     }
 
-    /// The first entry that a writer does not have; `None` for a new one.
+    /// The first entry that a writer does not have; `None` for a new one, 0 where it cannot be told any more.
     fn place(&self, writer: &str) -> Option<u64> {
-        fs::read_to_string(self.place_path(writer)).ok()?.trim().parse().ok()
+        match fs::read_to_string(self.place_path(writer)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            text => Some(text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)),
+        }
     }
 
     fn set_place(&self, writer: &str, next: u64) -> Result<(), SinkError> {
@@ -663,24 +674,38 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_writer_that_is_not_required_and_what_it_misses_is_counted() {
+    fn nobody_waits_for_a_writer_that_is_not_required_and_what_it_misses_is_told() {
         let folder = tempfile::tempdir().expect("a folder");
-        let places = vec![place("a", 1, false, 5000), place("b", 5, true, 0)];
+        let places = vec![place("a", 9, false, 5000), place("b", 5, true, 0)];
         let outbox = Outbox::open(places, None, folder.path(), schemas()).expect("an outbox");
-        outbox.append(&entry(1, 10), 0).expect("room");
-        outbox.release();
-        let held = outbox.take(0).expect("readable").expect("a batch");
-        for window in 2..=6 {
+        let mut left_out = Vec::new();
+        let mut add = |window| {
             outbox.append(&entry(window, 10), 0).expect("room");
             outbox.release();
             // `b` may not be behind at all; who waits for it has given up.
-            outbox.wait_for_room(|| true).expect("files");
-        }
-        assert_eq!(windows(&held), [1]);
+            left_out.extend(outbox.wait_for_room(|| true).expect("files"));
+        };
+        // 1504 bytes each. It is not in the middle of a try: nothing is left out, and it gets what there is before nine.
+        (1..=4).for_each(&mut add);
+        let held = outbox.take(0).expect("readable").expect("a batch");
+        assert_eq!(windows(&held), [1, 2, 3, 4]);
+        (5..=7).for_each(&mut add);
         outbox.done(0).expect("done");
-        // 1504 bytes each: three fit, of which one was being written.
-        assert_eq!(outbox.take_dropped(0), 3);
-        assert_eq!(windows(&outbox.take(0).expect("readable").expect("a batch")), [5, 6]);
-        assert_eq!(outbox.behind(1).0, 6);
+        assert_eq!(left_out, [(0, 1); 3]);
+        (8..=11).for_each(|window| outbox.append(&entry(window, 10), 0).expect("room"));
+        outbox.release();
+        assert_eq!(windows(&outbox.take(0).expect("readable").expect("a batch")), [8, 9, 10, 11]);
+        assert_eq!(outbox.behind(1).0, 11);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_read_is_no_new_writer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let outbox = kept(folder.path(), 0, &["a", "b"]);
+        outbox.append(&entry(1, 10), 1).expect("room");
+        drop(outbox);
+        fs::write(folder.path().join("outbox/a.place"), "").expect("written");
+        let outbox = kept(folder.path(), 1, &["a"]);
+        assert_eq!(windows(&outbox.take(0).expect("readable").expect("a batch")), [1]);
     }
 }
