@@ -73,8 +73,10 @@ fn clickhouse_shows_what_csv_has_with_revisions_and_after_each_run_the_same() {
 fn clickhouse_has_the_window_of_everything() {
     let front = Front::start();
     let packets = mixed(61, 3_000, 10 * SECOND);
-    let scratch = scratch_with(&packets, EVERY_FIELD, &[&front.writer("")]);
+    // It has no time, so it is never too old.
+    let scratch = scratch_with(&packets, EVERY_FIELD, &[&front.writer(", keep: 3650d")]);
     scratch.analyze("-q -o out a.pcap").assert(0, "");
+    front.ask("OPTIMIZE TABLE netspectra.per_source_rows FINAL");
     assert_clickhouse(&front, &scratch.path("out"), "--window all");
     let times = front.ask(
         "SELECT DISTINCT toUnixTimestamp64Nano(window_start), toUnixTimestamp64Nano(window_end)
@@ -180,6 +182,36 @@ fn an_engine_that_may_not_be_ahead_of_its_writer_waits_for_it() {
     engine.wait_for_windows(&site.out(), 19);
     engine.stop(0);
     assert_clickhouse(&front, &site.out(), "it was waited for");
+}
+
+#[test]
+fn an_engine_told_to_stop_while_it_waits_for_a_writer_ends_and_the_next_run_goes_on() {
+    let mut front = Front::away();
+    let site = site_with(&[&front.soon(", max_behind: 0B")]);
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    site.publish("tap", &site.scratch.write("a.pcap", pcap(&mixed(73, 5_000, 100 * SECOND))));
+    engine.wait_for_windows(&site.out(), 1);
+    engine.tell_to_stop(0);
+    let runs = engine.end();
+    runs[0].assert(1, "they are kept for the next run");
+    front.come();
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    assert_clickhouse(&front, &site.out(), "it was away when the engine was stopped");
+}
+
+#[test]
+fn a_writer_that_is_not_required_and_well_gets_all_whatever_it_may_be_behind_with() {
+    let lines = "type: jsonl, path: lines, required: false";
+    for options in ["every: 10, max_behind: 10kB", "max_behind: 0B"] {
+        let packets = mixed(74, 10_000, 300 * SECOND);
+        let scratch = scratch_with(&packets, SHIPPED, &[&format!("{lines}, {options}")]);
+        let run = scratch.analyze("-q -o out --window 10s a.pcap");
+        run.assert(0, "");
+        assert_eq!(windows(&scratch.path("lines")).len(), 30, "{options}: {run:?}");
+    }
 }
 
 #[test]
