@@ -285,7 +285,11 @@ mod tests {
         let found = state.last(&settings("60s")).expect("no error").expect("a manifest");
         assert_eq!((found.number, found.first(), found.began), (5, 51, 7));
         assert_eq!(state.numbers().expect("numbers"), [4, 5]);
+        // What was tried before and got so far is done; what another has committed is not ours.
+        state.commit(&manifest).expect("committed");
+        manifest.windows += 1;
         assert!(matches!(state.commit(&manifest), Err(StateError::Overtaken { .. })));
+        manifest.windows -= 1;
         let refused = state.last(&settings("10s")).expect_err("a refusal").to_string();
         assert!(refused.contains("another window: 60s; here it is 10s"), "{refused}");
         let whole = fs::read(state.path(5)).expect("read");
