@@ -203,18 +203,6 @@ fn an_engine_told_to_stop_while_it_waits_for_a_writer_ends_and_the_next_run_goes
 }
 
 #[test]
-fn a_writer_that_is_not_required_and_well_gets_all_whatever_it_may_be_behind_with() {
-    let lines = "type: jsonl, path: lines, required: false";
-    for options in ["every: 10, max_behind: 10kB", "max_behind: 0B"] {
-        let packets = mixed(74, 10_000, 300 * SECOND);
-        let scratch = scratch_with(&packets, SHIPPED, &[&format!("{lines}, {options}")]);
-        let run = scratch.analyze("-q -o out --window 10s a.pcap");
-        run.assert(0, "");
-        assert_eq!(windows(&scratch.path("lines")).len(), 30, "{options}: {run:?}");
-    }
-}
-
-#[test]
 fn a_writer_that_gives_up_ends_the_run_and_csv_is_whole() {
     let front = Front::away();
     let writer = front.writer(", name: warehouse, retry: {first: 100ms, give_up: 1s}");
