@@ -6,7 +6,7 @@ Captures are cached in target/bench by their options; delete them after a change
 
 Environment: NETSPECTRA_BIN_DIR, the folder of pcap-analyzer and pcapgen (default: target/release).
 """
-import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, re, shutil, statistics, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").absolute()
@@ -87,6 +87,36 @@ def medians(runs):
     """Of wall and CPU time the median; of memory the most any run took."""
     middle = {key: statistics.median(run[key] for run in runs) for key in ("wall", "cpu")}
     return {**middle, "peak_mb": max(run["peak_mb"] for run in runs), "runs": runs}
+
+
+def configured(texts, prefix):
+    """The command over 10 M packets of each configuration, written to a file of its own, by its name."""
+    BENCH.mkdir(parents=True, exist_ok=True)
+    path = capture(10)
+    for name, text in texts.items():
+        config = BENCH / f"{prefix}-{re.sub('[^a-z]', '-', name.lower())}.yaml"
+        config.write_text(text)
+        yield name, [BINARIES / "pcap-analyzer", "-q", "-w", "2", "-c", config, "-o", OUT, path]
+
+
+def against_first(commands, rounds, first):
+    """Runs commands over 10 M packets in turn and prints them, with each one's wall time over that of the first."""
+    runs = round_robin(commands, rounds)
+    base = [run["wall"] for run in next(iter(runs.values()))]
+    print(f"{'':20} {'wall':>8} {'CPU':>8} {'peak':>8} {'M packets/s':>12} {'of ' + first:>9}   medians of {rounds}, 2 workers")
+    for name, measured in runs.items():
+        middle = medians(measured)
+        wall, cpu, peak = (middle[key] for key in ("wall", "cpu", "peak_mb"))
+        # Each round's own ratio: the machine's speed changes from one to the next.
+        ratio = statistics.median(run["wall"] / before for run, before in zip(measured, base))
+        print(f"{name:20} {wall:7.2f}s {cpu:7.2f}s {peak:6.0f}MB {10 / wall:12.1f} {ratio:8.2f}x")
+
+
+def with_writers(*writers):
+    """The shipped configuration with these writers instead of its own, a line each."""
+    shipped = (ROOT / "config.yaml").read_text()
+    head = re.sub(r"(?m)^writers:.*?\n(?=\S)", "", shipped, flags=re.S)
+    return head + "\nwriters:\n" + "".join(f"  - {writer}\n" for writer in writers)
 
 
 def flow_count():

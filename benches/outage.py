@@ -6,7 +6,7 @@ Tells what readiness and memory were meanwhile, how long it took to catch up, an
 usage: outage.py [PACKETS_A_SECOND [SECONDS]]        (default 500000 30)
 Environment: as for compare.py; the Python of the tests (`make test-deps`).
 """
-import json, pathlib, re, shutil, signal, subprocess, sys, time, urllib.error, urllib.parse, urllib.request
+import json, pathlib, re, shutil, signal, subprocess, sys, time, urllib.error, urllib.request
 
 import compare
 
@@ -67,13 +67,8 @@ def main():
     capture = FOLDER / "capture.pcap"
     options = ["--packets", RATE * seconds, "--flows", 200_000, "--size", "min", "--duration", f"{seconds}s"]
     subprocess.run([str(word) for word in [compare.BINARIES / "pcapgen", *options, "-o", capture]], check=True)
-    head = re.sub(r"(?m)^writers:.*?\n(?=\S)", "", (compare.ROOT / "config.yaml").read_text(), flags=re.S)
-    writers = f"""
-writers:
-  - {{type: csv, path: ./snapshots}}
-  - {{type: clickhouse, url: "http://127.0.0.1:{FRONT}", database: outage, retry: {{first: 500ms, most: 2s}}}}
-"""
-    (FOLDER / "config.yaml").write_text(head + writers)
+    server_of_rows = f'{{type: clickhouse, url: "http://127.0.0.1:{FRONT}", database: outage, retry: {{first: 500ms, most: 2s}}}}'
+    (FOLDER / "config.yaml").write_text(compare.with_writers("{type: csv, path: ./snapshots}", server_of_rows))
     server = start("nats-server", "-a", "127.0.0.1", "-p", NATS, "--jetstream", "-sd", FOLDER / "nats")
     front = clickhouse()
     engine = None
