@@ -38,6 +38,8 @@ pub mod report;
 pub mod sinks;
 pub mod state;
 pub mod tail;
+#[cfg(test)]
+mod trial;
 pub mod wire;
 
 // What an aggregator of one's own is written with.

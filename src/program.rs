@@ -8,7 +8,7 @@ use crate::cluster::{self, Cluster, Formed};
 use crate::config::writers::{Run, Target, WriterConfig};
 use crate::config::{self, ClusterSection, Config, ConfigError};
 use crate::engine::{self, Job, Progress};
-use crate::sinks::clickhouse::ClickHouse;
+use crate::sinks::clickhouse::{self, ClickHouse};
 use crate::sinks::csv::{Csv, CsvWriter};
 use crate::sinks::delivery::{Behind, Deliveries, Destination, Failing, PATIENCE, Retry, Selecting};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
@@ -375,9 +375,9 @@ pub fn spill_folder() -> PathBuf {
 /// Who writes snapshots.
 pub struct Writing {
     /// The csv writer that is the record of what is committed, if there is any.
-    pub record: Option<(PathBuf, WriterConfig)>,
+    record: Option<WriterConfig>,
     /// All others.
-    pub behind: Vec<WriterConfig>,
+    behind: Vec<WriterConfig>,
     run: Run,
 }
 
@@ -391,31 +391,36 @@ impl Writing {
             let record = record.get_or_insert_with(|| WriterConfig::csv(output.to_owned()));
             record.target = Target::Csv(output.to_owned());
         }
-        let record = record.and_then(|writer| match &writer.target {
-            Target::Csv(path) => Some((path.clone(), writer)),
-            _ => None,
-        });
         Self { record, behind, run }
+    }
+
+    /// All of them.
+    fn writers(&self) -> impl Iterator<Item = &WriterConfig> {
+        self.record.iter().chain(&self.behind)
+    }
+
+    /// The record's folder.
+    fn folder(&self) -> Option<&Path> {
+        self.record.as_ref().and_then(|writer| writer.target.folder())
     }
 
     /// The record's name, and how it is tried again.
     pub fn named(&self) -> (String, Retry) {
         let record = self.record.as_ref();
         let none = Retry { first: Duration::ZERO, most: Duration::ZERO, give_up: Some(Duration::ZERO) };
-        let retry = record.map_or(none, |(_, writer)| writer.retry(self.run, true));
-        (record.map(|(_, writer)| writer.name.clone()).unwrap_or_default(), retry)
+        let retry = record.map_or(none, |writer| writer.retry(self.run, true));
+        (record.map(|writer| writer.name.clone()).unwrap_or_default(), retry)
     }
 
     /// All writers as they run, secrets hidden.
     pub fn resolved(&self) -> serde_json::Value {
-        let record = self.record.iter().map(|(_, writer)| writer.resolved(self.run, true));
+        let record = self.record.iter().map(|writer| writer.resolved(self.run, true));
         record.chain(self.behind.iter().map(|writer| writer.resolved(self.run, false))).collect()
     }
 
     /// Where they write, in a few words each.
     pub fn describe(&self) -> Vec<String> {
-        let writers = self.record.iter().map(|(_, writer)| writer).chain(&self.behind);
-        writers.map(|writer| writer.target.describe()).collect()
+        self.writers().map(|writer| writer.target.describe()).collect()
     }
 
     /// Whether lines for programs go to standard output.
@@ -430,16 +435,14 @@ impl Writing {
 
     /// Where what memory has no room for is kept.
     pub fn spill(&self, commits: bool) -> PathBuf {
-        self.record.as_ref().filter(|_| commits).map_or_else(spill_folder, |(path, _)| path.clone())
+        self.folder().filter(|_| commits).map_or_else(spill_folder, Path::to_owned)
     }
 
     /// Opens the record, where there is one, on so many threads; it has to recover before it is written to.
     pub fn open_record(&self, threads: usize) -> Result<Option<Record>, SinkError> {
-        let open = |(path, config): &(PathBuf, WriterConfig)| {
-            let writer = CsvWriter::open(path, Csv { threads })?;
-            Ok(Record { writer, tasks: config.tasks.clone() })
-        };
-        self.record.as_ref().map(open).transpose()
+        let Some((config, path)) = self.record.as_ref().zip(self.folder()) else { return Ok(None) };
+        let writer = CsvWriter::open(path, Csv { threads })?;
+        Ok(Some(Record { writer, tasks: config.tasks.clone() }))
     }
 
     /// Opens the other writers and starts their threads. What is wrong with the configuration is refused; a server that
@@ -488,18 +491,22 @@ impl Writing {
             Target::ClickHouse(settings) => {
                 let schemas = writer.selected(engine::schemas(tasks));
                 let server = ClickHouse::new(settings.clone(), schemas);
-                server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.check()
+                server.map_err(no_threads(writer))?.check()
             }
             Target::Nats(subject) => {
                 let server = Nats::new(nats.clone(), program, (subject.clone(), 0));
-                server.map_err(SinkError::io("start threads for", Path::new(&writer.name)))?.connect()
+                server.map_err(no_threads(writer))?.connect()
             }
             Target::Csv(path) | Target::Parquet(path) | Target::JsonLines(Some(path)) => folder::check(path),
             Target::JsonLines(None) => Ok(()),
         };
-        let writers = self.record.iter().map(|(_, writer)| writer).chain(&self.behind);
-        writers.filter_map(|writer| check(writer).err()).collect()
+        self.writers().filter_map(|writer| check(writer).err()).collect()
     }
+}
+
+/// The system gives a writer no threads.
+fn no_threads(config: &WriterConfig) -> impl Fn(std::io::Error) -> SinkError + use<> {
+    SinkError::io("start threads for", Path::new(&config.name))
 }
 
 /// A csv writer within the commit.
@@ -525,7 +532,7 @@ pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Resu
     if !recorded {
         return Ok(None);
     }
-    let Some((folder, config)) = &writing.record else {
+    let Some((config, folder)) = writing.record.as_ref().zip(writing.folder()) else {
         let why = "with the durable log there has to be a csv writer: beside its folder is the record of what is committed";
         return Err(anyhow!("writers: {why}"));
     };
@@ -533,7 +540,7 @@ pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Resu
         return Err(anyhow!("writer `{}`: with the durable log it has to be given all tasks", config.name));
     }
     check_recall(tasks)?;
-    Ok(Some(folder.clone()))
+    Ok(Some(folder.to_owned()))
 }
 
 /// What writers are opened with.
@@ -550,7 +557,6 @@ struct Opening<'a> {
 impl Opening<'_> {
     fn open(&self, config: &WriterConfig) -> Result<Box<dyn Destination>, SinkError> {
         let threads = self.threads;
-        let no_threads = || SinkError::io("start threads for", Path::new(&config.name));
         // What is away may come; what is wrong stays wrong.
         let set_up = |tried: Result<(), SinkError>| match tried {
             Err(error) if error.is_usage() => Err(error),
@@ -567,13 +573,13 @@ impl Opening<'_> {
             Target::JsonLines(None) => Box::new(StandardOutput),
             Target::ClickHouse(settings) => {
                 let schemas = config.selected(self.schemas.clone());
-                let mut writer = ClickHouse::new(settings.clone(), schemas).map_err(no_threads())?;
-                set_up(writer.set_up_soon())?;
+                let mut writer = ClickHouse::new(settings.clone(), schemas).map_err(no_threads(config))?;
+                set_up(writer.set_up(Some(clickhouse::SOON)))?;
                 Box::new(writer)
             }
             Target::Nats(subject) => {
                 let writer = Nats::new(self.nats.clone(), self.program, (subject.clone(), self.began));
-                let mut writer = writer.map_err(no_threads())?;
+                let mut writer = writer.map_err(no_threads(config))?;
                 set_up(writer.connect())?;
                 Box::new(writer)
             }

@@ -115,6 +115,11 @@ impl Field {
         }
     }
 
+    /// Whether the column holds whole addresses.
+    pub fn is_address(self) -> bool {
+        matches!(self, Self::SrcIp { v4: 32, v6: 128 } | Self::DstIp { v4: 32, v6: 128 })
+    }
+
     /// The bits of the transport word that this field keeps.
     fn transport_mask(self) -> u64 {
         match self {

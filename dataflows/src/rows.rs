@@ -355,6 +355,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Bytes of all rows, and of what tasks keep beside them.
+    pub fn bytes(&self) -> u64 {
+        let words = |task: &TaskRows| {
+            let rows = task.runs.iter().map(|run| run.words.len()).sum::<usize>();
+            rows + task.kept.as_ref().map_or(0, |kept| kept.len())
+        };
+        (size_of::<u64>() * self.tasks.iter().map(words).sum::<usize>()) as u64
+    }
+
     /// The packets that it holds, where a task counts every packet once.
     pub fn packets(&self) -> Option<u64> {
         let counting = self.tasks.iter().find(|task| task.schema.counts_every_packet);

@@ -46,8 +46,8 @@ pub struct Rule {
     pub comparison: Comparison,
     /// With what.
     pub threshold: u64,
-    /// What the rows have to be, beside: numbers of key columns and what each has to hold.
-    pub conditions: Vec<(usize, Condition)>,
+    /// What the rows have to be, beside: what key columns have to hold.
+    pub conditions: Conditions,
     /// In how many windows in a row it has to hold, at least 1.
     pub windows: u64,
 }
@@ -127,7 +127,7 @@ pub enum Condition {
 
 impl Condition {
     /// Reads what a field has to be.
-    pub(crate) fn read(field: Field, value: &Value) -> Result<Self, String> {
+    fn read(field: Field, value: &Value) -> Result<Self, String> {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let number = |most: u16| match text.parse::<u16>() {
             Ok(number) if number <= most => Ok(Self::Number(number)),
@@ -171,7 +171,7 @@ impl Condition {
     }
 
     #[inline]
-    pub(crate) fn holds(self, value: KeyValue) -> bool {
+    fn holds(self, value: KeyValue) -> bool {
         match (self, value) {
             (Self::Number(wanted), KeyValue::Number(number)) => number == wanted,
             (
@@ -180,6 +180,47 @@ impl Condition {
             ) => found.0 & mask == address && found.is_v4() == is_v4,
             _ => false,
         }
+    }
+}
+
+/// What key columns of a task have to hold, each by its number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conditions(Vec<(usize, Condition)>);
+
+/// Why there can be no such conditions.
+#[derive(Debug)]
+pub enum NoCondition {
+    /// There is no such key column.
+    Column(String),
+    /// The column cannot hold that.
+    Value(String),
+}
+
+impl Conditions {
+    /// Reads them, each a key column of this task and what it has to be.
+    pub fn read(
+        task: &str,
+        schema: &Schema,
+        written: impl IntoIterator<Item = (String, Value)>,
+    ) -> Result<Self, NoCondition> {
+        let fields = schema.key.fields();
+        let read = |(name, value): (String, Value)| {
+            let Some(column) = fields.iter().position(|field| field.column() == name) else {
+                let known: Vec<&str> = fields.iter().map(|field| field.column()).collect();
+                let why =
+                    format!("the key of task `{task}` has no column `{name}`; one of {}", known.join(", "));
+                return Err(NoCondition::Column(why));
+            };
+            let condition = Condition::read(fields[column], &value);
+            Ok((column, condition.map_err(|why| NoCondition::Value(format!("{name}: {why}")))?))
+        };
+        written.into_iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether a row is so.
+    #[inline]
+    pub fn hold(&self, schema: &Schema, row: &Row<'_>) -> bool {
+        self.0.iter().all(|(column, condition)| condition.holds(row.key(schema, *column)))
     }
 }
 
@@ -287,18 +328,10 @@ impl Rule {
         };
         let threshold =
             read_threshold(&threshold, in_bytes).map_err(|why| options.refuse("threshold", why))?;
-        let mut conditions = Vec::with_capacity(written.r#match.len());
-        for (name, value) in &written.r#match {
-            let fields = schema.key.fields();
-            let Some(column) = fields.iter().position(|field| field.column() == name) else {
-                let known: Vec<&str> = fields.iter().map(|field| field.column()).collect();
-                let why = format!("the key of task `{}` has no column `{name}`", task.name);
-                return Err(options.refuse("match", format!("{why}; one of {}", known.join(", "))));
-            };
-            let condition = Condition::read(fields[column], value)
-                .map_err(|why| options.refuse("match", format!("{name}: {why}")))?;
-            conditions.push((column, condition));
-        }
+        let conditions =
+            Conditions::read(&task.name, &schema, written.r#match).map_err(|error| match error {
+                NoCondition::Column(why) | NoCondition::Value(why) => options.refuse("match", why),
+            })?;
         if !(1..=MOST_WINDOWS).contains(&windows) {
             return Err(options.refuse("for", format!("1 to {MOST_WINDOWS} windows")));
         }
@@ -317,7 +350,7 @@ impl Rule {
         };
         let schema = &rows.schema;
         let holds = |row: &Row<'_>| {
-            self.comparison.holds(row.values()[column], self.threshold) && self.selects(schema, row)
+            self.comparison.holds(row.values()[column], self.threshold) && self.conditions.hold(schema, row)
         };
         let found =
             |row: Row<'_>| Match { key: Some(MatchKey::of(schema, &row)), value: row.values()[column] };
@@ -327,17 +360,13 @@ impl Rule {
     }
 
     fn matching_total(&self, rows: &TaskRows, value: impl Fn(&Row<'_>) -> u64) -> Vec<Match> {
-        let selected = rows.rows().filter(|row| self.selects(&rows.schema, row));
+        let selected = rows.rows().filter(|row| self.conditions.hold(&rows.schema, row));
         let total = selected.fold(0u64, |total, row| total.saturating_add(value(&row)));
         let holds = self.comparison.holds(total, self.threshold);
         holds.then_some(Match { key: None, value: total }).into_iter().collect()
     }
 
     #[inline]
-    fn selects(&self, schema: &Schema, row: &Row<'_>) -> bool {
-        self.conditions.iter().all(|(column, condition)| condition.holds(row.key(schema, *column)))
-    }
-
     /// The first rows behind a match, of all tables of a window: for a key, of the finest table that counts every packet
     /// and has the key's columns; else of the rule's own.
     pub fn contributors<'a>(
@@ -368,7 +397,7 @@ impl Rule {
         let is_own = rows.name == self.task;
         let shown = rows.first_where(count, |row| {
             wanted.iter().all(|(column, cell)| Cell::from(row.key(schema, *column)) == *cell)
-                && (!is_own || self.selects(schema, row))
+                && (!is_own || self.conditions.hold(schema, row))
         });
         shown.iter().map(|row| json(schema, row)).collect()
     }
@@ -420,47 +449,8 @@ fn json(schema: &Schema, row: &Row<'_>) -> Value {
 mod tests {
     use super::*;
     use crate::alerts::event;
-    use dataflows::block::Block;
-    use dataflows::exact::Exact;
-    use dataflows::key::{Key, KeyFields};
-    use dataflows::packet::Transport;
-    use dataflows::rows::sort_words;
+    use crate::trial::{FLOWS, rows, task};
     use serde_json::json;
-
-    fn task(fields: &[&str]) -> Task {
-        let fields = KeyFields::parse(fields).expect("fields");
-        Task { name: "flows".into(), aggregator: Arc::new(Exact::new(fields)) }
-    }
-
-    /// A task's rows: source, destination port, packets and bytes.
-    fn rows(task: &Task, flows: &[(&str, u16, u64, u64)]) -> TaskRows {
-        let schema = task.aggregator.schema();
-        let mut words = [Vec::new(), Vec::new()];
-        for (source, port, packets, bytes) in flows {
-            let source: IpAddr = source.parse().expect("an address");
-            let transport = Transport::new(0, *port, 6, 0, 0, 4);
-            match schema.key.mask().key(source.into(), Address::v4(0), transport) {
-                Key::Compact(key) => words[0].extend(key),
-                Key::Wide(key) => words[1].extend(key),
-            }
-            let wide = usize::from(source.is_ipv6());
-            words[wide].extend([*packets, *bytes, 0, 1_000_000_001]);
-        }
-        let run = |(wide, words): (bool, Vec<u64>)| {
-            let words = sort_words(&[words.into()], wide, &schema).into();
-            Block { wide, words, ..Block::default() }
-        };
-        let runs = [false, true].into_iter().zip(words).map(run).collect();
-        TaskRows { name: task.name.clone(), schema: schema.clone(), runs, kept: None }
-    }
-
-    const FLOWS: [(&str, u16, u64, u64); 5] = [
-        ("10.0.0.2", 443, 5, 500),
-        ("10.0.0.1", 443, 5, 900),
-        ("10.0.0.1", 80, 1, 60),
-        ("192.0.2.1", 443, 9, 400),
-        ("2001:db8::1", 443, 7, 700),
-    ];
 
     fn flows() -> (Task, TaskRows) {
         let task = task(&["SrcIP", "DstPort"]);

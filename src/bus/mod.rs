@@ -314,14 +314,20 @@ impl Bus {
     }
 }
 
-/// Tries whether a server of the settings lets us in.
-pub fn check(settings: &Settings, program: &'static str) -> Result<(), BusError> {
-    let failed = |error: std::io::Error| BusError::Failed {
-        servers: settings.shown(),
+/// The system gives no threads to work with a server.
+pub(crate) fn no_threads(settings: &Settings) -> impl Fn(std::io::Error) -> BusError {
+    let servers = settings.shown();
+    move |error| BusError::Failed {
+        servers: servers.clone(),
         action: "start the threads for it".into(),
         why: error.to_string(),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    }
+}
+
+/// Tries whether a server of the settings lets us in.
+pub fn check(settings: &Settings, program: &'static str) -> Result<(), BusError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(no_threads(settings))?;
     runtime.block_on(async { Bus::connect(settings, program, 16).await?.round_trip().await })
 }
 

@@ -1,9 +1,8 @@
 //! The `http` section: where a running engine can be asked.
 
-use super::{ConfigError, Place, size};
+use super::{ConfigError, Place, Text, secret, size};
 use crate::http::Settings;
 use serde::Deserialize;
-use serde_saphyr::Spanned;
 use std::net::SocketAddr;
 
 /// Bytes of the latest windows that are kept to be asked for, where nothing else is said.
@@ -13,10 +12,10 @@ const MEMORY: u64 = 256 << 20;
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Section {
-    listen: Option<Spanned<String>>,
-    token: Option<Spanned<String>>,
-    token_file: Option<Spanned<String>>,
-    memory: Option<Spanned<String>>,
+    listen: Text,
+    token: Text,
+    token_file: Text,
+    memory: Text,
 }
 
 /// What the section says; whether there is a server at all is in [`Http::listen`].
@@ -48,19 +47,7 @@ pub(super) fn settings(place: &Place<'_>, section: Section) -> Result<Http, Conf
     let listen = section.listen.as_ref().map(|text| {
         address(&text.value).map_err(|why| place.wrong(text.defined, format!("http.listen: {why}")))
     });
-    let token = match (&section.token, &section.token_file) {
-        (Some(_), Some(file)) => {
-            return Err(place.wrong(file.defined, "http: give `token` or `token_file`, not both"));
-        }
-        (Some(token), None) => Some((token.value.clone(), token.defined)),
-        (None, Some(file)) => {
-            let text = std::fs::read_to_string(&file.value).map_err(|error| {
-                place.wrong(file.defined, format!("http.token_file: {}: {error}", file.value))
-            })?;
-            Some((text.trim_end().to_owned(), file.defined))
-        }
-        (None, None) => None,
-    };
+    let token = secret(place, ("http", "http."), "token", (&section.token, &section.token_file))?;
     if let Some((_, at)) = token.as_ref().filter(|(token, _)| token.is_empty()) {
         return Err(place.wrong(*at, "http: the token is empty"));
     }

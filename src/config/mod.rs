@@ -342,6 +342,33 @@ fn place_of(entry: &Spanned<Entry>, error: &OptionsError) -> Location {
     option.map_or(entry.defined, |value| value.defined)
 }
 
+/// An option of a section that is text.
+type Text = Option<Spanned<String>>;
+
+/// A secret that stands there (from the environment) or in a file, and where that was said. A mistake is led by `section`, or
+/// by `before` and the key.
+fn secret(
+    place: &Place<'_>,
+    (section, before): (&str, &str),
+    key: &str,
+    (value, file): (&Text, &Text),
+) -> Result<Option<(String, Location)>, ConfigError> {
+    match (value, file) {
+        (None, None) => Ok(None),
+        (Some(value), None) => Ok(Some((value.value.clone(), value.defined))),
+        (Some(_), Some(file)) => {
+            let message = format!("{section}: give `{key}` or `{key}_file`, not both");
+            Err(place.wrong(file.defined, message))
+        }
+        (None, Some(file)) => {
+            let text = std::fs::read_to_string(&file.value).map_err(|error| {
+                place.wrong(file.defined, format!("{before}{key}_file: {}: {error}", file.value))
+            })?;
+            Ok(Some((text.trim_end().to_owned(), file.defined)))
+        }
+    }
+}
+
 /// An option that every entry needs, as text, and where it stands.
 fn text_option(
     place: &Place<'_>,

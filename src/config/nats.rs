@@ -1,14 +1,12 @@
 //! The `nats` section: where the bus is, who we are to it, and how it is used.
 
-use super::{ConfigError, Place, duration, size};
+use super::{ConfigError, Place, Text, duration, secret, size};
 use crate::bus::{Credentials, JetStream, Settings, Tls};
 use async_nats::ServerAddr;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use std::path::PathBuf;
 use std::time::Duration;
-
-type Text = Option<Spanned<String>>;
 
 /// The section as it is written.
 #[derive(Default, Deserialize)]
@@ -146,22 +144,7 @@ pub fn servers(text: &str) -> Result<Vec<ServerAddr>, String> {
 
 /// The one kind of credentials that is given; a secret comes as a value (from the environment) or in a file.
 fn credentials(place: &Place<'_>, section: &Section) -> Result<Credentials, ConfigError> {
-    let secret = |key: &str, value: &Text, file: &Text| -> Result<Option<(String, Location)>, ConfigError> {
-        match (value, file) {
-            (None, None) => Ok(None),
-            (Some(value), None) => Ok(Some((value.value.clone(), value.defined))),
-            (Some(_), Some(file)) => {
-                let message = format!("nats: give `{key}` or `{key}_file`, not both");
-                Err(place.wrong(file.defined, message))
-            }
-            (None, Some(file)) => {
-                let text = std::fs::read_to_string(&file.value).map_err(|error| {
-                    place.wrong(file.defined, format!("nats.{key}_file: {}: {error}", file.value))
-                })?;
-                Ok(Some((text.trim_end().to_owned(), file.defined)))
-            }
-        }
-    };
+    let secret = |key, value: &Text, file: &Text| secret(place, ("nats", "nats."), key, (value, file));
     let password = secret("password", &section.password, &section.password_file)?;
     let token = secret("token", &section.token, &section.token_file)?;
     let nkey = secret("nkey", &None, &section.nkey_file)?;

@@ -1,6 +1,6 @@
 //! The `writers` section: where snapshots go, and what becomes of them while a writer fails.
 
-use super::{ConfigError, Entry, Place, Spanned, duration, size, text_option};
+use super::{ConfigError, Entry, Place, Spanned, Text, duration, secret, size, text_option};
 use crate::sinks::clickhouse;
 use crate::sinks::delivery::Retry;
 use crate::sinks::outbox::Schemas;
@@ -9,7 +9,6 @@ use dataflows::aggregator::Task;
 use serde_json::{Value, json};
 use serde_saphyr::Location;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,6 +210,15 @@ impl Reader<'_> {
 
     fn text(&self, key: &str, what: &str) -> Result<String, ConfigError> {
         text_option(self.place, &self.entry.value, self.entry.defined, key, what).map(|(text, _)| text)
+    }
+
+    /// A text and where it stands, where there is one.
+    fn spanned(&self, key: &str) -> Result<Text, ConfigError> {
+        let read = |value: &Spanned<Value>| {
+            let (referenced, defined) = (value.referenced, value.defined);
+            Ok(Spanned { value: self.text(key, "a writer")?, referenced, defined })
+        };
+        self.get(key).map(read).transpose()
     }
 
     fn text_or(&self, key: &str, default: &str) -> Result<String, ConfigError> {
@@ -416,26 +424,15 @@ impl Reader<'_> {
                 format!("clickhouse writer: database `{database}`: use letters, digits and `_`"),
             ));
         }
-        let password = match (self.get("password"), self.get("password_file")) {
-            (Some(_), Some(_)) => {
-                let message = "clickhouse writer: give `password` or `password_file`, not both";
-                return Err(self.wrong("password_file", message));
+        let texts = (&self.spanned("password")?, &self.spanned("password_file")?);
+        let what = ("clickhouse writer", "clickhouse writer: ");
+        let password = match secret(self.place, what, "password", texts)? {
+            Some((password, at)) if password.chars().any(char::is_control) => {
+                let message = "clickhouse writer: the password has several lines or control characters";
+                return Err(self.place.wrong(at, message));
             }
-            (None, Some(_)) => {
-                let file = self.text("password_file", "a clickhouse writer")?;
-                let text = fs::read_to_string(&file).map_err(|error| {
-                    self.wrong("password_file", format!("clickhouse writer: password_file: {file}: {error}"))
-                })?;
-                text.trim_end().to_owned()
-            }
-            _ => self.text_or("password", "")?,
+            password => password.map(|(password, _)| password).unwrap_or_default(),
         };
-        if password.chars().any(char::is_control) {
-            let key = if self.get("password").is_some() { "password" } else { "password_file" };
-            return Err(
-                self.wrong(key, "clickhouse writer: the password has several lines or control characters")
-            );
-        }
         let keep = match self.get("keep") {
             None => None,
             Some(_) => {

@@ -5,7 +5,7 @@
 //! rows than were asked for, and no more than there may be.
 
 use super::{View, metrics, stopped};
-use crate::alerts::rule::Condition;
+use crate::alerts::rule::{Conditions, NoCondition};
 use crate::http::recent::{Told, WindowName};
 use crate::sinks::text::{Text, rfc3339, window_name};
 use axum::body::{Body, HttpBody};
@@ -314,7 +314,7 @@ async fn tasks(State(site): State<Arc<Site>>, uri: Uri) -> Answer {
 fn columns(schema: &Schema) -> Vec<Value> {
     let keys = schema.key.fields().iter().map(|field| {
         let kind = match field {
-            Field::SrcIp { v4: 32, v6: 128 } | Field::DstIp { v4: 32, v6: 128 } => "address",
+            field if field.is_address() => "address",
             Field::SrcIp { .. } | Field::DstIp { .. } => "prefix",
             _ => "number",
         };
@@ -452,11 +452,9 @@ fn answer(snapshot: &Snapshot, task: &str, asked: &Asked) -> Result<Vec<u8>, Ref
     let schema = &table.schema;
     let conditions = conditions(table, &asked.filter)?;
     let order = asked.sort.as_ref().map(|(column, descends)| Order::read(table, column, *descends));
-    let wanted = |row: &Row<'_>| {
-        conditions.iter().all(|(column, condition)| condition.holds(row.key(schema, *column)))
-    };
+    let wanted = |row: &Row<'_>| conditions.hold(schema, row);
     let (matched, found) = match order.transpose()? {
-        None if conditions.is_empty() => (table.len(), table.first(asked.limit)),
+        None if asked.filter.is_empty() => (table.len(), table.first(asked.limit)),
         None => {
             let matched = table.rows().filter(wanted).count();
             (matched, table.first_where(asked.limit.min(matched), wanted))
@@ -487,20 +485,13 @@ fn answer(snapshot: &Snapshot, task: &str, asked: &Asked) -> Result<Vec<u8>, Ref
 }
 
 /// What the key columns of a table have to hold.
-fn conditions(table: &TaskRows, filter: &[(String, String)]) -> Result<Vec<(usize, Condition)>, Refusal> {
-    let fields = table.schema.key.fields();
-    let condition = |(name, operand): &(String, String)| {
-        let Some(column) = fields.iter().position(|field| field.column() == name) else {
-            let known: Vec<&str> = fields.iter().map(|field| field.column()).collect();
-            let why =
-                format!("`{name}` is no key column of task `{}`; one of {}", table.name, known.join(", "));
-            return Err(Refusal::missing(format!("filter: {why}")));
-        };
-        let condition = Condition::read(fields[column], &Value::from(operand.as_str()))
-            .map_err(|why| Refusal::bad(format!("filter: {name}: {why}")))?;
-        Ok((column, condition))
-    };
-    filter.iter().map(condition).collect()
+fn conditions(table: &TaskRows, filter: &[(String, String)]) -> Result<Conditions, Refusal> {
+    let read = |(name, operand): &(String, String)| (name.clone(), Value::from(operand.as_str()));
+    let conditions = Conditions::read(&table.name, &table.schema, filter.iter().map(read));
+    conditions.map_err(|error| match error {
+        NoCondition::Column(why) => Refusal::missing(format!("filter: {why}")),
+        NoCondition::Value(why) => Refusal::bad(format!("filter: {why}")),
+    })
 }
 
 /// Another order than the table's own; rows that are equal in it stay in that.
@@ -645,14 +636,7 @@ async fn next(mut listening: Listening) -> Option<(Result<Event, Infallible>, Li
 mod tests {
     use super::*;
     use crate::http::recent::example;
-
-    const FLOWS: [(&str, u16, u64, u64); 5] = [
-        ("10.0.0.2", 443, 5, 500),
-        ("10.0.0.1", 443, 5, 900),
-        ("10.0.0.1", 80, 1, 60),
-        ("192.0.2.1", 443, 9, 400),
-        ("2001:db8::1", 443, 7, 700),
-    ];
+    use crate::trial::FLOWS;
 
     fn asked(query: &str) -> Result<Asked, Refusal> {
         let uri: Uri = format!("/?{query}").parse().expect("a path");

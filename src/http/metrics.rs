@@ -269,26 +269,36 @@ impl Families {
         self.0.push(family);
     }
 
-    fn counter(&mut self, name: &str, help: &str, series: impl IntoIterator<Item = Series>) {
+    /// Adds a family of counters or of gauges.
+    fn numbers(
+        &mut self,
+        kind: MetricType,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = Series>,
+    ) {
         let metric = |(labels, value): Series| {
-            let mut counter = proto::Counter::default();
-            counter.set_value(value);
             let mut metric = Metric::from_label(labels);
-            metric.set_counter(counter);
+            if kind == MetricType::COUNTER {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            } else {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
             metric
         };
-        self.add(name, help, MetricType::COUNTER, series.into_iter().map(metric).collect());
+        self.add(name, help, kind, series.into_iter().map(metric).collect());
+    }
+
+    fn counter(&mut self, name: &str, help: &str, series: impl IntoIterator<Item = Series>) {
+        self.numbers(MetricType::COUNTER, name, help, series);
     }
 
     fn gauge(&mut self, name: &str, help: &str, series: impl IntoIterator<Item = Series>) {
-        let metric = |(labels, value): Series| {
-            let mut gauge = proto::Gauge::default();
-            gauge.set_value(value);
-            let mut metric = Metric::from_label(labels);
-            metric.set_gauge(gauge);
-            metric
-        };
-        self.add(name, help, MetricType::GAUGE, series.into_iter().map(metric).collect());
+        self.numbers(MetricType::GAUGE, name, help, series);
     }
 
     fn inputs(&mut self, all: &[(InputReport, Counts)]) {
@@ -321,11 +331,7 @@ impl Families {
             let series = writers.iter().filter_map(|writer| {
                 Some((labels(&[("writer", &*writer.name), ("type", writer.kind)]), number(writer)?))
             });
-            let name = format!("writer_{name}");
-            match kind {
-                MetricType::COUNTER => self.counter(&name, help, series),
-                _ => self.gauge(&name, help, series),
-            }
+            self.numbers(kind, &format!("writer_{name}"), help, series);
         }
     }
 }

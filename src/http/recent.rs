@@ -1,10 +1,9 @@
 //! The latest snapshots, in memory up to a number of bytes, and who listens for new ones.
 
 use crate::alerts::event::Event;
-use crate::sinks::summary;
+use crate::sinks::named_summary;
 use crate::sinks::text::window_name;
-use dataflows::rows::{Snapshot, TaskRows};
-use serde_json::{Map, Value};
+use dataflows::rows::Snapshot;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
@@ -93,8 +92,8 @@ impl Recent {
     /// Takes a snapshot in; a revision takes the place of what it revises. The oldest windows go.
     pub fn push(&self, snapshot: Arc<Snapshot>) {
         let name = window_name(snapshot.span);
-        let summary: Arc<str> = listed(&name, &snapshot).into();
-        let bytes = snapshot.tasks.iter().map(bytes_of).sum::<u64>() + summary.len() as u64 + BESIDE;
+        let summary: Arc<str> = named_summary(&snapshot).to_string().into();
+        let bytes = snapshot.bytes() + summary.len() as u64 + BESIDE;
         let name = WindowName::read(&name).expect("what is named can be read");
         let kept = Kept { snapshot, summary: summary.clone(), bytes };
         let mut gone = Vec::new();
@@ -169,49 +168,10 @@ impl Recent {
     }
 }
 
-fn bytes_of(task: &TaskRows) -> u64 {
-    let rows = task.runs.iter().map(|run| run.words.len()).sum::<usize>();
-    let kept = task.kept.as_ref().map_or(0, |words| words.len());
-    (size_of::<u64>() * (rows + kept)) as u64
-}
-
-/// A snapshot's summary with the window's name in front.
-fn listed(name: &str, snapshot: &Snapshot) -> String {
-    let mut object = Map::new();
-    object.insert("window".to_owned(), name.into());
-    if let Value::Object(summary) = summary(snapshot) {
-        object.extend(summary);
-    }
-    Value::Object(object).to_string()
-}
-
 /// A window of a minute from this second on, with a task `flows`: source, destination port, packets, bytes.
 #[cfg(test)]
-pub(super) fn example(second: u64, revision: u32, flows: &[(&str, u16, u64, u64)]) -> Arc<Snapshot> {
-    use dataflows::aggregator::Aggregator;
-    use dataflows::block::Block;
-    use dataflows::exact::Exact;
-    use dataflows::key::{Key, KeyFields};
-    use dataflows::packet::{Address, Transport};
-    use dataflows::rows::sort_words;
-
-    let schema = Exact::new(KeyFields::parse(&["SrcIP", "DstPort"]).expect("fields")).schema();
-    let mut words = [Vec::new(), Vec::new()];
-    for (source, port, packets, bytes) in flows {
-        let source: std::net::IpAddr = source.parse().expect("an address");
-        let transport = Transport::new(0, *port, 6, 0, 0, 4);
-        match schema.key.mask().key(source.into(), Address::v4(0), transport) {
-            Key::Compact(key) => words[0].extend(key),
-            Key::Wide(key) => words[1].extend(key),
-        }
-        words[usize::from(source.is_ipv6())].extend([*packets, *bytes, 0, 1_000_000_001]);
-    }
-    let run = |(wide, words): (bool, Vec<u64>)| {
-        let words = sort_words(&[words.into()], wide, &schema).into();
-        Block { wide, words, ..Block::default() }
-    };
-    let runs = [false, true].into_iter().zip(words).map(run).collect();
-    let task = TaskRows { name: "flows".into(), schema: schema.clone(), runs, kept: None };
+pub(super) fn example(second: u64, revision: u32, flows: &[crate::trial::Flow<'_>]) -> Arc<Snapshot> {
+    let task = crate::trial::rows(&crate::trial::task(&["SrcIP", "DstPort"]), flows);
     let span = Some((second * 1_000_000_000, (second + 60) * 1_000_000_000));
     Arc::new(Snapshot { window: second / 60, span, revision, tasks: vec![task] })
 }
@@ -219,6 +179,7 @@ pub(super) fn example(second: u64, revision: u32, flows: &[(&str, u16, u64, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     const FLOW: [(&str, u16, u64, u64); 1] = [("10.0.0.1", 443, 1, 100)];
 

@@ -8,7 +8,7 @@ use super::books::Rules;
 use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
 use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, identity_of, stream};
-use crate::bus::{Bus, BusError, Settings};
+use crate::bus::{Bus, BusError, Settings, no_threads};
 use crate::warn;
 use crate::wire::v1::Taken;
 use async_nats::Subject;
@@ -151,11 +151,7 @@ impl Listening {
     /// Connects and subscribes.
     pub fn start(listen: Listen<'_>) -> Result<Self, BusError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.map_err(|error| BusError::Failed {
-            servers: listen.settings.shown(),
-            action: "start the threads for it".into(),
-            why: error.to_string(),
-        })?;
+        let runtime = runtime.map_err(no_threads(listen.settings))?;
         let (bus, from, to) = runtime.block_on(async {
             let room = if listen.settings.jetstream.enabled { SINGLES } else { BATCHES };
             let bus = Bus::connect(listen.settings, listen.program, room).await?;

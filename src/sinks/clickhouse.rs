@@ -23,7 +23,6 @@ use clickhouse::error::Error;
 use dataflows::rows::{Row, Schema, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -38,8 +37,8 @@ const MANY_ROWS: usize = 1 << 17;
 const SEND: Duration = Duration::from_secs(30);
 /// How long it may think about one, or about a query.
 const ANSWER: Duration = Duration::from_secs(120);
-/// How long it is waited for at the start.
-const SOON: Duration = Duration::from_secs(5);
+/// How long it is waited for at the start: one that takes and does not answer holds up nothing else.
+pub const SOON: Duration = Duration::from_secs(5);
 /// How long what nobody sees is kept, and how often it is looked for.
 const UNSEEN: Duration = Duration::from_secs(3600);
 /// Columns of `snapshots`, of which the latest identity of a task and window counts.
@@ -96,27 +95,20 @@ impl ClickHouse {
         Ok(Self { settings, client, runtime, tables: tasks, is_set_up: false, last_id: 0, cleaned: None })
     }
 
-    /// The same before anything is written: a server that takes and does not answer is not waited for.
-    pub fn set_up_soon(&mut self) -> Result<(), SinkError> {
-        let setup = Setup { settings: &self.settings, client: &self.client };
-        let soon = self.runtime.block_on(async { tokio::time::timeout(SOON, setup.run(&self.tables)).await });
-        match soon {
-            Ok(done) => {
-                self.last_id = self.last_id.max(done?);
-                self.is_set_up = true;
-                Ok(())
-            }
-            Err(_) => Err(setup.failed("set it up", &Error::TimedOut)),
-        }
-    }
-
-    /// Makes what is missing on the server, and checks what is there.
-    pub fn set_up(&mut self) -> Result<(), SinkError> {
+    /// Makes what is missing on the server, and checks what is there, within this time where one is given.
+    pub fn set_up(&mut self, most: Option<Duration>) -> Result<(), SinkError> {
         if self.is_set_up {
             return Ok(());
         }
         let setup = Setup { settings: &self.settings, client: &self.client };
-        let last = self.runtime.block_on(setup.run(&self.tables))?;
+        let run = setup.run(&self.tables);
+        let done = self.runtime.block_on(async {
+            match most {
+                Some(most) => tokio::time::timeout(most, run).await.ok(),
+                None => Some(run.await),
+            }
+        });
+        let last = done.unwrap_or_else(|| Err(setup.failed("set it up", &Error::TimedOut)))?;
         self.last_id = self.last_id.max(last);
         self.is_set_up = true;
         Ok(())
@@ -140,7 +132,7 @@ impl ClickHouse {
     }
 
     fn try_write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
-        self.set_up()?;
+        self.set_up(None)?;
         // Of several revisions of a window the last is seen.
         let snapshots = entries.iter().flat_map(|entry| &entry.snapshots);
         let latest: BTreeMap<_, _> = snapshots.map(|snapshot| (snapshot.window, snapshot)).collect();
@@ -282,22 +274,19 @@ impl Setup<'_> {
         self.execute("create table `snapshots`", &create("snapshots", SNAPSHOTS, rest)).await?;
         for (task, schema) in tasks {
             let keys: Vec<_> = schema.key.fields().iter().map(|field| field.column()).collect();
-            let columns: Vec<String> = table_columns(schema)
-                .iter()
-                .map(|(name, kind, codec)| format!("{name} {kind} {codec}"))
-                .collect();
-            let indexes = table_columns(schema).into_iter().filter(|(_, kind, _)| *kind == "IPv6");
-            let indexes: String = indexes.fold(String::new(), |mut text, (name, ..)| {
-                let _ = write!(text, ", INDEX {name}_index {name} TYPE bloom_filter(0.01) GRANULARITY 4");
-                text
-            });
+            let columns = table_columns(schema);
+            let addresses = columns.iter().filter(|(_, kind, _)| *kind == "IPv6");
+            let indexes = addresses
+                .map(|(name, ..)| format!("INDEX {name}_index {name} TYPE bloom_filter(0.01) GRANULARITY 4"));
+            let parts = columns.iter().map(|(name, kind, codec)| format!("{name} {kind} {codec}"));
+            let parts: Vec<String> = parts.chain(indexes).collect();
             let rest = format!(
                 "ENGINE = ReplacingMergeTree PARTITION BY toYYYYMM(window_start) \
                  ORDER BY (window_start, {}, snapshot_id)",
                 keys.join(", ")
             );
             let name = format!("{task}_rows");
-            let sql = create(&name, &format!("{}{indexes}", columns.join(", ")), &rest);
+            let sql = create(&name, &parts.join(", "), &rest);
             self.execute(&format!("create table `{name}`"), &sql).await?;
             let shown: Vec<&str> =
                 ["window_start", "window_end", "revision"].into_iter().chain(schema.columns()).collect();

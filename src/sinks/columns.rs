@@ -30,15 +30,11 @@ pub(super) fn time(nanos: u64) -> i64 {
     i64::try_from(nanos).unwrap_or(i64::MAX)
 }
 
-fn is_address(field: Field) -> bool {
-    matches!(field, Field::SrcIp { v4: 32, v6: 128 } | Field::DstIp { v4: 32, v6: 128 })
-}
-
 /// The columns of a schema's rows: the key's, then the values'; none is ever null.
 pub(super) fn columns(schema: &Schema, addresses: Addresses) -> Vec<Column> {
     let key = |field: &Field| {
         let kind = match field {
-            field if is_address(*field) && addresses == Addresses::Binary => DataType::FixedSizeBinary(16),
+            field if field.is_address() && addresses == Addresses::Binary => DataType::FixedSizeBinary(16),
             Field::SrcIp { .. } | Field::DstIp { .. } => DataType::Utf8,
             Field::SrcPort | Field::DstPort | Field::Vlan => DataType::UInt16,
             Field::Protocol | Field::TcpFlags | Field::IpVersion => DataType::UInt8,
@@ -61,7 +57,7 @@ pub(super) fn arrays(schema: &Schema, addresses: Addresses, rows: &[Row<'_>]) ->
     let key = |(column, field): (usize, &Field)| -> ArrayRef {
         let cells = rows.iter().map(|row| row.key(schema, column));
         match field {
-            field if is_address(*field) && addresses == Addresses::Binary => {
+            field if field.is_address() && addresses == Addresses::Binary => {
                 let bytes: Vec<u8> = cells.flat_map(octets).collect();
                 Arc::new(FixedSizeBinaryArray::new(16, bytes.into(), None))
             }

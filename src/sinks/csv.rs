@@ -2,9 +2,9 @@
 //! back.
 
 use super::SinkError;
-use super::folder::{Files, FolderWriter, sync_file};
+use super::folder::{Files, FolderWriter, sync_files};
+use super::pieces::write_lines;
 use super::text::window_name;
-use super::turns::write_lines;
 use crate::engine::{Group, Written};
 use dataflows::aggregator::Task;
 use dataflows::rows::{Snapshot, TaskRows};
@@ -50,10 +50,7 @@ impl Files for Csv {
                 files.push((path.clone(), written.map_err(SinkError::io("write", &path))?));
             }
         }
-        match sync {
-            true => files.iter().try_for_each(|(path, file)| sync_file(path, file)),
-            false => Ok(()),
-        }
+        sync_files(&files, sync)
     }
 }
 

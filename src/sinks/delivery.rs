@@ -165,6 +165,10 @@ impl Status {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn tell_left_out(&self, windows: u64, why: &str) {
+        warn!("writer `{}`: {windows} windows were left out for it: {why}", self.name);
+    }
+
     fn set_error(&self, error: Option<String>) {
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
@@ -279,8 +283,7 @@ impl Deliveries {
     fn tell_left_out(&mut self, is_last: bool) {
         for ((windows, said), status) in self.left_out.iter_mut().zip(&self.watch.statuses) {
             if *windows > 0 && (is_last || said.is_none_or(|said| said.elapsed() >= SAY_EVERY)) {
-                let name = &status.name;
-                warn!("writer `{name}`: {windows} windows were left out for it: it was too far behind");
+                status.tell_left_out(*windows, "it was too far behind");
                 (*windows, *said) = (0, Some(Instant::now()));
             }
         }
@@ -382,11 +385,10 @@ impl Delivery {
     fn run(&mut self) -> Result<(), String> {
         let mut is_forsaken = false;
         while let Some(batch) = self.outbox.take(self.number).map_err(|error| error.to_string())? {
-            let entries: Vec<_> = batch.entries.iter().map(|entry| self.selected(entry)).collect();
             if is_forsaken {
                 self.drop_windows(batch.windows as u64, "the run has ended");
             } else {
-                match self.write(&batch, &entries)? {
+                match self.write(&batch)? {
                     Wrote::All => {}
                     // Nobody waits for another try with each of the last ones.
                     Wrote::Without => is_forsaken = self.outbox.is_closed(),
@@ -401,7 +403,7 @@ impl Delivery {
     fn drop_windows(&self, windows: u64, why: &str) {
         if windows > 0 {
             self.status.dropped.fetch_add(windows, SeqCst);
-            warn!("writer `{}`: {windows} windows were left out for it: {why}", self.status.name);
+            self.status.tell_left_out(windows, why);
         }
     }
 
@@ -412,9 +414,10 @@ impl Delivery {
         Arc::new(Entry { snapshots, events: entry.events.clone() })
     }
 
-    fn write(&mut self, batch: &Batch, entries: &[Arc<Entry>]) -> Result<Wrote, String> {
+    fn write(&mut self, batch: &Batch) -> Result<Wrote, String> {
+        let entries: Vec<_> = batch.entries.iter().map(|entry| self.selected(entry)).collect();
         loop {
-            let error = match self.destination.write(entries) {
+            let error = match self.destination.write(&entries) {
                 Ok(()) => break,
                 Err(error) => error,
             };

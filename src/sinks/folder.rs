@@ -122,7 +122,7 @@ impl<F: Files> FolderWriter<F> {
 impl<F: Files> Writer for FolderWriter<F> {
     fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
         if !std::mem::replace(&mut self.begun, true) {
-            remove_file(&self.folder.join(F::LEDGER))?;
+            remove_file("remove the old", &self.folder.join(F::LEDGER))?;
         }
         let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
         let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
@@ -206,16 +206,16 @@ pub fn check(path: &Path) -> Result<(), SinkError> {
     allowed.map_err(|error| SinkError::io("write into", nearest)(error.into()))
 }
 
-/// A file is still there when the machine has gone down.
-pub(super) fn sync_file(path: &Path, file: &File) -> Result<(), SinkError> {
-    file.sync_all().map_err(SinkError::io("sync", path))
+/// Files are still there when the machine has gone down, if `sync`.
+pub(super) fn sync_files(files: &[(PathBuf, File)], sync: bool) -> Result<(), SinkError> {
+    let all = |(path, file): &(PathBuf, File)| file.sync_all().map_err(SinkError::io("sync", path));
+    files.iter().filter(|_| sync).try_for_each(all)
 }
 
-fn remove_file(path: &Path) -> Result<(), SinkError> {
+/// Removes a file, where it is there; `action` names that in an error.
+pub(super) fn remove_file(action: &'static str, path: &Path) -> Result<(), SinkError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(SinkError::io("remove the old", path)(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SinkError::io(action, path)(error)),
         _ => Ok(()),
     }
 }

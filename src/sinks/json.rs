@@ -2,10 +2,10 @@
 //! its task, window and revision, then its cells as csv has them.
 
 use super::delivery::Destination;
-use super::folder::{Files, sync_file};
+use super::folder::{Files, sync_files};
 use super::outbox::Entry;
+use super::pieces::{LINES, write_lines};
 use super::text::{Text, rfc3339};
-use super::turns::write_lines;
 use super::{SinkError, TaskRows};
 use dataflows::rows::{Row, Schema, Snapshot};
 use std::fs::File;
@@ -34,10 +34,7 @@ impl Files for JsonLines {
         let files = write_lines(&snapshot.tasks, files, self.threads, |task, text, out, row| {
             line(&heads[task], text, out, &snapshot.tasks[task].schema, row);
         })?;
-        match sync {
-            true => files.iter().try_for_each(|(path, file)| sync_file(path, file)),
-            false => Ok(()),
-        }
+        sync_files(&files, sync)
     }
 }
 
@@ -67,7 +64,7 @@ impl Destination for StandardOutput {
         let snapshots = entries.iter().flat_map(|entry| &entry.snapshots);
         for (snapshot, task) in snapshots.flat_map(|all| all.tasks.iter().map(move |task| (all, task))) {
             let head = head(task, snapshot);
-            for piece in task.pieces(8192) {
+            for piece in task.pieces(LINES) {
                 task.visit(&piece, |row| {
                     line(&head, &mut text, &mut out, &task.schema, &row);
                     out.push(b'\n');

@@ -15,8 +15,8 @@ pub mod json;
 pub mod nats;
 pub mod outbox;
 pub mod parquet;
+mod pieces;
 pub mod text;
-mod turns;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
 use dataflows::rows::{Snapshot, TaskRows};
@@ -331,4 +331,13 @@ pub fn summary(snapshot: &Snapshot) -> serde_json::Value {
         "revision": snapshot.revision,
         "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
     })
+}
+
+/// The summary with the window's name before it.
+pub fn named_summary(snapshot: &Snapshot) -> serde_json::Value {
+    let mut named = json!({"window": text::window_name(snapshot.span)});
+    if let (Some(named), serde_json::Value::Object(summary)) = (named.as_object_mut(), summary(snapshot)) {
+        named.extend(summary);
+    }
+    named
 }

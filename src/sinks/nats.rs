@@ -6,15 +6,16 @@
 
 use super::delivery::Destination;
 use super::outbox::Entry;
+use super::pieces::LINES;
 use super::text::{Text, window_name};
-use super::{SinkError, summary};
+use super::{SinkError, named_summary};
 use crate::bus::{Bus, BusError, Settings};
 use crate::ledger::Ledger;
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use bytes::Bytes;
 use dataflows::rows::{Snapshot, TaskRows};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
@@ -116,7 +117,7 @@ impl Outgoing<'_> {
     async fn snapshot(&self, snapshot: &Snapshot) -> Result<(), BusError> {
         let window = window_name(snapshot.span);
         let id = |task: &str| format!("{task}-{window}-{}", snapshot.revision);
-        let mut told = summary(snapshot);
+        let told = named_summary(snapshot);
         let most = MESSAGE.min(self.bus.client().server_info().max_payload).saturating_sub(BESIDE);
         for task in &snapshot.tasks {
             let parts = parts(task, most);
@@ -138,11 +139,7 @@ impl Outgoing<'_> {
                 self.publish(&task.name, &format!("{}-{part}", id(&task.name)), payload.into()).await?;
             }
         }
-        let mut whole = serde_json::Map::from_iter([("window".to_owned(), Value::from(window.as_str()))]);
-        if let Value::Object(told) = &mut told {
-            whole.append(told);
-        }
-        let payload = serde_json::to_vec(&whole).expect("a summary can be written");
+        let payload = told.to_string().into_bytes();
         self.publish("windows", &id("windows"), payload.into()).await
     }
 }
@@ -150,7 +147,7 @@ impl Outgoing<'_> {
 /// A task's rows as objects with commas between them, in parts of about so many bytes; one where there is no row.
 fn parts(task: &TaskRows, most: usize) -> Vec<Vec<u8>> {
     let (mut parts, mut part, mut text) = (Vec::new(), Vec::new(), Text::default());
-    for piece in task.pieces(8192) {
+    for piece in task.pieces(LINES) {
         task.visit(&piece, |row| {
             let before = part.len();
             part.extend_from_slice(if part.is_empty() { b"{".as_slice() } else { b",{" });

@@ -2,10 +2,11 @@
 //!
 //! An entry is what one commit gives out. It is kept until all writers have it: in memory while little waits, else in
 //! unnamed files. Where commits are recorded it is in a file of its own, synced before the commit is, so that a restart
-//! goes on where each writer was; what belongs to a commit that was never recorded is removed then. A writer's place is
-//! written without sync: one that is behind gives the writer again what it has, and that changes nothing.
+//! goes on where each writer was; what belongs to a commit that was never recorded is removed then. A writer's first place
+//! is synced, later ones are not: one that is behind gives the writer again what it has, and that changes nothing.
 
 use super::SinkError;
+use super::folder::remove_file;
 use crate::alerts::event::Event;
 use crate::fingerprint::fingerprint;
 use crate::state::sync_folder;
@@ -45,8 +46,8 @@ pub struct Entry {
 impl Entry {
     /// Memory that it takes, about.
     fn bytes(&self) -> u64 {
-        let runs = self.snapshots.iter().flat_map(|snapshot| &snapshot.tasks).flat_map(|task| &task.runs);
-        1024 * (1 + self.events.len() as u64) + runs.map(|run| 8 * run.words.len() as u64).sum::<u64>()
+        let snapshots: u64 = self.snapshots.iter().map(|snapshot| snapshot.bytes()).sum();
+        1024 * (1 + self.events.len() as u64) + snapshots
     }
 }
 
@@ -290,34 +291,32 @@ impl Outbox {
         };
         let mut places = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let waiting = &queue.entries[&number];
-            let file = waiting.file.as_ref().map(File::try_clone).transpose();
-            places.push((number, waiting.commit, waiting.windows, waiting.entry.clone(), file));
+            let Waiting { commit, windows, entry, file, .. } = &queue.entries[&number];
+            let path = match &self.kept {
+                Some(kept) => kept.path(number, *commit, *windows),
+                None => self.spill.clone(),
+            };
+            places.push((entry.clone(), path, file.as_ref().map(File::try_clone)));
         }
         drop(queue);
-        let read =
-            |(number, commit, windows, entry, file): (u64, u64, usize, _, io::Result<Option<File>>)| {
-                if let Some(entry) = entry {
-                    return Ok(entry);
-                }
-                let path = match &self.kept {
-                    Some(kept) => kept.path(number, commit, windows),
-                    None => self.spill.clone(),
+        let read = |(entry, path, file): (Option<Arc<Entry>>, PathBuf, Option<io::Result<File>>)| {
+            if let Some(entry) = entry {
+                return Ok(entry);
+            }
+            let read = || {
+                let bytes = match file.transpose()? {
+                    Some(file) => {
+                        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+                        let mut bytes = vec![0; length];
+                        file.read_exact_at(&mut bytes, 0)?;
+                        bytes
+                    }
+                    None => fs::read(&path)?,
                 };
-                let read = || {
-                    let bytes = match file? {
-                        Some(file) => {
-                            let mut bytes =
-                                vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
-                            file.read_exact_at(&mut bytes, 0)?;
-                            bytes
-                        }
-                        None => fs::read(&path)?,
-                    };
-                    from_bytes(&bytes, &self.schemas).map(Arc::new)
-                };
-                read().map_err(SinkError::io("read back what a writer is behind with from", &path))
+                from_bytes(&bytes, &self.schemas).map(Arc::new)
             };
+            read().map_err(SinkError::io("read back what a writer is behind with from", &path))
+        };
         let entries = places.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Batch { entries, windows }))
     }
@@ -341,12 +340,7 @@ impl Outbox {
         for (number, waiting) in queue.done() {
             if let Some(kept) = &self.kept {
                 let path = kept.path(number, waiting.commit, waiting.windows);
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(SinkError::io("remove", &path)(error));
-                    }
-                    _ => {}
-                }
+                remove_file("remove", &path)?;
             }
         }
         Ok(())

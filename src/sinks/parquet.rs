@@ -1,12 +1,11 @@
 //! Snapshots as Parquet: `DIR/window=<window>/task=<task>/rows.parquet` and `_summary.json` a window, `DIR/_ledger.json`
-//! a run. Columns and rows are
-//! those of csv, in its order; which window the rows are of stands in the file's metadata.
+//! a run. Columns and rows are those of csv, in its order; which window the rows are of stands in the file's metadata.
 
 use super::SinkError;
 use super::columns::{Addresses, arrays, columns};
-use super::folder::{Files, sync_file};
+use super::folder::{Files, sync_files};
+use super::pieces::in_order;
 use super::text::rfc3339;
-use super::turns::in_turns;
 use crate::state::sync_folder;
 use arrow_schema::{DataType, SchemaRef};
 use dataflows::rows::{Piece, Snapshot, TaskRows};
@@ -75,11 +74,11 @@ impl Files for Parquet {
             };
             append().map(drop).map_err(failed(path))
         };
-        let files = in_turns((tasks, ROW_GROUP), files, self.threads, make, put)?;
+        let files = in_order((tasks, ROW_GROUP), files, self.threads, make, put)?;
         for (path, file) in files {
             let file = file.into_inner().map_err(failed(&path))?;
             if sync {
-                sync_file(&path, &file)?;
+                sync_files(&[(path.clone(), file)], sync)?;
                 let folder = path.parent().unwrap_or(&path);
                 sync_folder(folder).map_err(SinkError::io("sync", folder))?;
             }

@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Rows that are formatted at once by one thread.
-const LINES: usize = 8192;
+pub(super) const LINES: usize = 8192;
 
-/// A file that is written, and the number of the piece whose turn it is.
-struct Turn<W> {
+/// A file that is written, and the number of the piece that comes next.
+struct Output<W> {
     writer: W,
-    number: usize,
+    next: usize,
 }
 
 /// Cuts the rows of all tasks into pieces of about `rows` rows, makes of each on one of several threads, in a state of
-/// that thread's own, what is then put into the task's writer in turn. Gives the writers back.
-pub(super) fn in_turns<W: Send, S: Default>(
+/// that thread's own, what is then put into the task's writer in order. Gives the writers back.
+pub(super) fn in_order<W: Send, S: Default>(
     (tasks, rows): (&[TaskRows], usize),
     writers: Vec<W>,
     threads: usize,
@@ -36,8 +36,8 @@ pub(super) fn in_turns<W: Send, S: Default>(
     // All files grow at the same pace, so that threads seldom want the same one.
     pieces.sort_by_key(|(number, many, ..)| (number << 32) / many);
     let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let turns: Vec<(Mutex<Turn<W>>, Condvar)> =
-        writers.into_iter().map(|writer| (Mutex::new(Turn { writer, number: 0 }), Condvar::new())).collect();
+    let output = |writer| (Mutex::new(Output { writer, next: 0 }), Condvar::new());
+    let outputs: Vec<(Mutex<Output<W>>, Condvar)> = writers.into_iter().map(output).collect();
     let work = || -> Result<(), SinkError> {
         let mut state = S::default();
         loop {
@@ -45,20 +45,20 @@ pub(super) fn in_turns<W: Send, S: Default>(
                 return Ok(());
             };
             let made = if failed.load(Relaxed) { Ok(()) } else { make(&mut state, *task, piece) };
-            let (turn, next_turn) = &turns[*task];
-            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut turn = next_turn
-                .wait_while(turn, |turn| turn.number != *number)
+            let (output, moved_on) = &outputs[*task];
+            let output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut output = moved_on
+                .wait_while(output, |output| output.next != *number)
                 .unwrap_or_else(PoisonError::into_inner);
             let is_wanted = made.is_ok() && !failed.load(Relaxed);
             let written =
-                made.and_then(|()| if is_wanted { put(&mut state, &mut turn.writer) } else { Ok(()) });
+                made.and_then(|()| if is_wanted { put(&mut state, &mut output.writer) } else { Ok(()) });
             if written.is_err() {
                 failed.store(true, Relaxed);
             }
-            turn.number += 1;
-            next_turn.notify_all();
-            drop(turn);
+            output.next += 1;
+            moved_on.notify_all();
+            drop(output);
             written?;
         }
     };
@@ -71,10 +71,10 @@ pub(super) fn in_turns<W: Send, S: Default>(
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .fold(own, Result::and)
     })?;
-    let writer = |(turn, _): (Mutex<Turn<W>>, Condvar)| {
-        turn.into_inner().unwrap_or_else(PoisonError::into_inner).writer
+    let writer = |(output, _): (Mutex<Output<W>>, Condvar)| {
+        output.into_inner().unwrap_or_else(PoisonError::into_inner).writer
     };
-    Ok(turns.into_iter().map(writer).collect())
+    Ok(outputs.into_iter().map(writer).collect())
 }
 
 /// Formats the rows of all tasks on several threads and writes them to their files in order.
@@ -97,5 +97,5 @@ pub(super) fn write_lines(
     let put = |(_, out): &mut (Text, Vec<u8>), (path, file): &mut (PathBuf, File)| {
         file.write_all(out).map_err(SinkError::io("write", path))
     };
-    in_turns((tasks, LINES), files, threads, make, put)
+    in_order((tasks, LINES), files, threads, make, put)
 }
