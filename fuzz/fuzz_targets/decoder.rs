@@ -9,7 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     let known = LinkType::KNOWN[usize::from(*number) % LinkType::KNOWN.len()];
     decode(known, frame, 0, frame.len() as u32);
     if let Some(found) = link::find_ip(known, frame)
-        && let fast::Outcome::Read(headers) = fast::read(&found)
+        && let Some(headers) = fast::read(found.version, found.bytes)
     {
         assert_eq!(Some(headers), general::read(&found));
     }

@@ -4,7 +4,7 @@
 //! from the payload's first four bytes here too.
 
 use super::link::{Found, IpVersion};
-use super::{Headers, ports};
+use super::{Headers, Ports};
 use dataflows::packet::Address;
 use etherparse::{
     Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, ip_number,
@@ -29,16 +29,13 @@ fn ipv4(bytes: &[u8]) -> Option<Headers> {
     };
     let protocol = header.protocol().0;
     let later_fragment = header.fragments_offset().value() != 0;
-    let (source_port, destination_port, tcp_flags) =
-        if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
+    let ports = if later_fragment { Ports::default() } else { Ports::read(protocol, payload) };
     Some(Headers {
         version: 4,
         source: Address::v4(u32::from_be_bytes(header.source())),
         destination: Address::v4(u32::from_be_bytes(header.destination())),
         protocol,
-        source_port,
-        destination_port,
-        tcp_flags,
+        ports,
     })
 }
 
@@ -51,16 +48,13 @@ fn ipv6(bytes: &[u8]) -> Option<Headers> {
         length => &payload[..payload.len().min(length)],
     };
     let (protocol, payload, later_fragment) = behind_extensions(header.next_header().0, payload);
-    let (source_port, destination_port, tcp_flags) =
-        if later_fragment { (0, 0, 0) } else { ports(protocol, payload) };
+    let ports = if later_fragment { Ports::default() } else { Ports::read(protocol, payload) };
     Some(Headers {
         version: 6,
         source: Address(u128::from_be_bytes(header.source())),
         destination: Address(u128::from_be_bytes(header.destination())),
         protocol,
-        source_port,
-        destination_port,
-        tcp_flags,
+        ports,
     })
 }
 

@@ -80,6 +80,17 @@ pub struct Found<'a> {
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
+/// What is directly behind an Ethernet header; `None` where that is no IP header.
+#[inline(always)]
+pub fn behind_ethernet(frame: &[u8]) -> Option<(IpVersion, &[u8])> {
+    let (header, bytes) = frame.split_first_chunk::<14>()?;
+    match u16::from_be_bytes([header[12], header[13]]) {
+        ETHERTYPE_IPV4 => Some((IpVersion::V4, bytes)),
+        ETHERTYPE_IPV6 => Some((IpVersion::V6, bytes)),
+        _ => None,
+    }
+}
+
 /// Finds the outermost IP header behind any VLAN, MPLS, PPPoE or cooked header; `None` where there is none.
 #[inline]
 pub fn find_ip(link: LinkType, frame: &[u8]) -> Option<Found<'_>> {
