@@ -126,11 +126,20 @@ impl Format {
     }
 
     /// Visits every whole frame in bytes that start at a record.
+    ///
+    /// One loop for all formats, so that what visits is compiled once, into it.
     #[inline]
-    pub fn scan(&mut self, bytes: &[u8], visit: impl FnMut(Frame)) -> Scanned {
-        match self {
-            Self::Pcap(pcap) => pcap.scan(bytes, visit),
-            Self::Pcapng(pcapng) => pcapng.scan(bytes, visit),
+    pub fn scan(&mut self, bytes: &[u8], mut visit: impl FnMut(Frame)) -> Scanned {
+        let mut at = 0;
+        loop {
+            let next = match self {
+                Self::Pcap(pcap) => pcap.next(bytes, &mut at),
+                Self::Pcapng(pcapng) => pcapng.next(bytes, &mut at),
+            };
+            match next {
+                Ok(frame) => visit(frame),
+                Err(stop) => return Scanned { consumed: at as u64, stop },
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: draft-ietf-opsawg-pcap, and libpcap's `sf-pcap.c` for the older variants.
 
-use super::{Frame, Scanned, Stop, frame_limit};
+use super::{Frame, Stop, frame_limit};
 use crate::decode::LinkType;
 
 /// Bytes of the file header.
@@ -38,8 +38,10 @@ fn write_words<const WORDS: usize>(header: &mut [u8], words: [u32; WORDS]) {
 /// How a pcap file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pcap {
+    /// Little-endian, with record headers of 16 bytes and lengths in their places.
+    plain: bool,
     big_endian: bool,
-    nanoseconds: bool,
+    nanos_a_unit: u64,
     /// Bytes of a record header: 16, or 24 in the modified format.
     record_header: usize,
     /// Captured and original length stand the other way round (2.2 and earlier; in 2.3, where that makes sense).
@@ -69,10 +71,10 @@ impl Pcap {
             0xa1b2_c3d4 | 0xa1b2_3c4d | 0xa1b2_cd34 => (false, magic),
             _ => (true, magic.swap_bytes()),
         };
-        let (nanoseconds, record_header) = match magic {
-            0xa1b2_c3d4 => (false, 16),
-            0xa1b2_3c4d => (true, 16),
-            0xa1b2_cd34 => (false, 24),
+        let (nanos_a_unit, record_header) = match magic {
+            0xa1b2_c3d4 => (1000, RECORD_HEADER),
+            0xa1b2_3c4d => (1, RECORD_HEADER),
+            0xa1b2_cd34 => (1000, 24),
             _ => return Err(format!("is no pcap or pcapng capture (it starts with {})", hex(&header[..4]))),
         };
         let half = |at: usize| {
@@ -89,7 +91,9 @@ impl Pcap {
         };
         let link = u32_at(header, 20, big_endian) & 0x03ff_ffff;
         let limit = frame_limit(u32_at(header, 16, big_endian));
-        Ok(Self { big_endian, nanoseconds, record_header, swapped_lengths, link: LinkType(link), limit })
+        let plain = !big_endian && record_header == RECORD_HEADER && swapped_lengths == SwappedLengths::Never;
+        let link = LinkType(link);
+        Ok(Self { plain, big_endian, nanos_a_unit, record_header, swapped_lengths, link, limit })
     }
 
     /// The link type of all its frames.
@@ -97,64 +101,60 @@ impl Pcap {
         self.link
     }
 
-    /// Visits every whole frame in bytes that start at a record.
-    #[inline]
-    pub fn scan(&mut self, bytes: &[u8], visit: impl FnMut(Frame)) -> Scanned {
-        // The common case is a loop of its own, with its byte order, header and unit known to the compiler.
-        match (self.big_endian, self.nanoseconds, self.record_header, self.swapped_lengths) {
-            (false, false, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1000, visit),
-            (false, true, 16, SwappedLengths::Never) => self.scan_records::<false>(bytes, 1, visit),
-            (_, nanoseconds, ..) => {
-                self.scan_records::<true>(bytes, if nanoseconds { 1 } else { 1000 }, visit)
-            }
-        }
+    /// The frame of the record at `at`, which moves behind it; or why there is none.
+    #[inline(always)]
+    pub fn next(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
+        // The common case is compiled by itself, with its byte order and header known.
+        if self.plain { self.record::<false>(bytes, at) } else { self.unusual(bytes, at) }
+    }
+
+    #[inline(never)]
+    fn unusual(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
+        self.record::<true>(bytes, at)
     }
 
     #[inline(always)]
-    fn scan_records<const UNUSUAL: bool>(
-        &self,
-        bytes: &[u8],
-        nanos_a_unit: u64,
-        mut visit: impl FnMut(Frame),
-    ) -> Scanned {
+    fn record<const UNUSUAL: bool>(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
         let (big_endian, record_header) =
-            if UNUSUAL { (self.big_endian, self.record_header) } else { (false, 16) };
-        let mut at = 0;
-        loop {
-            let rest = &bytes[at..];
-            if rest.len() < record_header {
-                return Scanned { consumed: at as u64, stop: Stop::Needs(record_header) };
-            }
-            let Some(header) = rest.first_chunk::<16>() else {
-                return Scanned { consumed: at as u64, stop: Stop::Needs(record_header) };
-            };
-            let seconds = u32_at(header, 0, big_endian);
-            let fraction = u32_at(header, 4, big_endian);
-            let (mut captured, mut length) = (u32_at(header, 8, big_endian), u32_at(header, 12, big_endian));
-            if UNUSUAL {
-                let swap = match self.swapped_lengths {
-                    SwappedLengths::Never => false,
-                    SwappedLengths::WhereOriginalIsLess => captured > length,
-                    SwappedLengths::Always => true,
-                };
-                if swap {
-                    (captured, length) = (length, captured);
-                }
-            }
-            if captured > self.limit {
-                let limit = self.limit;
-                let why = format!("a record of {captured} captured bytes, more than any frame has ({limit})");
-                return Scanned { consumed: at as u64, stop: Stop::Damaged(why) };
-            }
-            let end = record_header + captured as usize;
-            if rest.len() < end {
-                return Scanned { consumed: at as u64, stop: Stop::Needs(end) };
-            }
-            // A fraction of a second or more is carried over, as every reader does.
-            let time = u64::from(seconds) * 1_000_000_000 + u64::from(fraction) * nanos_a_unit;
-            visit(Frame { time, start: at + record_header, captured, length, link: self.link });
-            at += end;
+            if UNUSUAL { (self.big_endian, self.record_header) } else { (false, RECORD_HEADER) };
+        let rest = &bytes[*at..];
+        let Some(header) = rest.first_chunk::<RECORD_HEADER>() else {
+            return Err(Stop::Needs(record_header));
+        };
+        if rest.len() < record_header {
+            return Err(Stop::Needs(record_header));
         }
+        let seconds = u32_at(header, 0, big_endian);
+        let fraction = u32_at(header, 4, big_endian);
+        let (mut captured, mut length) = (u32_at(header, 8, big_endian), u32_at(header, 12, big_endian));
+        if UNUSUAL {
+            let swap = match self.swapped_lengths {
+                SwappedLengths::Never => false,
+                SwappedLengths::WhereOriginalIsLess => captured > length,
+                SwappedLengths::Always => true,
+            };
+            if swap {
+                (captured, length) = (length, captured);
+            }
+        }
+        if captured > self.limit {
+            return Err(self.damaged(captured));
+        }
+        let end = record_header + captured as usize;
+        if rest.len() < end {
+            return Err(Stop::Needs(end));
+        }
+        // A fraction of a second or more is carried over, as every reader does.
+        let time = u64::from(seconds) * 1_000_000_000 + u64::from(fraction) * self.nanos_a_unit;
+        let start = *at + record_header;
+        *at += end;
+        Ok(Frame { time, start, captured, length, link: self.link })
+    }
+
+    #[cold]
+    fn damaged(&self, captured: u32) -> Stop {
+        let limit = self.limit;
+        Stop::Damaged(format!("a record of {captured} captured bytes, more than any frame has ({limit})"))
     }
 }
 
@@ -170,6 +170,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Format, Scanned};
     use super::*;
 
     fn file_header(magic: u32, big_endian: bool, minor: u16) -> Vec<u8> {
@@ -185,11 +186,11 @@ mod tests {
         record: &[u32],
         tail: &[u8],
     ) -> (Vec<Frame>, Scanned) {
-        let mut pcap = Pcap::open(&file_header(magic, big_endian, minor)).expect("a header");
+        let pcap = Pcap::open(&file_header(magic, big_endian, minor)).expect("a header");
         let word = |value: &u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
         let bytes: Vec<u8> = record.iter().flat_map(word).chain(tail.iter().copied()).collect();
         let mut frames = Vec::new();
-        let scanned = pcap.scan(&bytes, |frame| frames.push(frame));
+        let scanned = Format::Pcap(pcap).scan(&bytes, |frame| frames.push(frame));
         (frames, scanned)
     }
 

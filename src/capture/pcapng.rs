@@ -2,7 +2,7 @@
 //!
 //! Source: draft-ietf-opsawg-pcapng. Name resolution, statistics, custom and unknown blocks are skipped.
 
-use super::{Frame, Scanned, Stop, frame_limit};
+use super::{Frame, Stop, frame_limit};
 use crate::decode::LinkType;
 use std::sync::Arc;
 
@@ -71,24 +71,24 @@ impl Pcapng {
         self.interfaces.iter().map(|interface| interface.link)
     }
 
-    /// Visits every whole frame in bytes that start at a block.
-    #[inline]
-    pub fn scan(&mut self, bytes: &[u8], mut visit: impl FnMut(Frame)) -> Scanned {
-        let mut at = 0;
+    /// The next frame from the block at `at` on, which moves behind that frame's block; or why there is none, with `at`
+    /// at the block that cannot be read, beyond the bytes only where a block is skipped.
+    #[inline(never)]
+    pub fn next(&mut self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
         loop {
-            match self.block(bytes, at, &mut visit) {
-                Ok(length) if at + length > bytes.len() => {
-                    return Scanned { consumed: (at + length) as u64, stop: Stop::Needs(12) };
-                }
-                Ok(length) => at += length,
-                Err(stop) => return Scanned { consumed: at as u64, stop },
+            let (length, frame) = self.block(bytes, *at)?;
+            *at += length;
+            match frame {
+                Some(frame) => return Ok(frame),
+                None if *at > bytes.len() => return Err(Stop::Needs(12)),
+                None => {}
             }
         }
     }
 
-    /// Reads one block and returns its length, which reaches beyond the bytes only where the block is skipped.
-    #[inline]
-    fn block(&mut self, bytes: &[u8], at: usize, visit: &mut impl FnMut(Frame)) -> Result<usize, Stop> {
+    /// Reads one block: its length, which reaches beyond the bytes only where the block is skipped, and the frame in it.
+    #[inline(always)]
+    fn block(&mut self, bytes: &[u8], at: usize) -> Result<(usize, Option<Frame>), Stop> {
         let rest = &bytes[at..];
         let Some(head) = rest.first_chunk::<12>() else { return Err(Stop::Needs(12)) };
         let kind = self.u32(head, 0);
@@ -107,7 +107,7 @@ impl Pcapng {
             SECTION_HEADER | INTERFACE => MOST_HEADER_BLOCK,
             // A frame may be followed by options.
             ENHANCED_PACKET | SIMPLE_PACKET | OBSOLETE_PACKET => frame_limit(u32::MAX) as usize + (1 << 20),
-            _ => return Ok(length),
+            _ => return Ok((length, None)),
         };
         if length > most {
             return Err(Stop::Damaged(format!("a block of type {kind:#x} that claims {length} bytes")));
@@ -120,9 +120,9 @@ impl Pcapng {
         match kind {
             SECTION_HEADER => self.interfaces = Arc::default(),
             INTERFACE => self.interface(body)?,
-            _ => visit(self.packet(kind, body, at + 8)?),
+            _ => return Ok((length, Some(self.packet(kind, body, at + 8)?))),
         }
-        Ok(length)
+        Ok((length, None))
     }
 
     fn interface(&mut self, body: &[u8]) -> Result<(), Stop> {
@@ -243,6 +243,7 @@ impl Interface {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Format, Scanned};
     use super::*;
 
     fn block(kind: u32, body: &[u8], big_endian: bool) -> Vec<u8> {
@@ -280,7 +281,8 @@ mod tests {
 
     fn scan(bytes: &[u8]) -> (Vec<Frame>, Scanned) {
         let mut frames = Vec::new();
-        let scanned = Pcapng::open(bytes).expect("a section").scan(bytes, |frame| frames.push(frame));
+        let pcapng = Pcapng::open(bytes).expect("a section");
+        let scanned = Format::Pcapng(pcapng).scan(bytes, |frame| frames.push(frame));
         (frames, scanned)
     }
 
