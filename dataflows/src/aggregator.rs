@@ -150,7 +150,7 @@ pub fn build_tasks<'s>(
     for (number, task) in tasks.iter().enumerate() {
         flow.task = number;
         let built = task.aggregator.build(&flow);
-        rows.push(crate::rows::sorted(built, flow.turns(), task.aggregator.schema(), number));
+        rows.push(crate::rows::sort(built, flow.turns(), task.aggregator.schema(), number));
     }
     rows.extend(flow.kept.into_inner());
     scope.concatenate(rows)

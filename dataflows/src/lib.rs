@@ -25,6 +25,7 @@ mod quantiles;
 pub mod rows;
 pub mod sketch;
 mod sketched;
+mod sort;
 pub mod standing;
 pub mod table;
 mod top_k;

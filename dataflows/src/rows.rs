@@ -5,7 +5,8 @@
 
 use crate::block::{Block, BlockBuilder, Words};
 use crate::epochs::{ByWindow, Epochs};
-use crate::key::{Key, KeyFields, KeyValue};
+use crate::key::{Key, KeyFields, KeyValue, natural_order};
+use crate::sort::sorted;
 use crate::window::Epoch;
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -99,23 +100,41 @@ impl<'a> Row<'a> {
     pub fn compact_key(&self) -> Option<&'a [u64; 2]> {
         if self.wide { None } else { self.words.first_chunk() }
     }
+}
 
-    fn order(&self, other: &Self, schema: &Schema) -> Ordering {
-        let by = schema.order_by;
-        other.values()[by].cmp(&self.values()[by]).then_with(|| {
-            match (self.compact_key(), other.compact_key()) {
-                (Some(left), Some(right)) => {
-                    schema.key.compact_order(left).cmp(&schema.key.compact_order(right))
-                }
-                _ => schema.key.compare((self.wide, self.words), (other.wide, other.words)),
+/// A row with numbers that order it.
+#[derive(Clone, Copy)]
+struct Ranked<'a> {
+    row: Row<'a>,
+    /// The value, inverted, and the key where its columns stand in their natural order.
+    rank: [u64; 6],
+}
+
+impl<'a> Ranked<'a> {
+    #[inline(always)]
+    fn new(row: Row<'a>, schema: &Schema) -> Self {
+        let value = !row.values()[schema.order_by];
+        let [a, b, c, d, e] =
+            if schema.key.in_natural_order() { natural_order(row.wide, row.words) } else { [0; 5] };
+        Self { row, rank: [value, a, b, c, d, e] }
+    }
+
+    #[inline(always)]
+    fn is_before(&self, other: &Self, schema: &Schema) -> bool {
+        // Spelled out, so that it is done word by word and mostly after one or two.
+        for (left, right) in self.rank.iter().zip(&other.rank) {
+            if left != right {
+                return left < right;
             }
-        })
+        }
+        let key = |row: &Row<'a>| (row.wide, row.words);
+        schema.key.compare(key(&self.row), key(&other.row)) == Ordering::Less
     }
 }
 
 /// Sorts the rows of a task in the windows that are shown, one run a window and layout, and binds the runs, numbered,
 /// for the committing worker.
-pub(crate) fn sorted<'s>(
+pub(crate) fn sort<'s>(
     rows: Stream<'s, Epoch, Block>,
     turns: Stream<'s, Epoch, Block>,
     schema: Arc<Schema>,
@@ -161,34 +180,23 @@ fn runs(blocks: &[Block], schema: &Schema) -> [Block; 2] {
 /// A task's rows, given as words in any order, in the order of the schema.
 pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
     let width = schema.row_words(wide);
-    let by = key_words(wide) + schema.order_by;
-    let row = |(block, number): (u32, u32)| &blocks[block as usize][number as usize * width..][..width];
-    let rows = || {
-        let places =
-            |(block, words): (u32, &Words)| (0..(words.len() / width) as u32).map(move |row| (block, row));
-        (0..).zip(blocks).flat_map(places)
-    };
-    let mut sorted = Vec::with_capacity(blocks.iter().map(|words| words.len()).sum());
-    if wide {
-        let mut order: Vec<(u64, (u32, u32))> = rows().map(|place| (!row(place)[by], place)).collect();
-        order.sort_unstable_by(|left, right| {
-            left.0.cmp(&right.0).then_with(|| {
-                let key = |place| row(place).first_chunk().expect("a row starts with its key");
-                schema.key.compare_wide(key(left.1), key(right.1))
-            })
-        });
-        order.iter().for_each(|(_, place)| sorted.extend_from_slice(row(*place)));
+    let (by, key) = (key_words(wide) + schema.order_by, &schema.key);
+    let by_columns = |left: &[u64], right: &[u64]| key.compare((wide, left), (wide, right));
+    if !wide {
+        let rank = |row: &[u64]| {
+            let [high, low] = key.compact_order(&[row[0], row[1]]);
+            [!row[by], high, low]
+        };
+        sorted(blocks, width, rank, by_columns)
+    } else if key.in_natural_order() {
+        let rank = |row: &[u64]| {
+            let [a, b, c, d, e] = natural_order(true, row);
+            [!row[by], a, b, c, d, e]
+        };
+        sorted(blocks, width, rank, by_columns)
     } else {
-        let mut order: Vec<(u64, [u64; 2], (u32, u32))> = rows()
-            .map(|place| {
-                let row = row(place);
-                (!row[by], schema.key.compact_order(&[row[0], row[1]]), place)
-            })
-            .collect();
-        order.sort_unstable();
-        order.iter().for_each(|(_, _, place)| sorted.extend_from_slice(row(*place)));
+        sorted(blocks, width, |row| [!row[by]], by_columns)
     }
-    sorted
 }
 
 /// All rows of one task in one window.
@@ -210,7 +218,7 @@ pub struct Piece(Vec<Range<usize>>);
 
 impl TaskRows {
     /// Blocks of rows, in any order, put in the order of the schema.
-    pub(crate) fn sorted(schema: &Arc<Schema>, blocks: &[Block]) -> Self {
+    pub(crate) fn of_blocks(schema: &Arc<Schema>, blocks: &[Block]) -> Self {
         let runs = runs(blocks, schema).to_vec();
         Self { name: Arc::default(), schema: schema.clone(), runs, kept: None }
     }
@@ -244,6 +252,11 @@ impl TaskRows {
         Row { wide: run.wide, words: &run.words[number * width..][..width] }
     }
 
+    #[inline(always)]
+    fn ranked<'a>(&'a self, run: &'a Block, number: usize) -> Ranked<'a> {
+        Ranked::new(self.row(run, number), &self.schema)
+    }
+
     /// Cuts the rows, in order, into pieces of about `rows` rows (at least 1); one empty piece where there is no row.
     pub fn pieces(&self, rows: usize) -> Vec<Piece> {
         let longest = self.runs.iter().max_by_key(|run| self.run_len(run));
@@ -252,7 +265,7 @@ impl TaskRows {
         let mut starts = vec![0; self.runs.len()];
         let mut pieces = Vec::new();
         for pivot in (step..self.run_len(longest)).step_by(step) {
-            let pivot = self.row(longest, pivot);
+            let pivot = self.ranked(longest, pivot);
             let ends = self.runs.iter().map(|run| self.first_not_before(run, &pivot)).collect::<Vec<_>>();
             pieces.push(Piece(starts.iter().zip(&ends).map(|(start, end)| *start..*end).collect()));
             starts = ends;
@@ -263,11 +276,11 @@ impl TaskRows {
     }
 
     /// Number of a run's rows that come before this one.
-    fn first_not_before(&self, run: &Block, pivot: &Row<'_>) -> usize {
+    fn first_not_before(&self, run: &Block, pivot: &Ranked<'_>) -> usize {
         let (mut low, mut high) = (0, self.run_len(run));
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.row(run, middle).order(pivot, &self.schema).is_lt() {
+            if self.ranked(run, middle).is_before(pivot, &self.schema) {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -315,26 +328,26 @@ impl TaskRows {
 
     /// Merges a range of rows of each run until told to stop.
     fn merge<'a>(&'a self, ranges: &[Range<usize>], mut visit: impl FnMut(Row<'a>) -> bool) {
-        let mut heads: Vec<(Row<'a>, &'a Block, Range<usize>)> = Vec::new();
+        let mut heads: Vec<(Ranked<'a>, &'a Block, Range<usize>)> = Vec::new();
         for (run, range) in self.runs.iter().zip(ranges) {
             let mut range = range.clone();
             if let Some(first) = range.next() {
-                heads.push((self.row(run, first), run, range));
+                heads.push((self.ranked(run, first), run, range));
             }
         }
         while !heads.is_empty() {
             let mut least = 0;
             for at in 1..heads.len() {
-                if heads[at].0.order(&heads[least].0, &self.schema).is_lt() {
+                if heads[at].0.is_before(&heads[least].0, &self.schema) {
                     least = at;
                 }
             }
-            let (row, run, range) = &mut heads[least];
-            if !visit(*row) {
+            let (head, run, range) = &mut heads[least];
+            if !visit(head.row) {
                 return;
             }
             match range.next() {
-                Some(next) => *row = self.row(run, next),
+                Some(next) => *head = self.ranked(run, next),
                 None => drop(heads.swap_remove(least)),
             }
         }

@@ -316,7 +316,7 @@ pub fn first<'s>(
 ) -> Stream<'s, Epoch, Block> {
     by_window(block::exchange(rows), move |blocks| {
         let mut rows = Rows::default();
-        let all = TaskRows::sorted(&schema, blocks);
+        let all = TaskRows::of_blocks(&schema, blocks);
         all.first(count).iter().for_each(|row| rows.push(&row.key_words(), row.values()));
         rows
     })
