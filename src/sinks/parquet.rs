@@ -60,16 +60,13 @@ impl Files for Parquet {
             groups.push(factory);
         }
         // What is made of a piece are the encoded columns of a row group.
-        let make = |group: &mut Vec<ArrowColumnChunk>, task: usize, piece: &Piece| {
-            let encoded = encode(&tasks[task], piece, (&schemas[task], &groups[task]));
-            *group = encoded.map_err(failed(folder))?;
-            Ok(())
+        let make = |(): &mut (), task: usize, piece: &Piece| {
+            encode(&tasks[task], piece, (&schemas[task], &groups[task])).map_err(failed(folder))
         };
-        let put = |group: &mut Vec<ArrowColumnChunk>,
-                   (path, file): &mut (PathBuf, SerializedFileWriter<File>)| {
-            let mut append = || {
+        let put = |(path, file): &mut (PathBuf, SerializedFileWriter<File>), group: Vec<ArrowColumnChunk>| {
+            let append = || {
                 let mut into = file.next_row_group()?;
-                group.drain(..).try_for_each(|column| column.append_to_row_group(&mut into))?;
+                group.into_iter().try_for_each(|column| column.append_to_row_group(&mut into))?;
                 into.close()
             };
             append().map(drop).map_err(failed(path))

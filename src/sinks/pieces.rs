@@ -3,29 +3,81 @@
 use super::SinkError;
 use super::text::Text;
 use dataflows::rows::{Piece, Row, TaskRows};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Rows that are formatted at once by one thread.
-pub(super) const LINES: usize = 8192;
+/// Rows that are formatted at once by one thread: few enough for their text to be written from its nearest caches.
+pub(super) const LINES: usize = 2048;
 
-/// A file that is written, and the number of the piece that comes next.
-struct Output<W> {
-    writer: W,
+/// Pieces of a file that each thread may be ahead of what is written.
+const MOST_AHEAD: usize = 4;
+
+/// A file that is written, and the pieces made of it that wait for those before them.
+struct Output<W, M> {
+    turn: Mutex<Turn<W, M>>,
+    moved_on: Condvar,
+}
+
+struct Turn<W, M> {
+    /// Taken by the thread that writes.
+    writer: Option<W>,
+    /// Number of the piece that comes next.
     next: usize,
+    made: BTreeMap<usize, M>,
+}
+
+impl<W, M> Output<W, M> {
+    fn new(writer: W) -> Self {
+        let turn = Turn { writer: Some(writer), next: 0, made: BTreeMap::new() };
+        Self { turn: Mutex::new(turn), moved_on: Condvar::new() }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn<W, M>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a piece and what follows on it, or leaves it to the thread that writes what is before it. Waits only where
+    /// more than `most` pieces would wait.
+    fn add(
+        &self,
+        (number, made): (usize, M),
+        put: impl Fn(&mut W, M) -> Result<(), SinkError>,
+        (most, failed): (usize, &AtomicBool),
+    ) -> Result<(), SinkError> {
+        let mut turn = self.turn();
+        turn.made.insert(number, made);
+        while let Some(mut writer) = turn.writer.take() {
+            let next = turn.next;
+            let Some(made) = turn.made.remove(&next) else {
+                turn.writer = Some(writer);
+                break;
+            };
+            drop(turn);
+            let written = put(&mut writer, made);
+            turn = self.turn();
+            turn.writer = Some(writer);
+            turn.next += 1;
+            self.moved_on.notify_all();
+            written?;
+        }
+        let is_ahead = |turn: &mut Turn<W, M>| turn.made.len() > most && !failed.load(Relaxed);
+        drop(self.moved_on.wait_while(turn, is_ahead).unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
 }
 
 /// Cuts the rows of all tasks into pieces of about `rows` rows, makes of each on one of several threads, in a state of
 /// that thread's own, what is then put into the task's writer in order. Gives the writers back.
-pub(super) fn in_order<W: Send, S: Default>(
+pub(super) fn in_order<W: Send, M: Send, S: Default>(
     (tasks, rows): (&[TaskRows], usize),
     writers: Vec<W>,
     threads: usize,
-    make: impl Fn(&mut S, usize, &Piece) -> Result<(), SinkError> + Sync,
-    put: impl Fn(&mut S, &mut W) -> Result<(), SinkError> + Sync,
+    make: impl Fn(&mut S, usize, &Piece) -> Result<M, SinkError> + Sync,
+    put: impl Fn(&mut W, M) -> Result<(), SinkError> + Sync,
 ) -> Result<Vec<W>, SinkError> {
     let mut pieces: Vec<(usize, usize, usize, Piece)> = Vec::new();
     for (task, all) in tasks.iter().enumerate() {
@@ -35,34 +87,29 @@ pub(super) fn in_order<W: Send, S: Default>(
     }
     // All files grow at the same pace, so that threads seldom want the same one.
     pieces.sort_by_key(|(number, many, ..)| (number << 32) / many);
+    let threads = threads.min(pieces.len()).max(1);
     let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let output = |writer| (Mutex::new(Output { writer, next: 0 }), Condvar::new());
-    let outputs: Vec<(Mutex<Output<W>>, Condvar)> = writers.into_iter().map(output).collect();
+    let outputs: Vec<Output<W, M>> = writers.into_iter().map(Output::new).collect();
     let work = || -> Result<(), SinkError> {
         let mut state = S::default();
-        loop {
-            let Some((number, _, task, piece)) = pieces.get(taken.fetch_add(1, Relaxed)) else {
-                return Ok(());
-            };
-            let made = if failed.load(Relaxed) { Ok(()) } else { make(&mut state, *task, piece) };
-            let (output, moved_on) = &outputs[*task];
-            let output = output.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut output = moved_on
-                .wait_while(output, |output| output.next != *number)
-                .unwrap_or_else(PoisonError::into_inner);
-            let is_wanted = made.is_ok() && !failed.load(Relaxed);
-            let written =
-                made.and_then(|()| if is_wanted { put(&mut state, &mut output.writer) } else { Ok(()) });
-            if written.is_err() {
+        while let Some((number, _, task, piece)) = pieces.get(taken.fetch_add(1, Relaxed)) {
+            let limits = (MOST_AHEAD * threads, &failed);
+            let done = make(&mut state, *task, piece)
+                .and_then(|made| outputs[*task].add((*number, made), &put, limits));
+            if done.is_err() {
                 failed.store(true, Relaxed);
+                for output in &outputs {
+                    // Whoever is about to wait has the lock, and is told once it waits.
+                    drop(output.turn());
+                    output.moved_on.notify_all();
+                }
             }
-            output.next += 1;
-            moved_on.notify_all();
-            drop(output);
-            written?;
+            if failed.load(Relaxed) {
+                return done;
+            }
         }
+        Ok(())
     };
-    let threads = threads.min(pieces.len()).max(1);
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let own = work();
@@ -71,10 +118,8 @@ pub(super) fn in_order<W: Send, S: Default>(
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .fold(own, Result::and)
     })?;
-    let writer = |(output, _): (Mutex<Output<W>>, Condvar)| {
-        output.into_inner().unwrap_or_else(PoisonError::into_inner).writer
-    };
-    Ok(outputs.into_iter().map(writer).collect())
+    let writer = |output: Output<W, M>| output.turn.into_inner().unwrap_or_else(PoisonError::into_inner).writer;
+    Ok(outputs.into_iter().filter_map(writer).collect())
 }
 
 /// Formats the rows of all tasks on several threads and writes them to their files in order.
@@ -86,16 +131,17 @@ pub(super) fn write_lines(
     threads: usize,
     line: impl Fn(usize, &mut Text, &mut Vec<u8>, &Row<'_>) + Sync,
 ) -> Result<Vec<(PathBuf, File)>, SinkError> {
-    let make = |(text, out): &mut (Text, Vec<u8>), task: usize, piece: &Piece| {
-        out.clear();
+    let make = |(text, longest): &mut (Text, usize), task: usize, piece: &Piece| {
+        let mut out = Vec::with_capacity(*longest);
         tasks[task].visit(piece, |row| {
-            line(task, text, out, &row);
+            line(task, text, &mut out, &row);
             out.push(b'\n');
         });
-        Ok(())
+        *longest = out.len().max(*longest);
+        Ok(out)
     };
-    let put = |(_, out): &mut (Text, Vec<u8>), (path, file): &mut (PathBuf, File)| {
-        file.write_all(out).map_err(SinkError::io("write", path))
+    let put = |(path, file): &mut (PathBuf, File), out: Vec<u8>| {
+        file.write_all(&out).map_err(SinkError::io("write", path))
     };
     in_order((tasks, LINES), files, threads, make, put)
 }
