@@ -127,6 +127,9 @@ impl Probe {
         self.read += 1;
         self.bytes_read += u64::from(length);
         self.latest = self.latest.max(time);
+        if let Some(packet) = decode::decode_plain(link, bytes, time, length) {
+            return self.packet(&packet);
+        }
         match decode::decode(link, bytes, time, length) {
             Decoded::Ip(packet) => self.packet(&packet),
             Decoded::Malformed => {

@@ -149,6 +149,9 @@ impl<D: Deal> Reader for FrameReader<D> {
                     }
                 }
             }
+            if let Some(packet) = decode::decode_plain(frame.link, bytes, frame.time, frame.length) {
+                return into.place(packet);
+            }
             match decode::decode(frame.link, bytes, frame.time, frame.length) {
                 Decoded::Ip(packet) => into.place(packet),
                 Decoded::Malformed => counts.malformed += 1,
