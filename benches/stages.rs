@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use dataflows::aggregator::{Task, build_tasks};
-use dataflows::block::{Block, BlockBuilder, Words};
+use dataflows::block::{BlockBuilder, Words};
 use dataflows::exact::Exact;
 use dataflows::groups::{Closed, Packets};
 use dataflows::key::{Key, KeyFields};
@@ -108,8 +108,8 @@ fn messages() -> Vec<Bytes> {
 
 fn task_rows() -> TaskRows {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
-    let words = sort_words(&GROUPS, false, &schema).into();
-    TaskRows { name: "flows".into(), schema, runs: vec![Block { words, ..Block::default() }], kept: None }
+    let runs = vec![sort_words(GROUPS.clone(), false, &schema)];
+    TaskRows { name: "flows".into(), schema, runs, kept: None }
 }
 
 #[divan::bench]
@@ -255,7 +255,7 @@ fn sort(bencher: Bencher) {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
     bencher
         .counter(ItemsCount::new(GROUPS.iter().map(|words| words.len() / 6).sum::<usize>()))
-        .bench(|| sort_words(&GROUPS, false, &schema));
+        .bench(|| sort_words(GROUPS.clone(), false, &schema));
 }
 
 #[divan::bench]

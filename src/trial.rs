@@ -1,7 +1,6 @@
 //! Tables made by hand, for the unit tests of whoever looks at tables.
 
 use dataflows::aggregator::Task;
-use dataflows::block::Block;
 use dataflows::exact::Exact;
 use dataflows::key::{Key, KeyFields};
 use dataflows::packet::{Address, Transport};
@@ -40,10 +39,7 @@ pub(crate) fn rows(task: &Task, flows: &[Flow<'_>]) -> TaskRows {
         }
         words[usize::from(source.is_ipv6())].extend([*packets, *bytes, 0, 1_000_000_001]);
     }
-    let run = |(wide, words): (bool, Vec<u64>)| {
-        let words = sort_words(&[words.into()], wide, &schema).into();
-        Block { wide, words, ..Block::default() }
-    };
+    let run = |(wide, words): (bool, Vec<u64>)| sort_words(vec![words.into()], wide, &schema);
     let runs = [false, true].into_iter().zip(words).map(run).collect();
     TaskRows { name: task.name.clone(), schema: schema.clone(), runs, kept: None }
 }

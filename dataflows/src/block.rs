@@ -3,6 +3,7 @@
 //! The sender sorts rows by their destination while it writes them, so timely moves whole blocks (within a process a
 //! pointer, between processes one copy of the words) and never looks at a record.
 
+use crate::prefetch::prefetch;
 use crate::window::Epoch;
 use std::io::Write;
 use std::ops::Deref;
@@ -17,6 +18,9 @@ use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::progress::Stamp;
+
+/// Rows that are asked for while others before them are read.
+pub(crate) const AHEAD: usize = 16;
 
 /// Words that are shared: made here, or still the bytes that another process sent. Cloning copies nothing.
 #[derive(Clone)]
@@ -80,6 +84,84 @@ impl PartialEq for Words {
 
 impl Eq for Words {}
 
+/// Rows in an order, left where they are: a large table is not copied to be sorted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sorted {
+    blocks: Vec<Words>,
+    /// Words of a row.
+    width: usize,
+    row_bits: u32,
+    /// In their order, of each row its block above its number there.
+    places: Vec<u32>,
+}
+
+impl Sorted {
+    /// Rows of `width` words, still in no order; a place is the number of a block above `row_bits` bits that number the
+    /// row in it.
+    pub(crate) fn new(blocks: Vec<Words>, width: usize, row_bits: u32) -> Self {
+        Self { blocks, width, row_bits, places: Vec::new() }
+    }
+
+    /// The same rows in the order of these places, each of which holds a row.
+    pub(crate) fn in_order(self, places: Vec<u32>) -> Self {
+        Self { places, ..self }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    #[inline(always)]
+    fn find(&self, place: u32) -> (&Words, usize) {
+        let place = place as usize;
+        let row = place & ((1 << self.row_bits) - 1);
+        (&self.blocks[place >> self.row_bits], row * self.width)
+    }
+
+    /// All rows with their places, in no order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (u32, &[u64])> {
+        let blocks = (0u32..).zip(&self.blocks);
+        blocks.flat_map(move |(block, words)| {
+            let first = block.unbounded_shl(self.row_bits);
+            (0..).zip(words.chunks_exact(self.width)).map(move |(row, words): (u32, _)| (first | row, words))
+        })
+    }
+
+    /// How many rows there are in all places.
+    pub(crate) fn count(&self) -> usize {
+        self.blocks.iter().map(|words| words.len() / self.width).sum()
+    }
+
+    /// The words of the row in a place.
+    #[inline(always)]
+    pub(crate) fn at(&self, place: u32) -> &[u64] {
+        let (block, start) = self.find(place);
+        &block[start..][..self.width]
+    }
+
+    /// The words of the row of this number.
+    #[inline(always)]
+    pub fn row(&self, number: usize) -> &[u64] {
+        self.at(self.places[number])
+    }
+
+    /// Has the row of this number fetched, which will be wanted soon; none where there is no such row.
+    #[inline(always)]
+    pub fn fetch(&self, number: usize) {
+        if let Some(place) = self.places.get(number) {
+            let (block, start) = self.find(*place);
+            prefetch(block, start);
+            prefetch(block, start + self.width - 1);
+        }
+    }
+}
+
 /// Rows of one window and one layout. Cloning shares the words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
@@ -93,9 +175,37 @@ pub struct Block {
     pub wide: bool,
     /// The rows, each a key followed by its values.
     pub words: Words,
+    /// The rows in place of `words`, once they have an order.
+    pub sorted: Option<Arc<Sorted>>,
 }
 
 impl Block {
+    /// Number of all words.
+    pub fn len(&self) -> usize {
+        self.sorted.as_ref().map_or(self.words.len(), |sorted| sorted.len() * sorted.width)
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Visits all words, in pieces, in their order.
+    pub fn visit_words<E>(&self, mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
+        let Some(sorted) = &self.sorted else { return visit(&self.words) };
+        for number in 0..sorted.len() {
+            sorted.fetch(number + AHEAD);
+            visit(sorted.row(number))?;
+        }
+        Ok(())
+    }
+
+    /// All words in no order, which is the quickest way through them: blocks of whole rows.
+    pub fn unordered(&self) -> impl Iterator<Item = &[u64]> {
+        let sorted = self.sorted.iter().flat_map(|sorted| &sorted.blocks);
+        std::iter::once(&self.words).chain(sorted).map(|words| &**words)
+    }
+
     /// A message of any bytes to a worker, in the words of a block: how many there are, then the bytes.
     pub fn message(to: usize, bytes: &[u8]) -> Self {
         let mut words = vec![0; 1 + bytes.len().div_ceil(8)];
@@ -131,18 +241,18 @@ impl ContainerBytes for Block {
         let mut words = header.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word));
         let mut next = || words.next().unwrap_or(0);
         let (to, task, window, wide) = (next() as usize, next() as usize, next(), next() == 1);
-        Self { to, task, window, wide, words: Words::received(bytes) }
+        Self { to, task, window, wide, words: Words::received(bytes), sorted: None }
     }
 
     fn length_in_bytes(&self) -> usize {
-        8 * (HEADER_WORDS + self.words.len())
+        8 * (HEADER_WORDS + self.len())
     }
 
     fn into_bytes<W: Write>(&self, writer: &mut W) {
         let header = [self.to as u64, self.task as u64, self.window, self.wide.into()];
         let written = writer
             .write_all(bytemuck::cast_slice(&header))
-            .and_then(|()| writer.write_all(bytemuck::cast_slice(&self.words)));
+            .and_then(|()| self.visit_words(|words| writer.write_all(bytemuck::cast_slice(words))));
         written.expect("timely reserves as many bytes as were asked for");
     }
 }
@@ -195,11 +305,21 @@ mod tests {
     #[test]
     fn a_block_comes_as_it_was_sent_wherever_its_bytes_lie() {
         let words = (0..1000).map(|word| word << 40 | 7).collect::<Vec<u64>>().into();
-        for block in [Block::default(), Block { to: 3, task: 2, window: u64::MAX, wide: true, words }] {
+        for block in
+            [Block::default(), Block { to: 3, task: 2, window: u64::MAX, wide: true, words, sorted: None }]
+        {
             for shift in [0, 8, 3] {
                 assert_eq!(sent(&block, shift), block);
             }
         }
+    }
+
+    #[test]
+    fn rows_in_an_order_come_in_it() {
+        let blocks = [vec![10, 11, 20, 21], vec![30, 31]].map(Words::from).to_vec();
+        let sorted = Arc::new(Sorted::new(blocks, 2, 1).in_order(vec![0b10, 0b01, 0b00]));
+        let came = sent(&Block { sorted: Some(sorted), ..Block::default() }, 8);
+        assert_eq!(*came.words, [30, 31, 20, 21, 10, 11]);
     }
 
     #[test]

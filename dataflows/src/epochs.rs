@@ -31,6 +31,11 @@ impl<S: Default> Epochs<S> {
         Some(self.open.entry(epoch).or_insert_with(|| (message.delayed(&epoch, port), S::default())))
     }
 
+    /// The state of an epoch that is open, with its capability.
+    pub fn open(&mut self, epoch: Epoch) -> Option<&mut (Capability<Epoch>, S)> {
+        self.open.get_mut(&epoch)
+    }
+
     /// Takes out the earliest epoch that all frontiers have passed.
     pub fn close(&mut self, frontiers: &[&MutableAntichain<Epoch>]) -> Option<(Capability<Epoch>, S)> {
         let earliest = self.open.first_entry()?;

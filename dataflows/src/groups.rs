@@ -13,7 +13,7 @@ use crate::table::{COMPACT_GROUP, Table, WIDE_GROUP, owner, route};
 use crate::turns::Turns;
 use crate::window::Epoch;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::Accountable;
@@ -21,10 +21,6 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Concat;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::{Scope, Stream};
-
-/// Groups in a worker's own tables before they move to their owners early: what bounds memory when keys are many.
-/// Large, because most groups are met again: measured in `benches/`.
-const FLUSH_AT: usize = 1 << 20;
 
 /// Decoded packets of one window, in the order of their stream. Cloning shares them.
 #[derive(Clone, Debug, Default)]
@@ -147,11 +143,17 @@ impl Batches {
 
 /// What can be folded into groups under a mask: packets, or the groups of a finer key set.
 trait Fold {
+    /// Groups of another worker before they move to it early: what bounds memory when keys are many.
+    const FLUSH_AT: usize;
+
     fn window(&self) -> Epoch;
     fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]);
 }
 
 impl Fold for Packets {
+    /// Large, because most groups are met again: measured in `benches/`.
+    const FLUSH_AT: usize = 1 << 20;
+
     fn window(&self) -> Epoch {
         self.window
     }
@@ -165,6 +167,9 @@ impl Fold for Packets {
 }
 
 impl Fold for Block {
+    /// Finished groups come once: where their keys are many, few of them fall together.
+    const FLUSH_AT: usize = 1 << 17;
+
     fn window(&self) -> Epoch {
         self.window
     }
@@ -193,12 +198,18 @@ impl Tables {
     fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
         let compact = self.compact.into_chunks().map(|chunk| (false, chunk.into_flattened()));
         let wide = self.wide.into_chunks().map(|chunk| (true, chunk.into_flattened()));
-        compact.chain(wide).map(move |(wide, words)| Block { to, task: 0, window, wide, words: words.into() })
+        compact.chain(wide).map(move |(wide, words)| Block {
+            to,
+            window,
+            wide,
+            words: words.into(),
+            ..Block::default()
+        })
     }
 }
 
-/// What a worker has folded of the keys that it owns itself, by epoch and window. It is handed from the folding
-/// operator to the merging one of the same worker, which takes it when both have been told that the epoch is over.
+/// What a worker holds of the keys that it owns itself, by epoch and window: shared by the folding operator and the
+/// merging one of the same worker, which takes it when both have been told that the epoch is over.
 type Own = Rc<RefCell<BTreeMap<(Epoch, Epoch), Tables>>>;
 
 /// Folds a stream into partial groups: those of others for their owners, this worker's own into `own`.
@@ -207,34 +218,52 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
     mask: Mask,
     own: Own,
 ) -> Stream<'s, Epoch, Block> {
-    let (index, peers) = (input.scope().index(), input.scope().peers());
-    input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Fold", move |_, _| {
+    let scope = input.scope();
+    let (index, peers) = (scope.index(), scope.peers());
+    input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Fold", move |_, info| {
+        let activator = scope.activator_for(info.address);
         let mut batches = Batches::new(peers);
+        let mut waiting: VecDeque<(Epoch, C)> = VecDeque::new();
         // By window, one share for each owner.
         let mut epochs: Epochs<BTreeMap<Epoch, Vec<Tables>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
-                let Some((held, windows)) = epochs.at(&message, port) else { return };
+                if let Some((held, _)) = epochs.at(&message, port) {
+                    waiting.push_back((*held.time(), std::mem::take(batch)));
+                }
+            });
+            while let Some((epoch, batch)) = waiting.pop_front() {
+                let Some((held, windows)) = epochs.open(epoch) else { continue };
                 let window = batch.window();
                 let shares =
                     windows.entry(window).or_insert_with(|| (0..peers).map(|_| Tables::default()).collect());
-                std::mem::take(batch).fold(mask, &mut batches, shares);
+                let mut own = own.borrow_mut();
+                let held_of_own = own.entry((*held.time(), window)).or_default();
+                std::mem::swap(held_of_own, &mut shares[index]);
+                batch.fold(mask, &mut batches, shares);
+                std::mem::swap(held_of_own, &mut shares[index]);
+                let mut has_sent = false;
                 for (to, tables) in shares.iter_mut().enumerate().filter(|(to, _)| *to != index) {
-                    if tables.len() >= FLUSH_AT {
+                    if tables.len() >= C::FLUSH_AT {
                         let mut session = output.session_with_builder(&*held);
                         let full = std::mem::take(tables).into_blocks(to, window);
                         full.for_each(|mut block| session.give_container(&mut block));
+                        has_sent = true;
                     }
                 }
-            });
+                if has_sent {
+                    // What all workers send each other is merged before more of it comes.
+                    activator.activate();
+                    return;
+                }
+            }
             while let Some((held, windows)) = epochs.close(&[frontier]) {
                 let mut session = output.session_with_builder(&held);
                 for (window, shares) in windows {
                     for (to, tables) in shares.into_iter().enumerate() {
                         if to == index {
                             // Tells the merging operator to look, and gives it the right to emit.
-                            own.borrow_mut().insert((*held.time(), window), tables);
                             session.give_container(&mut Block { to, window, ..Block::default() });
                         } else {
                             tables
@@ -248,26 +277,30 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
     })
 }
 
-/// What has come of one window from other workers: a few blocks as they are, more of them merged.
+/// Words that may have come of a window before they are merged: so that most of them are in one go.
+const MOST_ARRIVED: usize = 1 << 20;
+
+/// What has come of one window from other workers and is not merged yet.
 #[derive(Default)]
 struct Arrived {
     blocks: Vec<Block>,
     words: usize,
-    tables: Tables,
 }
 
 impl Arrived {
     fn push(&mut self, block: Block) {
         self.words += block.words.len();
         self.blocks.push(block);
-        if self.words > FLUSH_AT * WIDE_GROUP {
-            self.words = 0;
-            self.blocks.drain(..).for_each(|block| self.tables.absorb(&block));
-        }
     }
 
-    fn merge_into(self, tables: &mut Tables) {
-        self.tables.into_blocks(0, 0).chain(self.blocks).for_each(|block| tables.absorb(&block));
+    /// Whether it takes more memory than it should.
+    fn is_much(&self) -> bool {
+        self.words > MOST_ARRIVED
+    }
+
+    fn merge_into(&mut self, tables: &mut Tables) {
+        self.words = 0;
+        self.blocks.drain(..).for_each(|block| tables.absorb(&block));
     }
 }
 
@@ -298,8 +331,13 @@ fn merge<'s>(
             move |(partials, partials_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
                 partials.for_each(|message, block| {
-                    if let Some((_, closing)) = epochs.at(&message, port) {
-                        closing.windows.entry(block.window).or_default().push(std::mem::take(block));
+                    if let Some((held, closing)) = epochs.at(&message, port) {
+                        let window = block.window;
+                        let arrived = closing.windows.entry(window).or_default();
+                        arrived.push(std::mem::take(block));
+                        if arrived.is_much() {
+                            arrived.merge_into(own.borrow_mut().entry((*held.time(), window)).or_default());
+                        }
                     }
                 });
                 turns.for_each(|message, block| {
@@ -315,7 +353,7 @@ fn merge<'s>(
                         let arrived = closing.windows.entry(window).or_default();
                         earlier.into_iter().for_each(|block| arrived.push(block));
                     }
-                    for (window, arrived) in closing.windows {
+                    for (window, mut arrived) in closing.windows {
                         let mut tables = own.borrow_mut().remove(&(*held.time(), window)).unwrap_or_default();
                         arrived.merge_into(&mut tables);
                         for mut block in tables.into_blocks(0, window) {

@@ -416,7 +416,7 @@ impl KeyFields {
     }
 
     /// The value of a column; `words` are a compact key (2 words or more) or, where `wide`, a wide key (5 or more).
-    #[inline]
+    #[inline(always)]
     pub fn value(&self, column: usize, wide: bool, words: &[u64]) -> KeyValue {
         let (source, destination, transport) = key_parts(wide, words);
         let address = |address: Address, v4: u8, v6: u8| match (v4, v6) {

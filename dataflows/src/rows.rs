@@ -3,7 +3,7 @@
 //! A row is the words of its key followed by one word a value column. Workers sort their own rows; a task of a
 //! snapshot is a handful of sorted runs that are merged while they are written, in as many pieces as there are hands.
 
-use crate::block::{Block, BlockBuilder, Words};
+use crate::block::{AHEAD, Block, BlockBuilder, Words};
 use crate::epochs::{ByWindow, Epochs};
 use crate::key::{Key, KeyFields, KeyValue, natural_order};
 use crate::sort::sorted;
@@ -155,7 +155,7 @@ pub(crate) fn sort<'s>(
                 for window in turns.shown() {
                     let blocks = windows.remove(&window).unwrap_or_default();
                     for run in runs(&blocks, &schema) {
-                        if !run.words.is_empty() || tells && !run.wide {
+                        if !run.is_empty() || tells && !run.wide {
                             session.give_container(&mut Block { to: COMMITTER, task, window, ..run });
                         }
                     }
@@ -172,17 +172,16 @@ pub const COMMITTER: usize = 0;
 fn runs(blocks: &[Block], schema: &Schema) -> [Block; 2] {
     [false, true].map(|wide| {
         let of_layout = blocks.iter().filter(|block| block.wide == wide);
-        let words: Vec<Words> = of_layout.map(|block| block.words.clone()).collect();
-        Block { wide, words: sort_words(&words, wide, schema).into(), ..Block::default() }
+        sort_words(of_layout.map(|block| block.words.clone()).collect(), wide, schema)
     })
 }
 
 /// A task's rows, given as words in any order, in the order of the schema.
-pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
+pub fn sort_words(blocks: Vec<Words>, wide: bool, schema: &Schema) -> Block {
     let width = schema.row_words(wide);
     let (by, key) = (key_words(wide) + schema.order_by, &schema.key);
     let by_columns = |left: &[u64], right: &[u64]| key.compare((wide, left), (wide, right));
-    if !wide {
+    let sorted = if !wide {
         let rank = |row: &[u64]| {
             let [high, low] = key.compact_order(&[row[0], row[1]]);
             [!row[by], high, low]
@@ -196,7 +195,8 @@ pub fn sort_words(blocks: &[Words], wide: bool, schema: &Schema) -> Vec<u64> {
         sorted(blocks, width, rank, by_columns)
     } else {
         sorted(blocks, width, |row| [!row[by]], by_columns)
-    }
+    };
+    Block { wide, sorted: Some(Arc::new(sorted)), ..Block::default() }
 }
 
 /// All rows of one task in one window.
@@ -230,26 +230,35 @@ impl TaskRows {
 
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
-        self.runs.iter().all(|run| run.words.is_empty())
+        self.runs.iter().all(Block::is_empty)
     }
 
     /// Sum of the value column of this name over all rows; 0 where there is none.
     pub fn total(&self, name: &str) -> u64 {
         let Some(column) = self.schema.value_named(name) else { return 0 };
         let sum = |run: &Block| -> u64 {
-            let at = key_words(run.wide) + column;
-            run.words.chunks_exact(self.schema.row_words(run.wide)).map(|row| row[at]).sum()
+            let (width, at) = (self.schema.row_words(run.wide), key_words(run.wide) + column);
+            run.unordered().flat_map(|words| words.chunks_exact(width)).map(|row| row[at]).sum()
         };
         self.runs.iter().map(sum).sum()
     }
 
     fn run_len(&self, run: &Block) -> usize {
-        run.words.len() / self.schema.row_words(run.wide)
+        run.len() / self.schema.row_words(run.wide)
     }
 
     fn row<'a>(&'a self, run: &'a Block, number: usize) -> Row<'a> {
-        let width = self.schema.row_words(run.wide);
-        Row { wide: run.wide, words: &run.words[number * width..][..width] }
+        let words = match &run.sorted {
+            Some(sorted) => {
+                sorted.fetch(number + AHEAD);
+                sorted.row(number)
+            }
+            None => {
+                let width = self.schema.row_words(run.wide);
+                &run.words[number * width..][..width]
+            }
+        };
+        Row { wide: run.wide, words }
     }
 
     #[inline(always)]
@@ -371,7 +380,7 @@ impl Snapshot {
     /// Bytes of all rows, and of what tasks keep beside them.
     pub fn bytes(&self) -> u64 {
         let words = |task: &TaskRows| {
-            let rows = task.runs.iter().map(|run| run.words.len()).sum::<usize>();
+            let rows = task.runs.iter().map(Block::len).sum::<usize>();
             rows + task.kept.as_ref().map_or(0, |kept| kept.len())
         };
         (size_of::<u64>() * self.tasks.iter().map(words).sum::<usize>()) as u64

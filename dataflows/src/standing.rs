@@ -215,7 +215,7 @@ impl Rows {
     /// As blocks of a window for a worker.
     pub fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
         let blocks = [false, true].into_iter().zip(self.0).filter(|(_, words)| !words.is_empty());
-        blocks.map(move |(wide, words)| Block { to, task: 0, window, wide, words: words.into() })
+        blocks.map(move |(wide, words)| Block { to, window, wide, words: words.into(), ..Block::default() })
     }
 }
 

@@ -20,8 +20,8 @@ pub const WIDE_GROUP: usize = 5 + COUNTS;
 
 /// Groups that are looked up together.
 const BATCH: usize = 64;
-/// Groups in a chunk, about 100 kB: a table grows by chunks and is handed on by chunks.
-pub const CHUNK_GROUPS: usize = 2048;
+/// Groups in a chunk, some 400 kB: a table grows by chunks and is handed on by chunks, and so few are always near.
+pub const CHUNK_GROUPS: usize = 1 << 13;
 /// No group: its number would be more than a table of this size holds. Not zero, because zeroed memory is mapped on the
 /// first read and once more, with an interrupt to all other cores, on the first write.
 const EMPTY: u32 = u32::MAX;

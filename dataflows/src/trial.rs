@@ -114,7 +114,10 @@ pub(crate) fn run(
         }
         let words = widths[block.task] + if block.wide { 5 } else { 2 };
         let (rows, _) = answers.entry((block.window, block.task)).or_default();
-        rows.extend(block.words.chunks_exact(words).map(<[u64]>::to_vec));
+        let Ok(()) = block.visit_words(|several| {
+            rows.extend(several.chunks_exact(words).map(<[u64]>::to_vec));
+            Ok::<(), std::convert::Infallible>(())
+        });
         rows.sort();
     }
     answers

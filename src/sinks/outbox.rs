@@ -485,7 +485,7 @@ struct TaskHeader {
 fn to_bytes(entry: &Entry) -> Vec<u8> {
     let task = |task: &TaskRows| TaskHeader {
         name: task.name.to_string(),
-        runs: task.runs.iter().map(|run| (run.wide, run.words.len())).collect(),
+        runs: task.runs.iter().map(|run| (run.wide, run.len())).collect(),
     };
     let snapshot = |snapshot: &Arc<Snapshot>| SnapshotHeader {
         window: snapshot.window,
@@ -498,9 +498,12 @@ fn to_bytes(entry: &Entry) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(&header).expect("a header can be written");
     bytes.push(b'\n');
     let tasks = entry.snapshots.iter().flat_map(|snapshot| &snapshot.tasks);
-    tasks
-        .flat_map(|task| &task.runs)
-        .for_each(|run| bytes.extend_from_slice(bytemuck::cast_slice(&run.words)));
+    for run in tasks.flat_map(|task| &task.runs) {
+        let Ok(()) = run.visit_words(|words| {
+            bytes.extend_from_slice(bytemuck::cast_slice(words));
+            Ok::<(), std::convert::Infallible>(())
+        });
+    }
     let sum = check_sum(&bytes);
     bytes.extend(sum.to_ne_bytes());
     bytes

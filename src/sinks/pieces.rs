@@ -118,7 +118,8 @@ pub(super) fn in_order<W: Send, M: Send, S: Default>(
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .fold(own, Result::and)
     })?;
-    let writer = |output: Output<W, M>| output.turn.into_inner().unwrap_or_else(PoisonError::into_inner).writer;
+    let writer =
+        |output: Output<W, M>| output.turn.into_inner().unwrap_or_else(PoisonError::into_inner).writer;
     Ok(outputs.into_iter().filter_map(writer).collect())
 }
 
