@@ -5,7 +5,7 @@
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
 TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd prometheus python3-venv
-BENCH_DEPS := tcpdump nfdump hyperfine python3
+BENCH_DEPS := tcpdump nfdump softflowd argus-server hyperfine python3
 FUZZ_DEPS  := g++
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 TARGET     := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -90,11 +90,11 @@ crash-test: install-deps	## kill -9 at random: ROUNDS=30 of 2 M packets from SEE
 	NETSPECTRA_CRASH_ROUNDS=$(ROUNDS) NETSPECTRA_CRASH_PACKETS=2000000 NETSPECTRA_CRASH_SEED=$(SEED) \
 		cargo test --release --test crash -- --nocapture kills_at_random
 
-bench: install-deps	## every stage, then whole programs against tcpdump, wc and nfpcapd (BENCH_FLAGS=--scale: 1, 10 and 40 M packets)
-	$(call install,$(BENCH_DEPS))
+bench: install-deps	## all that is promised of speed, in one run: stages, other programs, memory, scaling, live (BENCH_FLAGS=--quick)
+	$(call install,$(BENCH_DEPS) $(TEST_DEPS))
 	cargo build --release
 	cargo bench
-	python3 benches/compare.py $(BENCH_FLAGS)
+	python3 benches/bench.py $(BENCH_FLAGS)
 
 live-bench: install-deps	## rate over NATS, capture cost beside tcpdump, latency, idling (BENCH_FLAGS=--quick); root, or less
 	$(call install,$(TEST_DEPS) python3)
