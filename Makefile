@@ -90,7 +90,7 @@ crash-test: install-deps	## kill -9 at random: ROUNDS=30 of 2 M packets from SEE
 	NETSPECTRA_CRASH_ROUNDS=$(ROUNDS) NETSPECTRA_CRASH_PACKETS=2000000 NETSPECTRA_CRASH_SEED=$(SEED) \
 		cargo test --release --test crash -- --nocapture kills_at_random
 
-bench: install-deps	## all that is promised of speed, in one run: stages, other programs, memory, scaling, live (BENCH_FLAGS=--quick)
+bench: install-deps	## all that is promised of speed, in one run: stages, other programs, memory, scaling, live (BENCH_FLAGS=--quick, or "--report BENCHMARKS.md")
 	$(call install,$(BENCH_DEPS) $(TEST_DEPS))
 	cargo build --release
 	cargo bench

@@ -5,7 +5,7 @@ Captures are cached in target/bench by their options; delete them after a change
 
 Environment: NETSPECTRA_BIN_DIR, the folder of the programs (default: target/release).
 """
-import json, os, pathlib, re, shlex, shutil, statistics, subprocess, sys
+import json, os, pathlib, re, resource, shlex, shutil, signal, statistics, subprocess, sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").absolute()
@@ -41,16 +41,22 @@ def analyzer(path, workers, *more):
 def measure(command):
     """One run: wall and CPU seconds (user and system) by hyperfine, peak resident MB (10^6 bytes) by wait4.
 
-    hyperfine is given one run at a time, so that commands can take turns. What the kernel tells of it when it has ended
-    includes the largest of its children; below about 15 MB the peak is its own or Python's.
+    hyperfine is given one run at a time, so that commands can take turns, and its own start is not in its figures. It tells
+    no peak: Linux adds to what it tells of an ended process the largest of those that this one waited for. Up to `floor_mb` the
+    peak is Python's own, which Linux keeps across exec; the same run under wait4 alone gives the same figures.
     """
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     os.sync()  # or the run pays for writing back what the one before it left
     told = BENCH / "hyperfine.json"
     words = ["hyperfine", "-N", "--style", "none", "--runs", "1", "--export-json", told, shlex.join(map(str, command))]
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(words, process_group=0, **quiet)
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)  # hyperfine and the command
+        raise
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         again = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -59,15 +65,20 @@ def measure(command):
     return {"wall": run["mean"], "cpu": run["user"] + run["system"], "peak_mb": usage.ru_maxrss * 1024 / 1e6}
 
 
-def round_robin(tools, rounds, few=()):
+def floor_mb():
+    """The peak of this program, below which that of a command is not known."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def round_robin(tools, rounds, few=(), of_few=2):
     """All runs by name: A B C A B C ..., so that a slow moment of the machine meets every program.
 
-    Those of `few`, which are slow, take part in the first two rounds only.
+    Those of `few`, which are slow, take part in the first rounds only.
     """
     runs = {name: [] for name in tools}
     for number in range(rounds):
         for name, command in tools.items():
-            if number < 2 or name not in few:
+            if number < of_few or name not in few:
                 runs[name].append(measure(command))
         print(f"round {number + 1} of {rounds} done", file=sys.stderr)
     return runs
@@ -79,9 +90,9 @@ def medians(runs):
     return {**middle, "peak_mb": max(run["peak_mb"] for run in runs), "runs": runs}
 
 
-def ratio(over, under):
-    """The median of each round's own ratio of wall times: the machine's speed changes from one to the next."""
-    return statistics.median(a["wall"] / b["wall"] for a, b in zip(over, under))
+def ratios(over, under, key="wall"):
+    """Each round's own ratio: the machine's speed changes from one to the next."""
+    return [a[key] / b[key] for a, b in zip(over, under)]
 
 
 def configured(texts, prefix):
@@ -102,7 +113,7 @@ def against_first(commands, rounds, first):
     for name, measured in runs.items():
         middle = medians(measured)
         wall, cpu, peak = (middle[key] for key in ("wall", "cpu", "peak_mb"))
-        print(f"{name:20} {wall:7.2f}s {cpu:7.2f}s {peak:6.0f}MB {10 / wall:12.1f} {ratio(measured, base):8.2f}x")
+        print(f"{name:20} {wall:7.2f}s {cpu:7.2f}s {peak:6.0f}MB {10 / wall:12.1f} {statistics.median(ratios(measured, base)):8.2f}x")
 
 
 def with_writers(*writers):
@@ -112,9 +123,12 @@ def with_writers(*writers):
     return head + "\nwriters:\n" + "".join(f"  - {writer}\n" for writer in writers)
 
 
-def target(name, value, unit, limit, at_least=False):
+def target(name, measured, unit, limit, at_least=False):
+    """Holds a figure, or the median of each round's, against its bound, and prints it."""
+    each = measured if isinstance(measured, list) else [measured]
+    value = statistics.median(each)
     reached = value >= limit if at_least else value <= limit
     bound = f"{'at least' if at_least else 'at most'} {limit:g}{unit}"
-    print(f"  {name:<50} {value:8.2f}{unit:<3} {bound:<16} {'reached' if reached else 'missed'}")
-    return {"name": name, "value": value, "unit": unit, "bound": bound, "reached": reached}
-
+    spread = f"{min(each):.2f}..{max(each):.2f}" if len(each) > 1 else ""
+    print(f"  {name:<50} {value:8.2f}{unit:<3} {spread:>14} {bound:<16} {'reached' if reached else 'missed'}")
+    return {"name": name, "value": value, "each": each, "unit": unit, "bound": bound, "reached": reached}
