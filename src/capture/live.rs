@@ -182,20 +182,34 @@ impl Live {
         if (1..AT_ONCE).contains(&self.found) {
             std::thread::sleep(self.pause);
         }
-        let mut sockets = [PollFd::new(&self.capture, PollFlags::IN)];
-        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
-        match poll(&mut sockets, Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(self.ended(error.to_string())),
+        if self.found > 0 {
+            // Mostly there are more by now, and to ask takes the lock under which the kernel fills the ring.
+            self.found = self.hand_out(&mut visit)?;
         }
+        if self.found == 0 {
+            self.wait(wait)?;
+            self.found = self.hand_out(&mut visit)?;
+        }
+        Ok(self.found)
+    }
+
+    fn wait(&self, most: Duration) -> Result<(), LiveError> {
+        let mut sockets = [PollFd::new(&self.capture, PollFlags::IN)];
+        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(most.subsec_nanos()) };
+        match poll(&mut sockets, Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(self.ended(error.to_string())),
+        }
+    }
+
+    fn hand_out(&mut self, visit: &mut impl FnMut(u64, u32, &[u8])) -> Result<usize, LiveError> {
         let handed = self.capture.dispatch(Some(AT_ONCE), |packet| {
             let stamp = packet.header.ts;
             let seconds = u64::try_from(stamp.tv_sec).unwrap_or(0);
             let time = seconds.saturating_mul(1_000_000_000).saturating_add(stamp.tv_usec as u64);
             visit(time, packet.header.len, packet.data);
         });
-        self.found = handed.map_err(|error| self.ended(plain(&error)))?;
-        Ok(self.found)
+        handed.map_err(|error| self.ended(plain(&error)))
     }
 
     fn ended(&self, why: String) -> LiveError {
