@@ -92,7 +92,7 @@ def medians(runs):
 
 def ratios(over, under, key="wall"):
     """Each round's own ratio: the machine's speed changes from one to the next."""
-    return [a[key] / b[key] for a, b in zip(over, under)]
+    return [a[key] / max(b[key], 1e-9) for a, b in zip(over, under)]
 
 
 def configured(texts, prefix):

@@ -190,6 +190,12 @@ impl Block {
         self.len() == 0
     }
 
+    /// Bytes of all words and of their order.
+    pub fn bytes(&self) -> usize {
+        let places = self.sorted.as_ref().map_or(0, |sorted| sorted.len());
+        size_of::<u64>() * self.len() + size_of::<u32>() * places
+    }
+
     /// Visits all words, in pieces, in their order.
     pub fn visit_words<E>(&self, mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
         let Some(sorted) = &self.sorted else { return visit(&self.words) };

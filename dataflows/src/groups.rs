@@ -65,6 +65,7 @@ pub type Counts = [u64; 4];
 
 /// Visits the groups of a block.
 pub fn visit(block: &Block, mut visit: impl FnMut(Key, Counts)) {
+    debug_assert!(block.sorted.is_none(), "groups have no order");
     if block.wide {
         for &[a, b, c, d, e, packets, bytes, first, last] in block.words.as_chunks::<WIDE_GROUP>().0 {
             visit(Key::Wide([a, b, c, d, e]), [packets, bytes, first, last]);

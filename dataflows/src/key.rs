@@ -446,6 +446,11 @@ impl KeyFields {
         self.ordinals(true, key).collect()
     }
 
+    /// A number of the first column so that comparing it compares that column.
+    pub fn first_order(&self, wide: bool, words: &[u64]) -> u128 {
+        self.ordinals(wide, words).next().unwrap_or_default()
+    }
+
     /// Numbers in the order of the columns' values, a column each.
     fn ordinals<'a>(&'a self, wide: bool, words: &'a [u64]) -> impl Iterator<Item = u128> + 'a {
         (0..self.fields.len()).map(move |column| match self.value(column, wide, words) {

@@ -172,6 +172,7 @@ pub const COMMITTER: usize = 0;
 fn runs(blocks: &[Block], schema: &Schema) -> [Block; 2] {
     [false, true].map(|wide| {
         let of_layout = blocks.iter().filter(|block| block.wide == wide);
+        debug_assert!(blocks.iter().all(|block| block.sorted.is_none()), "rows that have no order yet");
         sort_words(of_layout.map(|block| block.words.clone()).collect(), wide, schema)
     })
 }
@@ -194,7 +195,11 @@ pub fn sort_words(blocks: Vec<Words>, wide: bool, schema: &Schema) -> Block {
         };
         sorted(blocks, width, rank, by_columns)
     } else {
-        sorted(blocks, width, |row| [!row[by]], by_columns)
+        let rank = |row: &[u64]| {
+            let first = key.first_order(true, row);
+            [!row[by], (first >> 64) as u64, first as u64]
+        };
+        sorted(blocks, width, rank, by_columns)
     };
     Block { wide, sorted: Some(Arc::new(sorted)), ..Block::default() }
 }
@@ -377,13 +382,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Bytes of all rows, and of what tasks keep beside them.
+    /// Bytes of all rows with their order, and of what tasks keep beside them.
     pub fn bytes(&self) -> u64 {
-        let words = |task: &TaskRows| {
-            let rows = task.runs.iter().map(Block::len).sum::<usize>();
-            rows + task.kept.as_ref().map_or(0, |kept| kept.len())
+        let bytes = |task: &TaskRows| {
+            let rows = task.runs.iter().map(Block::bytes).sum::<usize>();
+            rows + task.kept.as_ref().map_or(0, |kept| size_of::<u64>() * kept.len())
         };
-        (size_of::<u64>() * self.tasks.iter().map(words).sum::<usize>()) as u64
+        self.tasks.iter().map(bytes).sum::<usize>() as u64
     }
 
     /// The packets that it holds, where a task counts every packet once.

@@ -9,8 +9,11 @@ use std::cmp::Ordering;
 use std::ops::RangeInclusive;
 
 /// Rows that are sorted at once, about: a larger table is sorted range by range, so that the numbers take little memory
-/// beside the rows.
+/// beside the rows. They do where rows differ in what has room.
 const AT_ONCE: usize = 1 << 20;
+
+/// Ranges at most, for each walks all rows.
+const MOST_RANGES: usize = 8;
 
 /// Rows that are looked at to find each range.
 const SAMPLED: usize = 64;
@@ -97,6 +100,7 @@ fn sorted_by_ranges<const W: usize>(
     let packing = Packing::new(differ, place_bits);
     let numbers = || rows.places().map(|(place, row)| packing.pack(rank(row), place));
     let count = rows.count();
+    let at_once = at_once.max(count.div_ceil(MOST_RANGES));
     let mut places = Vec::with_capacity(count);
     let mut sorting = Vec::with_capacity(count.min(at_once + at_once / 4));
     for range in ranges(numbers(), count.div_ceil(at_once), count, place_bits) {

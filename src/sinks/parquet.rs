@@ -71,7 +71,8 @@ impl Files for Parquet {
             };
             append().map(drop).map_err(failed(path))
         };
-        let files = in_order((tasks, ROW_GROUP), files, self.threads, make, put)?;
+        // A row group is large: none is made ahead of one that waits.
+        let files = in_order((tasks, ROW_GROUP, 0), files, self.threads, make, put)?;
         for (path, file) in files {
             let file = file.into_inner().map_err(failed(&path))?;
             if sync {

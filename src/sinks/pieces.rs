@@ -13,8 +13,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Rows that are formatted at once by one thread: few enough for their text to be written from its nearest caches.
 pub(super) const LINES: usize = 2048;
 
-/// Pieces of a file that each thread may be ahead of what is written.
-const MOST_AHEAD: usize = 4;
+/// Pieces of lines of a file that each thread may be ahead of what is written.
+const LINES_AHEAD: usize = 4;
 
 /// A file that is written, and the pieces made of it that wait for those before them.
 struct Output<W, M> {
@@ -50,7 +50,9 @@ impl<W, M> Output<W, M> {
     ) -> Result<(), SinkError> {
         let mut turn = self.turn();
         turn.made.insert(number, made);
-        while let Some(mut writer) = turn.writer.take() {
+        while !failed.load(Relaxed)
+            && let Some(mut writer) = turn.writer.take()
+        {
             let next = turn.next;
             let Some(made) = turn.made.remove(&next) else {
                 turn.writer = Some(writer);
@@ -59,6 +61,10 @@ impl<W, M> Output<W, M> {
             drop(turn);
             let written = put(&mut writer, made);
             turn = self.turn();
+            if written.is_err() {
+                // Before anybody writes behind the hole.
+                failed.store(true, Relaxed);
+            }
             turn.writer = Some(writer);
             turn.next += 1;
             self.moved_on.notify_all();
@@ -70,10 +76,36 @@ impl<W, M> Output<W, M> {
     }
 }
 
+/// Where one thread fails, or panics, all others are to end.
+struct Alarm<'a, W, M> {
+    outputs: &'a [Output<W, M>],
+    failed: &'a AtomicBool,
+}
+
+impl<W, M> Alarm<'_, W, M> {
+    fn raise(&self) {
+        self.failed.store(true, Relaxed);
+        for output in self.outputs {
+            // Whoever is about to wait has the lock, and is told once it waits.
+            drop(output.turn());
+            output.moved_on.notify_all();
+        }
+    }
+}
+
+impl<W, M> Drop for Alarm<'_, W, M> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.raise();
+        }
+    }
+}
+
 /// Cuts the rows of all tasks into pieces of about `rows` rows, makes of each on one of several threads, in a state of
-/// that thread's own, what is then put into the task's writer in order. Gives the writers back.
+/// that thread's own, what is then put into the task's writer in order. Each thread may be `ahead` pieces of a file
+/// ahead of what is written. Gives the writers back.
 pub(super) fn in_order<W: Send, M: Send, S: Default>(
-    (tasks, rows): (&[TaskRows], usize),
+    (tasks, rows, ahead): (&[TaskRows], usize, usize),
     writers: Vec<W>,
     threads: usize,
     make: impl Fn(&mut S, usize, &Piece) -> Result<M, SinkError> + Sync,
@@ -92,17 +124,13 @@ pub(super) fn in_order<W: Send, M: Send, S: Default>(
     let outputs: Vec<Output<W, M>> = writers.into_iter().map(Output::new).collect();
     let work = || -> Result<(), SinkError> {
         let mut state = S::default();
+        let alarm = Alarm { outputs: &outputs, failed: &failed };
         while let Some((number, _, task, piece)) = pieces.get(taken.fetch_add(1, Relaxed)) {
-            let limits = (MOST_AHEAD * threads, &failed);
+            let limits = (ahead * threads, &failed);
             let done = make(&mut state, *task, piece)
                 .and_then(|made| outputs[*task].add((*number, made), &put, limits));
             if done.is_err() {
-                failed.store(true, Relaxed);
-                for output in &outputs {
-                    // Whoever is about to wait has the lock, and is told once it waits.
-                    drop(output.turn());
-                    output.moved_on.notify_all();
-                }
+                alarm.raise();
             }
             if failed.load(Relaxed) {
                 return done;
@@ -144,5 +172,5 @@ pub(super) fn write_lines(
     let put = |(path, file): &mut (PathBuf, File), out: Vec<u8>| {
         file.write_all(&out).map_err(SinkError::io("write", path))
     };
-    in_order((tasks, LINES), files, threads, make, put)
+    in_order((tasks, LINES, LINES_AHEAD), files, threads, make, put)
 }
