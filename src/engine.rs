@@ -344,24 +344,6 @@ struct Read<'s> {
     accounts: Stream<'s, Epoch, Block>,
 }
 
-/// A number for each notice, in blocks to all workers.
-fn to_block(notice: Notice, to: usize) -> Block {
-    let (task, window) = match notice {
-        Notice::Stop => (0, 0),
-        Notice::Singles(watermark) => (1, watermark),
-        Notice::Alone(floor) => (2, floor),
-    };
-    Block { to, task, window, ..Block::default() }
-}
-
-fn from_block(block: &Block) -> Notice {
-    match block.task {
-        0 => Notice::Stop,
-        1 => Notice::Singles(block.window),
-        _ => Notice::Alone(block.window),
-    }
-}
-
 /// What a worker has to tell the committing one: its accounts, each at the epoch that it is for.
 fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>) -> BTreeMap<Epoch, Account> {
     let mut accounts: BTreeMap<Epoch, Account> = BTreeMap::new();
@@ -416,12 +398,13 @@ fn read<'s>(
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
         let mut first_unwritten = Some(0);
         move |frontiers| {
-            written.for_each(|_, block| match from_block(block) {
-                Notice::Stop => {
+            written.for_each(|_, block| match serde_json::from_slice(block.message_bytes()) {
+                Ok(Notice::Stop) => {
                     progress.failure.set_ending();
                     job.intake.stop();
                 }
-                notice => reader.heed(notice),
+                Ok(notice) => reader.heed(notice),
+                Err(error) => progress.failure.set(format!("a notice: {error}")),
             });
             let frontier = frontiers[0].frontier().first().copied();
             // After a failure what counts as written may not be.
@@ -557,7 +540,9 @@ fn commit<'s>(
                         Ok(mut account) => {
                             let mut session = output.session_with_builder(&*held);
                             for notice in account.notices.drain(..) {
-                                (0..peers).for_each(|to| session.give_container(&mut to_block(notice, to)));
+                                let bytes = serde_json::to_vec(&notice).expect("a notice can be written");
+                                (0..peers)
+                                    .for_each(|to| session.give_container(&mut Block::message(to, &bytes)));
                             }
                             gathered.accounts.push(account);
                         }

@@ -327,9 +327,20 @@ pub struct Books {
     advanced: Instant,
     /// Since then, packets of closed windows have come.
     late: bool,
-    /// What the other workers are to hear, and the window of single packets that they have heard of.
+    /// What the other workers are to hear, the window of single packets that they have heard of, and how many of the runs.
     pub notices: Vec<Notice>,
     singles_told: u64,
+    runs_told: usize,
+    /// Other workers that are alone.
+    alone: Vec<Alone>,
+}
+
+/// What another worker that was alone has said.
+struct Alone {
+    floor: u64,
+    /// Runs that it knows.
+    runs: Vec<(String, u64)>,
+    heard: Instant,
 }
 
 impl Books {
@@ -347,6 +358,8 @@ impl Books {
             late: false,
             notices: Vec::new(),
             singles_told: 0,
+            runs_told: 1,
+            alone: Vec::new(),
         }
     }
 
@@ -442,13 +455,14 @@ impl Books {
     /// Moves the floor to the least watermark of those that windows wait for; whether a window was closed by that.
     pub fn close(&mut self) -> bool {
         let Windowing::Every(length) = self.rules.windowing else { return false };
+        if self.runs.iter().any(Run::is_beginning) {
+            return false;
+        }
+        self.follow();
         let end_of = |window: u64| {
             let (_, end) = self.rules.windowing.span(window).unwrap_or_default();
             end.saturating_add(self.rules.lateness)
         };
-        if self.runs.iter().any(Run::is_beginning) {
-            return false;
-        }
         let least = self.awaited().map(|(_, run)| run.watermark()).min();
         let newest = self.runs.iter().map(Run::newest).max().unwrap_or(0);
         // One that is a window behind will get here by itself; one whose clock is wrong will not.
@@ -476,7 +490,9 @@ impl Books {
         if closed {
             (self.open, self.late, self.advanced) = (open, false, Instant::now());
             if alone {
-                self.notices.push(Notice::Alone(floor));
+                let told = std::mem::replace(&mut self.runs_told, self.runs.len());
+                let runs = self.runs[told..].iter().map(|run| (run.parts[0].name.clone(), run.parts[0].run));
+                self.notices.push(Notice::Alone { floor, runs: runs.collect() });
             }
         }
         let singles = self.runs[0].watermark();
@@ -487,15 +503,31 @@ impl Books {
         closed
     }
 
-    /// Takes what another worker has said. Who waits for nobody closes windows when another does so.
+    /// Who waits for nobody closes windows when another worker does so; but what that one has heard to its end may only
+    /// begin to come here, so not before everything has been heard of that it knows. Messages may be gone from the log:
+    /// that is waited for no longer than for a probe that is silent.
+    fn follow(&mut self) {
+        let alone = std::mem::take(&mut self.alone);
+        let is_due = |alone: &Alone| {
+            alone.runs.iter().all(|(probe, run)| self.known(probe, *run).is_some())
+                || alone.heard.elapsed() >= self.rules.silent_after
+        };
+        let (due, wait): (Vec<_>, Vec<_>) = alone.into_iter().partition(is_due);
+        self.alone = wait;
+        if self.awaited().next().is_none() {
+            self.floor = due.iter().map(|alone| alone.floor).fold(self.floor, u64::max);
+        }
+    }
+
+    /// Takes what another worker has said.
     pub fn heed(&mut self, notice: Notice) {
         match notice {
             Notice::Singles(watermark) => {
                 self.singles_told = self.singles_told.max(self.rules.first_open(watermark));
                 self.hear(0, 0, watermark, false, Instant::now());
             }
-            Notice::Alone(floor) if self.awaited().next().is_none() => self.floor = self.floor.max(floor),
-            Notice::Alone(_) | Notice::Stop => {}
+            Notice::Alone { floor, runs } => self.alone.push(Alone { floor, runs, heard: Instant::now() }),
+            Notice::Stop => {}
         }
     }
 }
@@ -518,6 +550,67 @@ mod tests {
         assert_eq!(seen.add(5, 40), vec![16..20, 35..40]);
         assert_eq!(seen.add(7, 7), vec![]);
         assert_eq!(seen.ranges, BTreeMap::from([(0, 40)]));
+    }
+
+    fn books(silent_after: Duration) -> Books {
+        let rules = Rules {
+            windowing: Windowing::Every(100),
+            lateness: 0,
+            silent_after,
+            pause: silent_after,
+            limit: 0,
+            single: "single".into(),
+            began: 0,
+        };
+        Books::new(rules, 1)
+    }
+
+    /// Books of a worker that has heard a run, of one packet at this time, to its end, and what it tells the others.
+    fn alone_after(time: u64) -> (Books, Notice) {
+        let mut books = books(Duration::from_secs(3600));
+        let run = books.add("probe", 7).expect("room");
+        books.hear(run, 0, time, true, Instant::now());
+        books.note(run, 0, time, time);
+        assert!(books.close(), "nobody is left to wait for");
+        let notice = books.notices.pop().expect("a notice");
+        (books, notice)
+    }
+
+    #[test]
+    fn who_has_not_heard_of_a_run_does_not_close_its_windows_because_another_worker_did() {
+        let (ahead, notice) = alone_after(250);
+        assert_eq!(ahead.floor, 300);
+        let mut behind = books(Duration::from_secs(3600));
+        behind.heed(notice);
+        behind.close();
+        assert_eq!(behind.floor, 0, "its packets may come yet");
+        let run = behind.add("probe", 7).expect("room");
+        behind.close();
+        assert_eq!(behind.floor, 0, "the run is beginning");
+        behind.hear(run, 0, 250, true, Instant::now());
+        behind.close();
+        assert_eq!(behind.floor, 300, "it has ended here too");
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_run_that_is_gone_from_the_log() {
+        let (_, notice) = alone_after(250);
+        let mut behind = books(Duration::ZERO);
+        behind.heed(notice);
+        behind.close();
+        assert_eq!(behind.floor, 300);
+    }
+
+    #[test]
+    fn runs_are_named_once() {
+        let (mut ahead, notice) = alone_after(250);
+        assert!(matches!(notice, Notice::Alone { runs, .. } if runs == [("probe".to_owned(), 7)]));
+        let run = ahead.add("another", 8).expect("room");
+        ahead.hear(run, 0, 950, true, Instant::now());
+        ahead.note(run, 0, 950, 950);
+        assert!(ahead.close());
+        let notice = ahead.notices.pop().expect("a notice");
+        assert_eq!(notice, Notice::Alone { floor: 1000, runs: vec![("another".to_owned(), 8)] });
     }
 
     #[test]

@@ -722,7 +722,13 @@ impl Reader for LogReader {
         std::mem::take(&mut self.books.notices)
     }
 
-    fn heed(&mut self, notice: Notice) {
+    fn heed(&mut self, mut notice: Notice) {
+        if let Notice::Alone { runs, .. } = &mut notice
+            && self.partitions.is_empty()
+        {
+            // Nothing ever comes here.
+            runs.clear();
+        }
         self.books.heed(notice);
     }
 }

@@ -46,14 +46,19 @@ impl Position {
 }
 
 /// What a worker tells all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
     /// End the inputs.
     Stop,
     /// Single packets, which one worker alone reads, have come up to this watermark.
     Singles(u64),
     /// There is nobody left to wait for, and windows were closed as by this watermark.
-    Alone(u64),
+    Alone {
+        /// The watermark, in nanoseconds since the Unix epoch.
+        floor: u64,
+        /// Names and numbers of the runs heard of since this was last told: what others of them have to come is not late.
+        runs: Vec<(String, u64)>,
+    },
 }
 
 /// What a worker got when it asked for work.
