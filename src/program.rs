@@ -18,7 +18,7 @@ use crate::sinks::outbox::{Kept, Place, Schemas};
 use crate::sinks::parquet::Parquet;
 use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
 use crate::state::Manifest;
-use crate::{fail, log, say, warn};
+use crate::{fail, log, memory, say, warn};
 use anyhow::anyhow;
 use crossbeam_channel::Receiver;
 use dataflows::aggregator::{Registry, Task};
@@ -71,6 +71,7 @@ pub fn no_bus(error: BusError) -> Failed {
 /// Runs a program and tells how it ended.
 pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> ExitCode {
     log::start(name);
+    memory::give_back_large();
     // A worker that panics would leave its siblings waiting for ever.
     let said = AtomicBool::new(false);
     std::panic::set_hook(Box::new(move |panic| {
