@@ -31,7 +31,7 @@ pub mod intake;
 pub mod interpolate;
 pub mod ledger;
 pub mod log;
-mod memory;
+pub mod memory;
 pub mod probe;
 pub mod program;
 pub mod programs;
