@@ -62,6 +62,23 @@ impl Rules {
     }
 }
 
+#[cfg(test)]
+impl Rules {
+    /// Windows of so many nanoseconds, without lateness; no clock matters.
+    pub(super) fn trial(length: u64) -> Self {
+        let hour = Duration::from_secs(3600);
+        Self {
+            windowing: Windowing::Every(length),
+            lateness: 0,
+            silent_after: hour,
+            pause: hour,
+            limit: 1 << 20,
+            single: "single".into(),
+            began: 0,
+        }
+    }
+}
+
 /// Ranges of numbers that have been seen: ascending, apart from each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
@@ -507,6 +524,9 @@ impl Books {
     /// begin to come here, so not before everything has been heard of that it knows. Messages may be gone from the log:
     /// that is waited for no longer than for a probe that is silent.
     fn follow(&mut self) {
+        if self.alone.is_empty() {
+            return;
+        }
         let alone = std::mem::take(&mut self.alone);
         let is_due = |alone: &Alone| {
             alone.runs.iter().all(|(probe, run)| self.known(probe, *run).is_some())
@@ -553,16 +573,7 @@ mod tests {
     }
 
     fn books(silent_after: Duration) -> Books {
-        let rules = Rules {
-            windowing: Windowing::Every(100),
-            lateness: 0,
-            silent_after,
-            pause: silent_after,
-            limit: 0,
-            single: "single".into(),
-            began: 0,
-        };
-        Books::new(rules, 1)
+        Books::new(Rules { silent_after, ..Rules::trial(100) }, 1)
     }
 
     /// Books of a worker that has heard a run, of one packet at this time, to its end, and what it tells the others.

@@ -804,16 +804,7 @@ mod tests {
     }
 
     fn rules(lateness: u64) -> Rules {
-        let hour = Duration::from_secs(3600);
-        Rules {
-            windowing: Windowing::Every(LENGTH),
-            lateness,
-            silent_after: hour,
-            pause: hour,
-            limit: 1 << 20,
-            single: "single".into(),
-            began: 0,
-        }
+        Rules { lateness, ..Rules::trial(LENGTH) }
     }
 
     /// What is in the snapshots so far, by number of the packet, and what was recorded with them.

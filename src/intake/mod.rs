@@ -56,7 +56,7 @@ pub enum Notice {
     Alone {
         /// The watermark, in nanoseconds since the Unix epoch.
         floor: u64,
-        /// Names and numbers of the runs heard of since this was last told: what others of them have to come is not late.
+        /// Names and numbers of the runs heard of since this was last told: others may have yet to hear them.
         runs: Vec<(String, u64)>,
     },
 }
