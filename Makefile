@@ -4,7 +4,7 @@
 .PHONY: help demo live live-demo test-deps test crash-test bench live-bench cluster-bench query-bench writer-bench outage-bench fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
-TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount systemd prometheus python3-venv
+TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount strace systemd prometheus python3-venv
 BENCH_DEPS := tcpdump nfdump softflowd argus-server hyperfine python3
 FUZZ_DEPS  := g++
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -102,7 +102,7 @@ live-bench: install-deps	## rate over NATS, capture cost beside tcpdump, latency
 	python3 benches/live.py $(BENCH_FLAGS)
 
 cluster-bench: install-deps	## processor time of 1, 2 and 4 processes, a slow sink (BENCH_FLAGS=--quick, --slow-sink); root for the latter
-	$(call install,$(TEST_DEPS) python3 strace)
+	$(call install,$(TEST_DEPS) python3)
 	cargo build --release
 	python3 benches/cluster.py $(BENCH_FLAGS)
 

@@ -28,7 +28,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use timely::WorkerConfig;
 use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -58,6 +58,8 @@ pub struct Job {
     pub workers: usize,
     /// Where closed windows are kept when memory is short.
     pub spill: PathBuf,
+    /// How long inputs may rightly hold windows open while nothing comes.
+    pub grace: Duration,
     /// What earlier runs have written.
     pub earlier: Earlier,
     /// Set to have all processes of the cluster end their inputs; then the intake has to be woken.
@@ -112,8 +114,18 @@ pub struct Progress {
     commits: AtomicU64,
     last_commit: AtomicU64,
     close: Histogram,
+    stall: Mutex<Option<Stall>>,
     /// Why the run failed, if it did.
     pub failure: Failure,
+}
+
+/// A run that has work and does not get on with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// For how long.
+    pub time: Duration,
+    /// What waits.
+    pub why: String,
 }
 
 /// The books of what is committed.
@@ -153,6 +165,16 @@ impl Progress {
     /// Commits of this run, and when the last was made, nanoseconds since the Unix epoch; 0 before the first.
     pub fn commits(&self) -> (u64, u64) {
         (self.commits.load(SeqCst), self.last_commit.load(SeqCst))
+    }
+
+    /// Whether the run has work and does not get on with it.
+    pub fn stall(&self) -> Option<Stall> {
+        self.stall.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that it does, or that it gets on again.
+    pub fn set_stall(&self, stall: Option<Stall>) {
+        *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = stall;
     }
 
     /// How long windows took from when all workers had left them until they were written.
@@ -216,6 +238,8 @@ pub fn run(
         let Manifest { accounts, windows, held, .. } = manifest.clone();
         *progress.books() = Books { accounts, windows, held };
     }
+    let intake = job.intake.clone();
+    progress.failure.on_failure(move || intake.wake());
     // Those of this process that have not come to the end of the input.
     let left = Arc::new(AtomicUsize::new(job.workers));
     let workers = job.workers;
@@ -258,11 +282,8 @@ fn build(
     worker.dataflow::<Epoch, _, _>(|scope| {
         let (written, feedback) = scope.feedback::<Block>(0);
         let Read { packets, touched, accounts } = read(scope, feedback, job, progress, left.clone());
-        let (failure, shared) = (progress.failure.clone(), job.clone());
-        let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| {
-            failure.set(why);
-            shared.intake.wake();
-        });
+        let failure = progress.failure.clone();
+        let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failure.set(why));
         let archive = {
             let (windowing, spill, failed) = (job.windowing, job.spill.clone(), failed.clone());
             move || match windowing {
@@ -432,14 +453,14 @@ fn read<'s>(
             }
             let Some(((capability, touched_capability), account_capability)) = &mut held else { return };
             unwritten = unwritten.split_off(&first_unwritten.unwrap_or(Epoch::MAX));
-
-            if unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
-                // The frontier of what is written wakes this operator.
+            let failed = progress.failure.get().is_some();
+            if !failed && unwritten.range(..*capability.time()).count() > MOST_UNWRITTEN {
+                // The frontier of what is written wakes this operator, and so does a failure.
                 return;
             }
-            let taken = match progress.failure.get() {
-                Some(_) => None,
-                None => reader.take().map_err(|why| progress.failure.set(why)).ok(),
+            let taken = match failed {
+                true => None,
+                false => reader.take().map_err(|why| progress.failure.set(why)).ok(),
             };
             let Some((taken @ (Taken::Piece | Taken::Wait), position)) = taken else {
                 for (epoch, account) in accounts(&mut *reader, &mut placer, None) {

@@ -9,7 +9,7 @@
 //! books and [`report`] tells the user; [`http`] answers who asks a running engine, [`log`] says what happens.
 //! [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`programs`] are
 //! those that aggregate, [`generate`] makes captures to try it on, [`fingerprint`] a number for bytes, and
-//! [`histogram`] counts how long things take.
+//! [`histogram`] counts how long things take; [`watchdog`] watches that a run gets on and ends.
 //!
 //! A stage knows the vocabulary of `dataflows` and never its neighbours; only [`engine`] and the programs put
 //! stages together. Everything that is pure is in `dataflows`, and that crate cannot depend on this one.
@@ -41,6 +41,7 @@ pub mod state;
 pub mod tail;
 #[cfg(test)]
 mod trial;
+pub mod watchdog;
 pub mod wire;
 
 // What an aggregator of one's own is written with.

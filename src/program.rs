@@ -10,7 +10,7 @@ use crate::config::{self, ClusterSection, Config, ConfigError};
 use crate::engine::{self, Job, Progress};
 use crate::sinks::clickhouse::{self, ClickHouse};
 use crate::sinks::csv::{Csv, CsvWriter};
-use crate::sinks::delivery::{Behind, Deliveries, Destination, Failing, PATIENCE, Retry, Selecting};
+use crate::sinks::delivery::{Behind, Deliveries, Destination, PATIENCE, Retry, Selecting};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
 use crate::sinks::json::{JsonLines, StandardOutput};
 use crate::sinks::nats::Nats;
@@ -18,7 +18,7 @@ use crate::sinks::outbox::{Kept, Place, Schemas};
 use crate::sinks::parquet::Parquet;
 use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
 use crate::state::Manifest;
-use crate::{fail, log, memory, say, warn};
+use crate::{fail, log, memory, say, warn, watchdog};
 use anyhow::anyhow;
 use crossbeam_channel::Receiver;
 use dataflows::aggregator::{Registry, Task};
@@ -130,10 +130,11 @@ impl Stopping {
                 if number > 0 {
                     std::process::exit(128 + signal);
                 }
-                match &mut *shared.lock() {
-                    OnSignal::Exit => std::process::exit(0),
-                    OnSignal::Wait(stops) => *stops = true,
-                    OnSignal::Stop(stop) => stop(),
+                // On a thread of its own: a stop that does not return must not keep a second signal from being heard.
+                let first = shared.clone();
+                let stop = move || first.stop();
+                if thread::Builder::new().name("stop".into()).spawn(stop).is_err() {
+                    shared.stop();
                 }
             }
         };
@@ -143,6 +144,15 @@ impl Stopping {
 
     fn lock(&self) -> MutexGuard<'_, OnSignal> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what a first signal does now.
+    fn stop(&self) {
+        match &mut *self.lock() {
+            OnSignal::Exit => std::process::exit(0),
+            OnSignal::Wait(stops) => *stops = true,
+            OnSignal::Stop(stop) => stop(),
+        }
     }
 
     /// From now on a signal is kept until it is known what it does.
@@ -338,7 +348,9 @@ pub fn aggregate(
     progress: &Arc<Progress>,
     committing: Committing,
     (formed, commits): (Option<Formed>, bool),
+    kind: Run,
 ) -> Result<Ended, Failed> {
+    watchdog::start(job, progress, kind).map_err(running)?;
     let sinks = Sinks::start(committing, progress.failure.clone()).map_err(running)?;
     let ran = engine::run(job, progress, commits.then(|| sinks.sender()), formed);
     if commits {
@@ -476,13 +488,8 @@ impl Writing {
             let (retry, destination) = (config.retry(self.run, false), opening.open(config).map_err(failed)?);
             behind.push(Behind { place, kind, tasks, retry, destination });
         }
-        let (woken, shared) = (job.clone(), progress.clone());
-        let failing: Failing = Arc::new(move |why| {
-            shared.failure.set(why);
-            woken.intake.wake();
-        });
         let patience = (self.run == Run::Live).then_some(PATIENCE);
-        let failure = (progress.failure.clone(), failing);
+        let failure = progress.failure.clone();
         Deliveries::start(behind, (kept, &job.spill, opening.schemas), patience, failure).map_err(running)
     }
 

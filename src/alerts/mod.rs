@@ -118,7 +118,7 @@ impl Alerts {
 
     /// Begins; what is begun stays on its thread.
     pub fn begin(self) -> Raising {
-        Raising { board: Board::new(self.rules, self.earlier), outputs: self.outputs }
+        Raising { board: Board::new(self.rules, self.earlier), outputs: self.outputs, told: 0 }
     }
 }
 
@@ -126,6 +126,8 @@ impl Alerts {
 pub struct Raising {
     board: Board,
     outputs: Vec<Open>,
+    /// Outputs that have been told the events of now.
+    told: usize,
 }
 
 impl Raising {
@@ -146,9 +148,14 @@ impl Raising {
         Ok(events)
     }
 
-    /// Tells events.
+    /// Tells events. After an error, telling the same events again goes on with the output that failed.
     pub fn tell(&mut self, events: &[Event]) -> Result<(), AlertsError> {
-        self.outputs.iter_mut().try_for_each(|output| output.tell(events))
+        while let Some(output) = self.outputs.get_mut(self.told) {
+            output.tell(events)?;
+            self.told += 1;
+        }
+        self.told = 0;
+        Ok(())
     }
 
     /// Nothing more is judged; what was told may be on its way.
@@ -185,7 +192,7 @@ impl Open {
                     serde_json::to_writer(&mut lines, event).expect("an event can be written");
                     lines.push(b'\n');
                 }
-                file.write_all(&lines).map_err(|error| AlertsError { path: path.clone(), error })
+                append(file, &lines).map_err(|error| AlertsError { path: path.clone(), error })
             }
             Self::Webhook(webhook) => {
                 events.iter().for_each(|event| webhook.send(event.clone()));
@@ -193,6 +200,17 @@ impl Open {
             }
         }
     }
+}
+
+/// Appends lines, all or none: what an error has cut off is taken back, where the output is a file.
+fn append(file: &mut File, lines: &[u8]) -> io::Result<()> {
+    let found = file.metadata()?;
+    file.write_all(lines).inspect_err(|_| {
+        if found.is_file() {
+            // Where this fails too, the next start takes back a line that was cut off.
+            let _ = file.set_len(found.len());
+        }
+    })
 }
 
 /// Takes back the last line of a file, where a run was killed in the middle of it: it is told again.

@@ -10,6 +10,7 @@ use crate::ledger::{Counts, InputReport, Losses};
 use prometheus::TextEncoder;
 use prometheus::proto;
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+use std::time::Duration;
 
 /// Inputs that have series of their own; the rest are summed.
 const INPUTS: usize = 100;
@@ -35,6 +36,8 @@ pub struct Measured {
     pub last_commit: Option<u64>,
     /// Closed epochs that wait to be written.
     pub commit_queue: u64,
+    /// For how long the run has had work and not got on with it; zero while it does.
+    pub stalled: Duration,
     /// Alerts raised.
     pub raised: u64,
     /// Alerts withdrawn.
@@ -131,6 +134,11 @@ fn told(measured: &Measured, (windows, bytes): (u64, u64), now: u64) -> Result<S
         "commit_queue_length",
         "Closed epochs that wait to be written.",
         count(measured.commit_queue),
+    );
+    families.gauge(
+        "stalled_seconds",
+        "For how long the run has had work and not got on with it; 0 while it does.",
+        alone(measured.stalled.as_secs_f64()),
     );
     families.gauge("alerts_active", "Alerts that are active.", count(measured.active));
     families.gauge("recent_windows", "Windows that can be asked for over HTTP.", count(windows));
@@ -361,6 +369,7 @@ mod tests {
             inputs: vec![first],
             watermark: Some(10_000_000_000),
             raised: 3,
+            stalled: Duration::from_secs(90),
             writers: vec![writer],
             ..Measured::default()
         };
@@ -372,6 +381,7 @@ mod tests {
             r#"netspectra_alerts_events_total{event="raised"} 3"#,
             "netspectra_watermark_timestamp_seconds 10",
             "netspectra_watermark_lag_seconds 2.5",
+            "netspectra_stalled_seconds 90",
             "netspectra_recent_windows 2",
             "netspectra_recent_bytes 4096",
             "# TYPE netspectra_writer_up gauge",

@@ -201,6 +201,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         lateness,
         workers,
         spill: writing.spill(commits),
+        grace: config.nats.silent_after,
         earlier,
         stopping: AtomicBool::new(false),
     });
@@ -231,7 +232,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         None => None,
     };
     let committing = Committing { writers, record: writing.named(), deliveries, state, alerts };
-    let ended = program::aggregate(&job, &progress, committing, (formed, commits));
+    let ended = program::aggregate(&job, &progress, committing, (formed, commits), Run::Live);
     server.into_iter().for_each(Server::stop);
     let mut ended = ended?;
     if commits {

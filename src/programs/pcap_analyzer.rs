@@ -117,6 +117,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         lateness,
         workers,
         spill: writing.spill(commits),
+        grace: Duration::ZERO,
         earlier: Earlier::default(),
         stopping: AtomicBool::new(false),
     });
@@ -129,7 +130,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         false => Deliveries::default(),
     };
     let committing = Committing { writers, record: writing.named(), deliveries, state: None, alerts };
-    let ran = program::aggregate(&job, &progress, committing, (connected, commits));
+    let ran = program::aggregate(&job, &progress, committing, (connected, commits), Run::Batch);
     bar.finish_and_clear();
     let mut ended = ran?;
     if !commits {

@@ -13,6 +13,7 @@ use dataflows::rows::{Schema, Snapshot};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Active alerts that are kept to be asked for.
 const MOST_ALERTS: usize = 100_000;
@@ -131,6 +132,7 @@ impl View for Engine {
             commits,
             last_commit: Some(last_commit).filter(|time| *time > 0),
             commit_queue: progress.unwritten(),
+            stalled: progress.stall().map_or(Duration::ZERO, |stall| stall.time),
             raised: self.heard.raised.load(SeqCst),
             withdrawn: self.heard.withdrawn.load(SeqCst),
             active: self.heard.alerts().many,
@@ -147,7 +149,11 @@ impl View for Engine {
         };
         let away = self.bus.as_ref().filter(|bus| bus.is_away());
         let away = away.map(|bus| format!("NATS at {} is away", bus.servers()));
-        let reasons = away.into_iter().chain(self.writers.writers().filter_map(writer)).collect();
+        let stall = self.progress.stall();
+        let stall =
+            stall.map(|stall| format!("nothing has moved for {} s: {}", stall.time.as_secs(), stall.why));
+        let reasons =
+            away.into_iter().chain(stall).chain(self.writers.writers().filter_map(writer)).collect();
         Health { failed: self.progress.failure.get().map(str::to_owned), reasons }
     }
 

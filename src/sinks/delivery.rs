@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 /// How long writers that fail may keep a live run from ending.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one may that does not come back from a try: longer than any server is waited for.
-const LAST_PATIENCE: Duration = Duration::from_secs(150);
+/// How much longer one may that does not come back from a try.
+const LAST_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a run that has failed waits for writers to come back from a try.
+const FAILED_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to sleep before looking whether something has ended.
 const NAP: Duration = Duration::from_millis(50);
 /// How often it is said that a writer still fails.
@@ -34,9 +36,6 @@ pub trait Destination: Send {
         Ok(())
     }
 }
-
-/// Fails the run and wakes whoever waits for input.
-pub type Failing = Arc<dyn Fn(String) + Send + Sync>;
 
 /// How what failed is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +207,7 @@ impl Deliveries {
         writers: Vec<Behind>,
         (kept, spill, schemas): (Option<Kept>, &Path, Schemas),
         patience: Option<Duration>,
-        (failure, failing): (Failure, Failing),
+        failure: Failure,
     ) -> Result<Self, SinkError> {
         if writers.is_empty() {
             if kept.as_ref().is_some_and(|kept| kept.folder.is_dir()) {
@@ -229,14 +228,14 @@ impl Deliveries {
                 ..Status::default()
             });
             statuses.push(status.clone());
-            let (outbox, failure, failing) = (outbox.clone(), failure.clone(), failing.clone());
+            let (outbox, failing, failure) = (outbox.clone(), failure.clone(), failure.clone());
             let trouble = Trouble::new(retry);
             let mut delivery =
                 Delivery { number, outbox, status, tasks, trouble, patience, destination, failure };
             let name = format!("writer-{}", place.name);
             let deliver = move || {
                 if let Err(why) = delivery.run() {
-                    failing(why);
+                    failing.set(why);
                 }
                 delivery.destination
             };
@@ -267,16 +266,15 @@ impl Deliveries {
     }
 
     /// Waits until no required writer is further behind than it may be; not once the run has failed or is to end.
-    pub fn wait_for_room(&mut self) -> Result<(), SinkError> {
-        let Some(outbox) = self.watch.outbox.clone() else { return Ok(()) };
+    pub fn wait_for_room(&mut self) {
+        let Some(outbox) = self.watch.outbox.clone() else { return };
         let failure = self.failure.clone();
-        let left_out = outbox.wait_for_room(|| failure.get().is_some() || failure.is_ending())?;
+        let left_out = outbox.wait_for_room(|| failure.get().is_some() || failure.is_ending());
         for (writer, windows) in left_out {
             self.watch.statuses[writer].dropped.fetch_add(windows, SeqCst);
             self.left_out[writer].0 += windows;
         }
         self.tell_left_out(false);
-        Ok(())
     }
 
     /// Tells of windows that were left out, each writer's not too often unless it is the last time.
@@ -294,9 +292,6 @@ impl Deliveries {
         self.tell_left_out(true);
         let Some(outbox) = &self.watch.outbox else { return Ok(()) };
         outbox.close();
-        if self.failure.get().is_some() {
-            outbox.end();
-        }
         let closed = Instant::now();
         for (thread, status) in self.threads.drain(..).zip(&self.watch.statuses) {
             // One may be in the middle of a try that does not come back.
@@ -304,7 +299,14 @@ impl Deliveries {
                 true => patience + LAST_PATIENCE,
                 false => patience * 2,
             });
+            let mut failed: Option<Instant> = None;
             while !thread.is_finished() && most.is_none_or(|most| closed.elapsed() < most) {
+                if self.failure.get().is_some() {
+                    outbox.end();
+                    if failed.get_or_insert_with(Instant::now).elapsed() >= FAILED_PATIENCE {
+                        break;
+                    }
+                }
                 thread::sleep(NAP);
             }
             if !thread.is_finished() {
@@ -395,7 +397,7 @@ impl Delivery {
                     Wrote::Left => return Ok(()),
                 }
             }
-            self.outbox.done(self.number).map_err(|error| error.to_string())?;
+            self.outbox.done(self.number);
         }
         Ok(())
     }

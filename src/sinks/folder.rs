@@ -11,14 +11,19 @@ use super::text::window_name;
 use super::{SinkError, Writer, summary};
 use crate::ledger::Ledger;
 use crate::state::{Manifest, Prepared, sync_folder};
+use crate::warn;
 use dataflows::rows::Snapshot;
 use rustix::fs::{Access, CWD, RenameFlags};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Names that are tried for a folder aside.
+const FREE_NAMES: u32 = 8;
 
 /// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
 const PARTIAL: &str = ".netspectra-partial";
@@ -47,8 +52,12 @@ pub struct FolderWriter<F> {
     _lock: File,
     begun: bool,
     /// Folders that are built, and what they will be called.
-    prepared: Vec<(PathBuf, PathBuf)>,
+    prepared: VecDeque<(PathBuf, PathBuf)>,
+    /// Earlier revisions that were taken out of their places and could not be removed yet.
+    replaced: Vec<PathBuf>,
+    /// Whether folders have to be there when the machine has gone down, and whether the last changes of names are not.
     synced: bool,
+    unsynced: bool,
 }
 
 impl<F: Files> FolderWriter<F> {
@@ -62,7 +71,16 @@ impl<F: Files> FolderWriter<F> {
             Err(TryLockError::Error(error)) => return Err(SinkError::io("lock", folder)(error)),
         }
         let folder = folder.to_owned();
-        Ok(Self { folder, files, _lock: lock, begun: false, prepared: Vec::new(), synced: false })
+        Ok(Self {
+            folder,
+            files,
+            _lock: lock,
+            begun: false,
+            prepared: VecDeque::new(),
+            replaced: Vec::new(),
+            synced: false,
+            unsynced: false,
+        })
     }
 
     /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
@@ -72,7 +90,7 @@ impl<F: Files> FolderWriter<F> {
             let aside = self.folder.join(aside);
             // Another one of this name is what was taken out of the place.
             if fs::metadata(&aside).is_ok_and(|found| found.ino() == *inode) {
-                self.prepared.push((aside, self.folder.join(name)));
+                self.prepared.push_back((aside, self.folder.join(name)));
                 self.synced = true;
             }
         }
@@ -98,13 +116,34 @@ impl<F: Files> FolderWriter<F> {
         Ok(())
     }
 
-    fn build(&self, aside: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
-        match fs::remove_dir_all(aside) {
-            // A try before this one could not take it away.
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(SinkError::io("remove the old", aside)(error)),
+    /// A name aside for a window's folder at which there is nothing. What an earlier try or revision has left there is
+    /// removed; where that cannot be, another name serves.
+    fn free_name(&self, name: &str) -> Result<PathBuf, SinkError> {
+        let mut failed = None;
+        for number in 0..FREE_NAMES {
+            let number = if number > 0 { format!("-{number}") } else { String::new() };
+            let aside = self.aside().join(format!(".{name}{number}{PARTIAL}"));
+            match remove_dir(&aside) {
+                Ok(()) => return Ok(aside),
+                Err(error) => failed = failed.or(Some(SinkError::io("remove the old", &aside)(error))),
+            }
         }
+        Err(failed.expect("one name at least was tried"))
+    }
+
+    /// Removes earlier revisions that are no longer in place. One that cannot be removed fails nothing: the next commit
+    /// tries again, and so does the next run.
+    fn remove_replaced(&mut self) {
+        self.replaced.retain(|old| match remove_dir(old) {
+            Ok(()) => false,
+            Err(error) => {
+                warn!("cannot remove the old {}: {error}; the next window tries again", old.display());
+                true
+            }
+        });
+    }
+
+    fn build(&self, aside: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
         fs::create_dir_all(aside).map_err(SinkError::io("create the folder", aside))?;
         self.files.build(aside, snapshot, sync)?;
         let path = aside.join(F::SUMMARY);
@@ -126,13 +165,13 @@ impl<F: Files> Writer for FolderWriter<F> {
         }
         let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
         let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
-        let aside = self.aside().join(format!(".{name}{number}{PARTIAL}"));
+        let aside = self.free_name(&format!("{name}{number}"))?;
         if let Err(error) = self.build(&aside, snapshot, commit.is_some()) {
             // The first error is the one to tell; what cannot be removed now is removed by the next run.
             let _ = fs::remove_dir_all(&aside);
             return Err(error);
         }
-        self.prepared.push((aside, self.folder.join(name)));
+        self.prepared.push_back((aside, self.folder.join(name)));
         self.synced = commit.is_some();
         Ok(())
     }
@@ -147,16 +186,19 @@ impl<F: Files> Writer for FolderWriter<F> {
     }
 
     fn publish(&mut self) -> Result<(), SinkError> {
-        let any = !self.prepared.is_empty();
-        for (aside, path) in self.prepared.drain(..) {
-            put_in_place(&aside, &path, F::SUMMARY)?;
+        while let Some((aside, path)) = self.prepared.front() {
+            self.replaced.extend(put_in_place(aside, path, F::SUMMARY)?);
+            self.prepared.pop_front();
+            self.unsynced = self.synced;
         }
+        self.remove_replaced();
         if !F::ASIDE.is_empty() {
             // Fails where something is still in it.
             let _ = fs::remove_dir(self.aside());
         }
-        if any && self.synced {
+        if self.unsynced {
             sync_folder(&self.folder).map_err(SinkError::io("sync", &self.folder))?;
+            self.unsynced = false;
         }
         Ok(())
     }
@@ -220,24 +262,34 @@ pub(super) fn remove_file(action: &'static str, path: &Path) -> Result<(), SinkE
     }
 }
 
-/// Renames a finished folder to its name; an older snapshot of that name is exchanged for it and removed.
-fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<(), SinkError> {
+/// Removes a folder, where it is there.
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a finished folder to its name; gives the older snapshot of that name, which is aside then. After an error
+/// nothing has changed, and it can be tried again.
+fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<Option<PathBuf>, SinkError> {
     let failed = |action| SinkError::io(action, path);
     match fs::rename(aside, path) {
-        Err(error) if path.is_dir() && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-        renamed => return renamed.map_err(failed("rename to")),
+        // XFS says of a folder that is not empty that it exists.
+        Err(error) if path.is_dir() && matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {}
+        renamed => return renamed.map(|()| None).map_err(failed("rename to")),
     }
     if !path.join(summary).is_file() {
         let error = io::Error::other("a folder that is no snapshot has this name, and it is not empty");
         return Err(failed("replace")(error));
     }
     match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => fs::remove_dir_all(aside).map_err(failed("remove the old")),
+        Ok(()) => Ok(Some(aside.to_owned())),
         // This file system cannot exchange: for a moment there is neither the old nor the new.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
             let old = aside.with_extension(format!("old{PARTIAL}"));
             fs::rename(path, &old).and_then(|()| fs::rename(aside, path)).map_err(failed("rename to"))?;
-            fs::remove_dir_all(&old).map_err(failed("remove the old"))
+            Ok(Some(old))
         }
         Err(error) => Err(failed("rename to")(error.into())),
     }

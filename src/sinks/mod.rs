@@ -23,6 +23,7 @@ use dataflows::rows::{Snapshot, TaskRows};
 use delivery::{Deliveries, Retry};
 use outbox::Entry;
 use serde_json::json;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -100,7 +101,8 @@ pub trait Writer: Send {
         Vec::new()
     }
 
-    /// Puts all that was prepared in its place, each in place of an earlier revision of its window.
+    /// Puts all that was prepared in its place, each in place of an earlier revision of its window. After an error it can
+    /// be called again: what is in its place stays there.
     fn publish(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
@@ -110,11 +112,28 @@ pub trait Writer: Send {
 }
 
 /// Why a run cannot go on; the first reason stays. And whether it was told to end, after which nobody is waited for long.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Failure {
-    why: Arc<OnceLock<String>>,
-    ending: Arc<AtomicBool>,
+    shared: Arc<FailureState>,
     ends: bool,
+}
+
+#[derive(Default)]
+struct FailureState {
+    why: OnceLock<String>,
+    ending: AtomicBool,
+    /// Wakes the workers: one that waits for input, or for a commit, would not see that the run has failed.
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Failure")
+            .field("why", &self.get())
+            .field("is_ending", &self.is_ending())
+            .finish()
+    }
 }
 
 impl Failure {
@@ -130,22 +149,38 @@ impl Failure {
             fail!("{why}");
             std::process::exit(1);
         }
-        let _ = self.why.set(why);
+        if self.shared.why.set(why).is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Calls this when the run fails, at once if it has failed already. Only the first call counts.
+    pub fn on_failure(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.wake.set(Box::new(wake));
+        if self.get().is_some() {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = self.shared.wake.get() {
+            wake();
+        }
     }
 
     /// The run was told to end.
     pub fn set_ending(&self) {
-        self.ending.store(true, SeqCst);
+        self.shared.ending.store(true, SeqCst);
     }
 
     /// Whether it was.
     pub fn is_ending(&self) -> bool {
-        self.ending.load(SeqCst)
+        self.shared.ending.load(SeqCst)
     }
 
     /// Why the run failed, if it did.
     pub fn get(&self) -> Option<&str> {
-        self.why.get().map(String::as_str)
+        self.shared.why.get().map(String::as_str)
     }
 }
 
@@ -279,12 +314,14 @@ impl Committer {
             };
             retry.attempt(record, &self.failure, commit)??;
         }
-        self.writers.iter_mut().try_for_each(|writer| writer.publish()).map_err(|error| error.to_string())?;
+        let publish = || self.writers.iter_mut().try_for_each(|writer| writer.publish());
+        retry.attempt(record, &self.failure, publish)?;
         self.deliveries.release();
         if let Some(alerts) = alerts {
-            alerts.tell(&events).map_err(|error| error.to_string())?;
+            retry.attempt(record, &self.failure, || alerts.tell(&events))?;
         }
-        self.deliveries.wait_for_room().map_err(|error| error.to_string())
+        self.deliveries.wait_for_room();
+        Ok(())
     }
 
     /// Puts other rules in force.

@@ -92,6 +92,8 @@ struct Queue {
     /// The first entry that nobody may have yet.
     released: u64,
     in_memory: u64,
+    /// Files of entries that all writers have, which are not removed yet.
+    done_files: Vec<PathBuf>,
     closed: Option<Instant>,
     over: bool,
 }
@@ -180,7 +182,7 @@ impl Outbox {
         }
         let (queue, spill) = (Mutex::new(queue), spill.to_owned());
         let outbox = Self { queue, changed: Condvar::new(), kept, spill, schemas };
-        outbox.forget_done(&mut outbox.lock())?;
+        outbox.forget_done(&mut outbox.lock());
         Ok(outbox)
     }
 
@@ -229,7 +231,7 @@ impl Outbox {
 
     /// Waits until no required writer is further behind than it may be, or `given_up`. Gives what was left out meanwhile for
     /// others, which are too far behind and in the middle of a try: a writer and windows each.
-    pub fn wait_for_room(&self, given_up: impl Fn() -> bool) -> Result<Vec<(usize, u64)>, SinkError> {
+    pub fn wait_for_room(&self, given_up: impl Fn() -> bool) -> Vec<(usize, u64)> {
         let mut left_out = Vec::new();
         let mut queue = self.lock();
         loop {
@@ -243,11 +245,11 @@ impl Outbox {
                     left_out.push((reader, windows as u64));
                 }
             }
-            self.forget_done(&mut queue)?;
+            self.forget_done(&mut queue);
             let is_awaited = (0..queue.readers.len())
                 .any(|reader| queue.readers[reader].place.required && queue.is_too_far_behind(reader));
             if !is_awaited || given_up() {
-                return Ok(left_out);
+                return left_out;
             }
             self.changed.notify_all();
             // Whether it was given up is not told here.
@@ -322,7 +324,7 @@ impl Outbox {
     }
 
     /// A writer has what it was given, or goes on without it.
-    pub fn done(&self, reader: usize) -> Result<(), SinkError> {
+    pub fn done(&self, reader: usize) {
         let mut queue = self.lock();
         let queue = &mut *queue;
         let reader = &mut queue.readers[reader];
@@ -333,17 +335,30 @@ impl Outbox {
             let _ = kept.set_place(&reader.place.name, reader.next);
         }
         self.changed.notify_all();
-        self.forget_done(queue)
+        self.forget_done(queue);
     }
 
-    fn forget_done(&self, queue: &mut Queue) -> Result<(), SinkError> {
-        for (number, waiting) in queue.done() {
-            if let Some(kept) = &self.kept {
-                let path = kept.path(number, waiting.commit, waiting.windows);
-                remove_file("remove", &path)?;
+    /// Removes what all writers have. A file that cannot be removed fails nothing: it is tried again, and a restart knows
+    /// by the writers' places that nobody needs it.
+    fn forget_done(&self, queue: &mut Queue) {
+        let Some(kept) = &self.kept else { return drop(queue.done()) };
+        let done = queue.done();
+        let failed_before = !queue.done_files.is_empty();
+        queue
+            .done_files
+            .extend(done.iter().map(|(number, waiting)| kept.path(*number, waiting.commit, waiting.windows)));
+        let mut failed = None;
+        queue.done_files.retain(|path| match remove_file("remove", path) {
+            Ok(()) => false,
+            Err(error) => {
+                failed.get_or_insert(error);
+                true
             }
+        });
+        // Said once for as long as it lasts.
+        if let Some(error) = failed.filter(|_| !failed_before) {
+            warn!("outbox: {error}; trying again");
         }
-        Ok(())
     }
 
     /// Nothing is added any more: writers come to the end of what is there.
@@ -612,7 +627,7 @@ mod tests {
         }
         outbox.release();
         outbox.take(0).expect("readable").expect("a batch");
-        outbox.done(0).expect("written");
+        outbox.done(0);
         drop(outbox);
         // `a` has all four; the fourth commit was not recorded; `c` is new.
         let outbox = kept(folder.path(), 3, &["a", "b", "c"]);
@@ -622,7 +637,7 @@ mod tests {
         for (reader, expected) in [(0, vec![9]), (1, vec![1, 2, 3, 9]), (2, vec![9])] {
             let batch = outbox.take(reader).expect("readable").expect("a batch");
             assert_eq!(windows(&batch), expected);
-            outbox.done(reader).expect("written");
+            outbox.done(reader);
         }
         let left = fs::read_dir(folder.path().join("outbox")).expect("a folder").count();
         assert_eq!(left, 3, "a place for each writer, and nothing else");
@@ -640,7 +655,7 @@ mod tests {
         let batch = outbox.take(0).expect("readable").expect("a batch");
         assert_eq!(windows(&batch), [1, 2, 3]);
         assert_eq!(format!("{:?}", batch.entries[2]), format!("{:?}", entry(3, 10)));
-        outbox.done(0).expect("done");
+        outbox.done(0);
         assert_eq!(outbox.lock().in_memory, MEMORY - 2000);
     }
 
@@ -654,7 +669,7 @@ mod tests {
         let read = std::thread::spawn(move || {
             while let Some(batch) = reader.take(0).expect("readable") {
                 given.send(windows(&batch)).expect("a listener");
-                reader.done(0).expect("done");
+                reader.done(0);
             }
         });
         for window in 1..=4 {
@@ -680,14 +695,14 @@ mod tests {
             outbox.append(&entry(window, 10), 0).expect("room");
             outbox.release();
             // `b` may not be behind at all; who waits for it has given up.
-            left_out.extend(outbox.wait_for_room(|| true).expect("files"));
+            left_out.extend(outbox.wait_for_room(|| true));
         };
         // 1504 bytes each. It is not in the middle of a try: nothing is left out, and it gets what there is before nine.
         (1..=4).for_each(&mut add);
         let held = outbox.take(0).expect("readable").expect("a batch");
         assert_eq!(windows(&held), [1, 2, 3, 4]);
         (5..=7).for_each(&mut add);
-        outbox.done(0).expect("done");
+        outbox.done(0);
         assert_eq!(left_out, [(0, 1); 3]);
         (8..=11).for_each(|window| outbox.append(&entry(window, 10), 0).expect("room"));
         outbox.release();

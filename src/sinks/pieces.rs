@@ -2,6 +2,7 @@
 
 use super::SinkError;
 use super::text::Text;
+use crate::watchdog;
 use dataflows::rows::{Piece, Row, TaskRows};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,6 +61,7 @@ impl<W, M> Output<W, M> {
             };
             drop(turn);
             let written = put(&mut writer, made);
+            watchdog::note_written();
             turn = self.turn();
             if written.is_err() {
                 // Before anybody writes behind the hole.

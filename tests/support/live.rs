@@ -23,7 +23,7 @@ use tempfile::TempDir;
 pub const PROBE: &str = env!("CARGO_BIN_EXE_ns-probe");
 pub const ENGINE: &str = env!("CARGO_BIN_EXE_ns-engine");
 /// Where the Debian packages put what the tests run.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("nats-server", "nats-server"),
     ("nsenter", "util-linux"),
@@ -31,6 +31,7 @@ const PACKAGES: [(&str, &str); 11] = [
     ("perl", "perl-base"),
     ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
     ("systemd-analyze", "systemd"),
     ("tcpdump", "tcpdump"),
     ("tcpreplay", "tcpreplay"),

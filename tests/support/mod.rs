@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod crash;
+pub mod faults;
 pub mod live;
 pub mod partition;
 pub mod writers;
