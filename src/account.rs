@@ -30,30 +30,6 @@ pub enum Found {
     Run(RunBooks),
 }
 
-impl Found {
-    /// What becomes of an input that several processes have seen.
-    fn merge(&mut self, other: Self) {
-        match (self, other) {
-            (Self::Run(books), Self::Run(others)) => books.merge(&others),
-            // Processes that share a file each tell of the frames that they have dealt.
-            (Self::Frames(report), Self::Frames(other)) => {
-                report.packets += other.packets;
-                report.clamped = report.clamped.max(other.clamped);
-                report.damage = report.damage.take().or(other.damage);
-            }
-            (Self::Frames(_), Self::Run(_)) | (Self::Run(_), Self::Frames(_)) => {}
-        }
-    }
-
-    /// For the ledger.
-    pub fn report(&self) -> InputReport {
-        match self {
-            Self::Frames(report) => report.clone(),
-            Self::Run(books) => books.report(),
-        }
-    }
-}
-
 /// What a worker tells of an epoch.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Account {
@@ -88,8 +64,11 @@ pub struct Accounts {
     pub counts: Vec<(InputKey, Counts)>,
     /// Where the partitions of the durable log stand.
     pub positions: BTreeMap<u32, LogPosition>,
+    /// What was found in inputs of each kind. An input is of one kind, and the kinds are apart: no account can fall between.
     #[serde(skip)]
-    found: BTreeMap<InputKey, Found>,
+    frames: BTreeMap<InputKey, InputReport>,
+    #[serde(skip)]
+    runs: BTreeMap<InputKey, RunBooks>,
     #[serde(skip)]
     unknown_links: BTreeSet<u32>,
 }
@@ -105,9 +84,13 @@ impl Accounts {
             }
         }
         for (input, found) in found {
-            match self.found.get_mut(&input) {
-                Some(known) => known.merge(found),
-                None => drop(self.found.insert(input, found)),
+            match found {
+                // Processes that share a file each tell of the frames that they have dealt.
+                Found::Frames(report) => match self.frames.get_mut(&input) {
+                    Some(known) => known.merge(report),
+                    None => drop(self.frames.insert(input, report)),
+                },
+                Found::Run(books) => merge_run(&mut self.runs, input, books),
             }
         }
         self.unknown_links.extend(unknown_links);
@@ -116,31 +99,56 @@ impl Accounts {
 
     /// What was found in each input and what became of it, in the ledger's order.
     pub fn inputs(&self) -> Vec<(InputReport, Counts)> {
-        let mut found = self.found.clone();
+        let mut runs = self.runs.clone();
         for books in self.positions.values().flat_map(|position| &position.runs) {
-            let run = Found::Run(books.clone());
-            match found.get_mut(&books.key()) {
-                Some(known) => known.merge(run),
-                None => drop(found.insert(books.key(), run)),
-            }
+            merge_run(&mut runs, books.key(), books.clone());
         }
         // What is no message has no name: it is in the account of single packets.
-        if let Some(Found::Run(singles)) = found.get_mut(&InputKey::default()) {
+        if let Some(singles) = runs.get_mut(&InputKey::default()) {
             singles.refused += self.positions.values().map(|position| position.refused).sum::<u64>();
         }
         let counts = |key: &InputKey| {
             self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()
         };
-        found.iter().map(|(key, found)| (found.report(), counts(key))).collect()
+        let frames = self.frames.iter().map(|(key, report)| (report.clone(), counts(key)));
+        frames.chain(runs.iter().map(|(key, books)| (books.report(), counts(key)))).collect()
     }
 
     /// Whether it is known what was found in all inputs.
     pub fn has_found(&self) -> bool {
-        !self.found.is_empty()
+        !self.frames.is_empty() || !self.runs.is_empty()
     }
 
     /// Link types that were met and are not decoded.
     pub fn unknown_links(&self) -> &BTreeSet<u32> {
         &self.unknown_links
+    }
+}
+
+/// Adds the books of a part of a run to those of the others.
+fn merge_run(runs: &mut BTreeMap<InputKey, RunBooks>, key: InputKey, books: RunBooks) {
+    match runs.get_mut(&key) {
+        Some(known) => known.merge(&books),
+        None => drop(runs.insert(key, books)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_of_inputs_that_have_the_same_key_and_different_kinds_are_all_kept() {
+        let report = InputReport { name: "a.pcap".into(), packets: 3, ..InputReport::default() };
+        let mut books = RunBooks::of_singles("single".into());
+        books.taken = 5;
+        let mut accounts = Accounts::default();
+        for found in [Found::Frames(report.clone()), Found::Run(books), Found::Frames(report)] {
+            let found = vec![(InputKey::default(), found)];
+            accounts.add(Account { found, ..Account::default() });
+        }
+        let inputs = accounts.inputs();
+        let packets: Vec<_> = inputs.iter().map(|(report, _)| (&*report.name, report.packets)).collect();
+        assert_eq!(packets, [("a.pcap", 6), ("single", 5)]);
     }
 }

@@ -59,6 +59,15 @@ pub struct InputReport {
     pub damage: Option<String>,
 }
 
+impl InputReport {
+    /// Adds the report of another process that has read other frames of the same input.
+    pub fn merge(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.clamped = self.clamped.max(other.clamped);
+        self.damage = self.damage.take().or(other.damage);
+    }
+}
+
 /// Packets that are known never to have arrived, by where they were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Losses {
