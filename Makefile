@@ -13,6 +13,7 @@ PYTHON     := $(TARGET)/test-python
 CORPUS     := $(wildcard $(or $(NETSPECTRA_CORPUS),../shared/pcaps))
 SECONDS    ?= 600
 ROUNDS     ?= 30
+FAULTS     ?= 1000
 SEED       ?= 1
 IFACE      ?= $(or $(shell ip -o route show default 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p;q'),any)
 
@@ -85,8 +86,9 @@ test: test-deps	## formatting, lints, every test, documentation
 	cargo test --workspace
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
-crash-test: install-deps	## kill -9 at random: ROUNDS=30 of 2 M packets from SEED=1 on, each held against a run without kills
+crash-test: install-deps	## kill -9 at random: ROUNDS=30 of 2 M packets from SEED=1 on; FAULTS=1000 system calls that fail or kill; each held against a run without
 	$(call install,$(TEST_DEPS))
+	NETSPECTRA_FAULTS=$(FAULTS) NETSPECTRA_FAULT_SEED=$(SEED) cargo test --release --test faults -- --nocapture
 	NETSPECTRA_CRASH_ROUNDS=$(ROUNDS) NETSPECTRA_CRASH_PACKETS=2000000 NETSPECTRA_CRASH_SEED=$(SEED) \
 		cargo test --release --test crash -- --nocapture kills_at_random
 

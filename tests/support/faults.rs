@@ -2,7 +2,7 @@
 
 use super::live::tool;
 use super::{Random, entries};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::Path;
@@ -21,18 +21,32 @@ pub struct Point {
     path: String,
 }
 
-/// A call that fails, once or for good.
+/// What happens at a point.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Error {
+        name: &'static str,
+        for_good: bool,
+    },
+    /// The program is killed as it makes the call.
+    Kill,
+}
+
+/// A point at which something happens.
 #[derive(Clone, Debug)]
 pub struct Fault {
     point: Point,
-    error: &'static str,
-    for_good: bool,
+    happens: Happens,
 }
 
 impl Display for Fault {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
-        let Self { point: Point { call, path }, error, for_good } = self;
-        write!(to, "{call} of {path}: {error}, {}", if *for_good { "for good" } else { "once" })
+        let Self { point: Point { call, path }, happens } = self;
+        match happens {
+            Happens::Error { name, for_good: true } => write!(to, "{call} of {path}: {name} for good"),
+            Happens::Error { name, for_good: false } => write!(to, "{call} of {path}: {name} once"),
+            Happens::Kill => write!(to, "{call} of {path}: killed"),
+        }
     }
 }
 
@@ -70,29 +84,41 @@ pub fn points(record: &Path, begins: &str) -> Vec<Point> {
     points.into_iter().collect()
 }
 
-/// So many faults of these points, drawn evenly from all calls; all of them where there are fewer.
+/// So many faults of these points: first a kill and an error at each, drawn evenly from all calls, then other errors.
 pub fn draw(points: &[Point], count: usize, seed: u64) -> Vec<Fault> {
-    let mut all: Vec<Fault> = points
-        .iter()
-        .flat_map(|point| ERRORS.map(|error| (point, error)))
-        .flat_map(|(point, error)| {
-            [false, true].map(|for_good| Fault { point: point.clone(), error, for_good })
-        })
-        .collect();
-    Random(seed).shuffle(&mut all);
-    let mut drawn = Vec::new();
-    let calls: BTreeSet<_> = points.iter().map(|point| point.call.clone()).collect();
-    while drawn.len() < count && !all.is_empty() {
-        for call in &calls {
-            if let Some(at) = all.iter().position(|fault| fault.point.call == *call) {
-                drawn.push(all.swap_remove(at));
-            }
+    let mut random = Random(seed);
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for point in points {
+        let mut errors: Vec<_> = ERRORS
+            .into_iter()
+            .flat_map(|name| [false, true].map(|for_good| Happens::Error { name, for_good }))
+            .collect();
+        random.shuffle(&mut errors);
+        let all = [Happens::Kill].into_iter().chain(errors);
+        let fault = |happens| Fault { point: point.clone(), happens };
+        for (number, fault) in all.map(fault).enumerate() {
+            if number < 2 { first.push(fault) } else { rest.push(fault) }
         }
+    }
+    [&mut first, &mut rest].into_iter().for_each(|faults| random.shuffle(faults));
+    // Calls in turn, so that a few faults are of many kinds.
+    let mut by_call: BTreeMap<String, Vec<Fault>> = BTreeMap::new();
+    for fault in first.into_iter().chain(rest).rev() {
+        by_call.entry(fault.point.call.clone()).or_default().push(fault);
+    }
+    let mut drawn = Vec::new();
+    while drawn.len() < count && by_call.values().any(|faults| !faults.is_empty()) {
+        drawn.extend(by_call.values_mut().filter_map(Vec::pop));
     }
     drawn
 }
 
 impl Fault {
+    /// Whether it kills the program.
+    pub fn kills(&self) -> bool {
+        matches!(self.happens, Happens::Kill)
+    }
+
     /// The same in a run that has its files in another folder.
     pub fn moved(mut self, from: &Path, to: &Path) -> Self {
         self.point.path = self.point.path.replacen(&from.display().to_string(), &to.display().to_string(), 1);
@@ -101,9 +127,13 @@ impl Fault {
 
     /// A program in which it happens.
     pub fn command(&self, program: &str, args: &str, folder: &Path) -> Command {
-        let Self { point: Point { call, path }, error, for_good } = self;
-        let when = if *for_good { "1+" } else { "1" };
-        let inject = format!("inject={call}:error={error}:when={when}");
+        let Self { point: Point { call, path }, happens } = self;
+        let inject = match happens {
+            Happens::Error { name, for_good } => {
+                format!("inject={call}:error={name}:when=1{}", if *for_good { "+" } else { "" })
+            }
+            Happens::Kill => format!("inject={call}:signal=KILL:when=1"),
+        };
         let trace = format!("trace={call}");
         traced(&["-o", "/dev/null", "-P", path, "-e", &trace, "-e", &inject], program, args, folder)
     }
