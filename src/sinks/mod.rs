@@ -6,6 +6,7 @@
 //! commit is confirmed when all that is within it is done and no required writer is too far behind; nothing upstream
 //! waits for a disk or a server but through that.
 
+pub mod bounded;
 pub mod clickhouse;
 mod columns;
 pub mod csv;
