@@ -139,11 +139,9 @@ impl Raising {
         self.board.standing(events)
     }
 
-    /// Puts other rules in force, and tells and gives what comes of it.
-    pub fn edit(&mut self, rules: Vec<Rule>) -> Result<Vec<Event>, AlertsError> {
-        let events = self.board.edit(rules);
-        self.tell(&events)?;
-        Ok(events)
+    /// Puts other rules in force, and gives what comes of it; nothing is told yet.
+    pub fn edit(&mut self, rules: Vec<Rule>) -> Vec<Event> {
+        self.board.edit(rules)
     }
 
     /// Tells events.

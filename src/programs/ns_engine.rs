@@ -230,7 +230,8 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         }
         None => None,
     };
-    let committing = Committing { writers, record: writing.named(), deliveries, state, alerts };
+    let recorded = job.earlier.manifest.clone().filter(|manifest| manifest.number > 0);
+    let committing = Committing { writers, record: writing.named(), deliveries, state, recorded, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits));
     server.into_iter().for_each(Server::stop);
     let mut ended = ended?;
