@@ -58,7 +58,11 @@ pub struct Prepared {
     pub aside: String,
     /// The window's name.
     pub name: String,
-    /// Tells it from the one whose place it takes, which is aside after that.
+    /// The fingerprint of its summary: tells it from the one whose place it takes, which is aside after that. `None` in
+    /// records of earlier versions.
+    #[serde(default)]
+    pub summary: Option<u64>,
+    /// Tells the two apart where their summaries are the same; another one in a copy.
     pub inode: u64,
 }
 

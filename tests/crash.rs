@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use support::crash::*;
 use support::live::{self, Live, input, number};
@@ -444,4 +445,85 @@ fn a_stop_and_a_start_use_up_no_window() {
     assert_holds(&out, &packets, 10 * SECOND, SHIPPED);
     assert_eq!(revisions(&out), 0);
     assert_eq!(number(&live::assert_balanced(&out)["packets"]["late"]), 0);
+}
+
+/// Copies of a killed engine's folders, with everything else that a copy does not keep.
+fn replace_by_copies(site: &Site, names: &[&str]) {
+    for name in names {
+        let [original, copy] = [site.scratch.path(name), site.scratch.path(&format!("{name}.copy"))];
+        let copied = Command::new("cp").arg("-a").args([&original, &copy]).status().unwrap();
+        assert!(copied.success());
+        fs::remove_dir_all(&original).unwrap();
+        fs::rename(copy, original).unwrap();
+    }
+}
+
+/// A copy lacked the windows of the last commit where the engine was killed before they were in their places.
+#[test]
+fn an_engine_goes_on_in_a_copy_of_what_a_killed_one_has_left() {
+    let (case, site) = (Case::generated(SMALL), Site::new());
+    let (out, state) = (site.out(), site.scratch.path("out.state"));
+    let summaries = case.tree.keys().filter(|path| path.ends_with("summary.json"));
+    let window = summaries.map(|path| path.parent().unwrap()).nth(5).unwrap();
+    // A folder that is no snapshot is not replaced: the commit is recorded, and goes no further.
+    fs::create_dir_all(out.join(window)).unwrap();
+    fs::write(out.join(window).join("in the way"), "").unwrap();
+    let engine = Engine::start(&site, shape(1, 1));
+    site.publish("tap", &case.capture);
+    let named = format!("\"name\":\"{}\"", window.display());
+    wait_for("commit that is recorded and not published", || {
+        let is_it = |name: &String| {
+            let manifest = fs::read_to_string(state.join(name));
+            name.starts_with("manifest") && manifest.is_ok_and(|text| text.contains(&named))
+        };
+        (state.is_dir() && entries(&state).iter().any(is_it)).then_some(())
+    });
+    drop(engine);
+    fs::remove_dir_all(out.join(window)).unwrap();
+    replace_by_copies(&site, &["out", "out.state"]);
+    let mut engine = Engine::start(&site, shape(1, 2));
+    engine.wait_until_ready(&site);
+    engine.stop(0);
+    case.assert_left(&out, "a copy of what a killed engine has left");
+    case.assert_told(&site, "a copy of what a killed engine has left");
+}
+
+// Edited rules.
+
+/// The events of alerts so far.
+fn alert_events(site: &Site) -> Vec<Value> {
+    let text = fs::read_to_string(site.scratch.path("alerts.jsonl")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What an edit had raised was raised again under another identifier by the engine that went on.
+#[test]
+fn an_alert_that_an_edit_has_raised_is_not_raised_again_after_a_kill() {
+    let site = Site::exact();
+    let (tasks, out) = (exact_config(SHIPPED, ""), site.out());
+    let rules = |threshold: u64| {
+        format!(
+            "{tasks}alerts:\n  rules:\n    - {{name: busy, task: per_protocol, metric: total.packets, \
+             comparison: '>', threshold: {threshold}}}\n  outputs:\n    - {{type: jsonl, path: alerts.jsonl}}\n"
+        )
+    };
+    site.scratch.write("config.yaml", rules(1_000_000));
+    let packets = mixed(42, 12_000, 200 * SECOND);
+    let (first, rest) = packets.split_at(6_000);
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    site.publish("first", &site.scratch.write("first.pcap", pcap(first)));
+    engine.wait_for_windows(&out, 9);
+    assert_eq!(alert_events(&site), Vec::<Value>::new());
+    site.scratch.write("config.yaml", rules(5));
+    engine.wait_until("an alert of the edit", |_| !alert_events(&site).is_empty());
+    let told = alert_events(&site);
+    engine.kill(0);
+    let mut engine = Engine::start(&site, shape(1, 1));
+    engine.wait_until_ready(&site);
+    site.publish("rest", &site.scratch.write("rest.pcap", pcap(rest)));
+    engine.stop(0);
+    assert_holds(&out, &packets, 10 * SECOND, SHIPPED);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(alert_events(&site), told, "told before the kill, and in all");
 }

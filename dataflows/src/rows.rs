@@ -319,14 +319,19 @@ impl TaskRows {
     /// The first rows in order that are wanted, at most `count`.
     pub fn first_where(&self, count: usize, wanted: impl Fn(&Row<'_>) -> bool) -> Vec<Row<'_>> {
         let mut rows = Vec::new();
-        let all: Vec<_> = self.runs.iter().map(|run| 0..self.run_len(run)).collect();
-        self.merge(&all, |row| {
+        self.visit_while(|row| {
             if rows.len() < count && wanted(&row) {
                 rows.push(row);
             }
             rows.len() < count
         });
         rows
+    }
+
+    /// Visits the rows in order until told to stop.
+    pub fn visit_while<'a>(&'a self, visit: impl FnMut(Row<'a>) -> bool) {
+        let all: Vec<_> = self.runs.iter().map(|run| 0..self.run_len(run)).collect();
+        self.merge(&all, visit);
     }
 
     /// All rows, run by run.

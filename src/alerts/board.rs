@@ -4,7 +4,8 @@
 //! takes its own away, an edited file adds and takes away rules: either way the join names just the matches that have
 //! come or gone, however many rules and tables stay as they are. Tables are scanned by the join and are not copied.
 //!
-//! Windows in a row are counted by the windows' numbers, so the board depends on the snapshots alone.
+//! Windows in a row are counted by the windows' numbers, so the board depends on the snapshots alone. A rule has a limited
+//! number of active alerts, and an active one keeps its place until the rule does not hold any more.
 
 use super::event::{self, Event, Kind};
 use super::rule::{Match, Rule};
@@ -29,6 +30,8 @@ use timely::worker::Worker;
 
 /// Rows behind an alert that are told with it.
 const TOP: usize = 5;
+/// Alerts of one rule that may be active at a time.
+pub const MAX_ACTIVE: usize = 10_000;
 
 /// What a run has to know of the alerts of those before it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -92,6 +95,42 @@ pub struct Board {
     active: BTreeMap<(String, String), Event>,
     /// How often alerts were raised in the latest window: edits and late packets may raise one again.
     raised: BTreeMap<(String, String), u64>,
+    /// Keys for which a rule holds without an alert, by the rule's name: it has as many as it may.
+    left_out: BTreeMap<String, u64>,
+}
+
+impl Retained {
+    /// RFC 3339; `None` for the window of everything.
+    fn times(&self) -> [Option<String>; 2] {
+        match self.span {
+            Some((start, end)) => [start, end].map(|time| Some(rfc3339(time))),
+            None => [None, None],
+        }
+    }
+}
+
+/// The event that a match raises.
+fn raise(
+    rule: &Rule,
+    found: &Match,
+    (id, top): (String, Vec<serde_json::Value>),
+    ([window_start, window_end], revision): (&[Option<String>; 2], u32),
+) -> Event {
+    Event {
+        id,
+        event: Kind::Raised,
+        rule: rule.name.clone(),
+        task: rule.task.to_string(),
+        metric: rule.metric.clone(),
+        comparison: rule.comparison.symbol().to_owned(),
+        threshold: rule.threshold,
+        value: Some(found.value),
+        key: found.key.as_ref().map(|key| key.json()),
+        window_start: window_start.clone(),
+        window_end: window_end.clone(),
+        revision,
+        top,
+    }
 }
 
 fn text(found: &Match) -> String {
@@ -139,6 +178,7 @@ impl Board {
             matches: BTreeMap::new(),
             earlier: held.into_iter().map(|(rule, window, keys)| ((rule, window), keys)).collect(),
             active: active.into_iter().map(place).collect(),
+            left_out: BTreeMap::new(),
         };
         board.put_in_force(rules);
         board
@@ -254,6 +294,21 @@ impl Board {
         self.earlier.get(&(name.to_owned(), window)).is_some_and(|keys| keys.contains(key))
     }
 
+    /// For how many keys each rule holds without an alert, since it has [`MAX_ACTIVE`]; a rule that has fewer is not in it.
+    pub fn left_out(&self) -> &BTreeMap<String, u64> {
+        &self.left_out
+    }
+
+    /// For what a rule calls for an alert in the latest window, by the key's text and in its order.
+    fn calls(&self, number: u64, latest: Epoch) -> impl Iterator<Item = (&String, &Match)> {
+        let rule = self.store.borrow().rules[number as usize].clone();
+        let matches = self.matches.get(&(number, latest)).into_iter().flatten();
+        matches.filter(move |(key, _)| {
+            let mut earlier = (1..rule.windows).map(|age| latest.checked_sub(age));
+            earlier.all(|window| window.is_some_and(|window| self.held(number, &rule.name, window, key)))
+        })
+    }
+
     /// The active alerts of the latest window, compared with those before.
     fn evaluate(&mut self) -> Vec<Event> {
         // Where the latest window is of an earlier run, its rows are not here: the next window will tell.
@@ -262,52 +317,41 @@ impl Board {
             return Vec::new();
         }
         let store = self.store.borrow();
-        let [window_start, window_end] = match retained.span {
-            Some((start, end)) => [start, end].map(|time| Some(rfc3339(time))),
-            None => [None, None],
-        };
+        let times = retained.times();
         // What is not active any more is left of them.
         let mut before = std::mem::take(&mut self.active);
-        let mut active = BTreeMap::new();
-        let mut raised = Vec::new();
+        let (mut active, mut left_out, mut raised) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for &number in &self.in_force {
             let rule = &store.rules[number as usize];
-            for (key, found) in self.matches.get(&(number, latest)).into_iter().flatten() {
-                let mut earlier = (1..rule.windows).map(|age| latest.checked_sub(age));
-                if !earlier
-                    .all(|window| window.is_some_and(|window| self.held(number, &rule.name, window, key)))
-                {
-                    continue;
+            let mut new = Vec::new();
+            let earlier = active.len();
+            for (key, found) in self.calls(number, latest) {
+                match before.remove_entry(&(rule.name.clone(), key.clone())) {
+                    Some((place, event)) => drop(active.insert(place, event)),
+                    None => new.push(found),
                 }
-                let place = (rule.name.clone(), key.clone());
-                let event = before.remove(&place).unwrap_or_else(|| {
-                    let again = self.raised.get(&place).copied().unwrap_or_default();
-                    let tables = retained.tables.iter().map(|table| &store.tables[table]);
-                    let event = Event {
-                        id: event::id(&rule.name, found.key.as_ref(), (latest, again)),
-                        event: Kind::Raised,
-                        rule: rule.name.clone(),
-                        task: rule.task.to_string(),
-                        metric: rule.metric.clone(),
-                        comparison: rule.comparison.symbol().to_owned(),
-                        threshold: rule.threshold,
-                        value: Some(found.value),
-                        key: found.key.as_ref().map(|key| key.json()),
-                        window_start: window_start.clone(),
-                        window_end: window_end.clone(),
-                        revision: retained.revision,
-                        top: rule.contributors(tables, found.key.as_ref(), TOP),
-                    };
-                    raised.push(event.clone());
-                    event
-                });
+            }
+            let room = MAX_ACTIVE.saturating_sub(active.len() - earlier);
+            if new.len() > room {
+                left_out.insert(rule.name.clone(), (new.len() - room) as u64);
+                new.truncate(room);
+            }
+            let tables = retained.tables.iter().map(|table| &store.tables[table]);
+            let tops = if new.is_empty() { Vec::new() } else { rule.contributors(tables, &new, TOP) };
+            for (found, top) in new.into_iter().zip(tops) {
+                let place = (rule.name.clone(), text(found));
+                let again = self.raised.get(&place).copied().unwrap_or_default();
+                let id = event::id(&rule.name, found.key.as_ref(), (latest, again));
+                let event = raise(rule, found, (id, top), (&times, retained.revision));
+                raised.push(event.clone());
                 active.insert(place, event);
             }
         }
         for event in &raised {
             *self.raised.entry((event.rule.clone(), event.key_text())).or_default() += 1;
         }
-        self.active = active;
+        (self.active, self.left_out) = (active, left_out);
+        let [window_start, window_end] = times;
         let withdrawn = before.into_values().map(|event| Event {
             event: Kind::Withdrawn,
             value: None,
@@ -346,4 +390,65 @@ impl Board {
 /// A task in the collections.
 fn task_number(name: &str) -> u64 {
     crate::fingerprint::fingerprint(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trial::{Flow, rows, task};
+    use dataflows::aggregator::Options;
+    use serde_json::json;
+
+    /// A rule that holds for each source with more than one packet.
+    fn rule() -> Rule {
+        let options =
+            json!({"name": "busy", "task": "flows", "metric": "packets", "comparison": ">", "threshold": 1});
+        let options = Options(serde_json::from_value(options).expect("a map"));
+        Rule::read(&options, &[task(&["SrcIP"])]).expect("a rule")
+    }
+
+    /// A window in which each of these sources has so many packets.
+    fn snapshot(window: Epoch, sources: impl Iterator<Item = (u32, u64)>) -> Snapshot {
+        let flows: Vec<_> = sources
+            .map(|(source, packets)| {
+                (std::net::Ipv4Addr::from_bits(0x0a00_0000 + source).to_string(), packets)
+            })
+            .collect();
+        let flows: Vec<Flow<'_>> =
+            flows.iter().map(|(source, packets)| (&source[..], 0, *packets, 60)).collect();
+        let span = Some((window * 10, window * 10 + 10));
+        Snapshot { window, span, revision: 0, tasks: vec![rows(&task(&["SrcIP"]), &flows)] }
+    }
+
+    fn count(events: &[Event], kind: Kind) -> usize {
+        events.iter().filter(|event| event.event == kind).count()
+    }
+
+    /// A rule that held for 25 000 rows took 18 s a window, and one for 100 000 did not end.
+    #[test]
+    fn a_rule_that_holds_for_very_many_rows_has_so_many_alerts_and_tells_how_many_it_lacks() {
+        const SOURCES: u32 = 25_000;
+        let mut board = Board::new(vec![rule()], Standing::default());
+        let raised = board.commit(&[&snapshot(1, (0..SOURCES).map(|source| (source, 2)))]);
+        assert_eq!((count(&raised, Kind::Raised), raised.len()), (MAX_ACTIVE, MAX_ACTIVE));
+        assert!(raised.iter().all(|event| event.top.len() == 1
+            && event.top[0]["src_ip"] == event.key.as_ref().expect("a key")["src_ip"]));
+        assert_eq!(board.left_out(), &BTreeMap::from([("busy".to_owned(), 15_000)]));
+        // A restart in between changes nothing.
+        let standing = board.standing(&raised);
+        let mut restarted = Board::new(vec![rule()], standing);
+        let calm = raised[7].key.clone().expect("a key")["src_ip"].clone();
+        let packets =
+            |source| if json!(std::net::Ipv4Addr::from_bits(0x0a00_0000 + source)) == calm { 1 } else { 3 };
+        let next = snapshot(2, (0..SOURCES).map(|source| (source, packets(source))));
+        // One has ended, and makes room for one.
+        let events = board.commit(&[&next]);
+        assert_eq!((count(&events, Kind::Withdrawn), count(&events, Kind::Raised)), (1, 1));
+        assert_eq!(events[0].key, raised[7].key);
+        assert_eq!(board.left_out()["busy"], 14_999);
+        assert_eq!(restarted.commit(&[&next]), events);
+        let none = board.commit(&[&snapshot(3, std::iter::empty())]);
+        assert_eq!((count(&none, Kind::Withdrawn), none.len()), (MAX_ACTIVE, MAX_ACTIVE));
+        assert!(board.left_out().is_empty());
+    }
 }

@@ -10,16 +10,18 @@ pub mod rule;
 pub mod webhook;
 
 use crate::warn;
-use board::{Board, Standing};
+use board::{Board, MAX_ACTIVE, Standing};
 use crossbeam_channel::Receiver;
 use dataflows::rows::Snapshot;
 use event::Event;
 use rule::Rule;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 use webhook::Webhook;
 
@@ -72,6 +74,7 @@ pub struct Alerts {
     outputs: Vec<Open>,
     /// Rules of an edited file.
     pub edits: Receiver<Vec<Rule>>,
+    left_out: Arc<AtomicU64>,
 }
 
 impl Alerts {
@@ -103,7 +106,7 @@ impl Alerts {
         let earlier = earlier.unwrap_or_default();
         // The run before may have ended before it told them.
         tell_missing(&mut outputs, &earlier.events)?;
-        Ok(Self { rules: settings.rules.clone(), earlier, outputs, edits })
+        Ok(Self { rules: settings.rules.clone(), earlier, outputs, edits, left_out: Arc::default() })
     }
 
     /// The alerts that are active from earlier on.
@@ -116,9 +119,15 @@ impl Alerts {
         self.outputs.push(Open::Listener(listener));
     }
 
+    /// For how many keys rules hold now without an alert, while it runs: they have [`board::MAX_ACTIVE`] each.
+    pub fn left_out(&self) -> Arc<AtomicU64> {
+        self.left_out.clone()
+    }
+
     /// Begins; what is begun stays on its thread.
     pub fn begin(self) -> Raising {
-        Raising { board: Board::new(self.rules, self.earlier), outputs: self.outputs, told: 0 }
+        let Self { rules, earlier, outputs, left_out, .. } = self;
+        Raising { board: Board::new(rules, earlier), outputs, told: 0, left_out, full: BTreeSet::new() }
     }
 }
 
@@ -128,12 +137,30 @@ pub struct Raising {
     outputs: Vec<Open>,
     /// Outputs that have been told the events of now.
     told: usize,
+    left_out: Arc<AtomicU64>,
+    /// Rules that are known to have as many alerts as they may.
+    full: BTreeSet<String>,
 }
 
 impl Raising {
     /// What the snapshots of a commit do to alerts; nothing is told yet.
     pub fn commit(&mut self, snapshots: &[Arc<Snapshot>]) -> Vec<Event> {
-        self.board.commit(snapshots)
+        let events = self.board.commit(snapshots);
+        self.tell_left_out();
+        events
+    }
+
+    /// Tells what raises no alert for lack of room, each rule's once until it has room again.
+    fn tell_left_out(&mut self) {
+        let left_out = self.board.left_out();
+        for (rule, keys) in left_out.iter().filter(|(rule, _)| !self.full.contains(*rule)) {
+            warn!(
+                "rule `{rule}`: holds for {keys} more than the {MAX_ACTIVE} keys that it may have active alerts for; these \
+                 raise none. Give it another threshold, or narrow it with `match`"
+            );
+        }
+        self.left_out.store(left_out.values().sum(), SeqCst);
+        self.full = left_out.keys().cloned().collect();
     }
 
     /// What the next run has to know once these events are told.
@@ -141,11 +168,11 @@ impl Raising {
         self.board.standing(events)
     }
 
-    /// Puts other rules in force, and tells and gives what comes of it.
-    pub fn edit(&mut self, rules: Vec<Rule>) -> Result<Vec<Event>, AlertsError> {
+    /// Puts other rules in force, and gives what comes of it; nothing is told yet.
+    pub fn edit(&mut self, rules: Vec<Rule>) -> Vec<Event> {
         let events = self.board.edit(rules);
-        self.tell(&events)?;
-        Ok(events)
+        self.tell_left_out();
+        events
     }
 
     /// Tells events. After an error, telling the same events again goes on with the output that failed.
@@ -235,20 +262,23 @@ fn tell_missing(outputs: &mut [Open], events: &[Event]) -> Result<(), AlertsErro
     if events.is_empty() {
         return Ok(());
     }
+    let named: HashMap<String, &Event> = events.iter().map(|event| (event.name(), event)).collect();
     for output in outputs {
-        let mut missing: Vec<Event> = events.to_vec();
+        let mut there = HashSet::new();
         if let Open::JsonLines { path, file } = output
             && file.metadata().is_ok_and(|file| file.is_file())
         {
             let failed = |error| AlertsError { path: path.clone(), error };
             for line in BufReader::new(File::open(&*path).map_err(failed)?).lines() {
                 let line = line.map_err(failed)?;
-                if let Ok(told) = serde_json::from_str::<Event>(&line) {
-                    missing.retain(|event| *event != told);
-                }
+                let told = serde_json::from_str::<Event>(&line).ok();
+                there.extend(
+                    told.filter(|told| named.get(&told.name()) == Some(&told)).map(|told| told.name()),
+                );
             }
         }
-        output.tell(&missing)?;
+        let missing = events.iter().filter(|event| !there.contains(&event.name())).cloned();
+        output.tell(&missing.collect::<Vec<_>>())?;
     }
     Ok(())
 }

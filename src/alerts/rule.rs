@@ -10,7 +10,7 @@ use dataflows::packet::Address;
 use dataflows::rows::{Row, Schema, TaskRows, ValueKind};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -293,6 +293,13 @@ pub struct Match {
     pub value: u64,
 }
 
+impl Match {
+    /// The key's columns; none for totals.
+    fn cells(&self) -> impl Iterator<Item = &(&'static str, Cell)> {
+        self.key.iter().flat_map(|key| &key.0)
+    }
+}
+
 impl Rule {
     /// Reads a rule. That its name is unique is for the caller to see to.
     pub fn read(options: &Options, tasks: &[Task]) -> Result<Self, OptionsError> {
@@ -366,15 +373,15 @@ impl Rule {
         holds.then_some(Match { key: None, value: total }).into_iter().collect()
     }
 
-    #[inline]
-    /// The first rows behind a match, of all tables of a window: for a key, of the finest table that counts every packet
-    /// and has the key's columns; else of the rule's own.
+    /// The first rows behind each of these matches, of all tables of a window: for keys, of the finest table that counts
+    /// every packet and has the keys' columns; else of the rule's own. However many matches there are, the table is read
+    /// once.
     pub fn contributors<'a>(
         &self,
         tables: impl Iterator<Item = &'a TaskRows> + Clone,
-        key: Option<&MatchKey>,
+        matches: &[&Match],
         count: usize,
-    ) -> Vec<Value> {
+    ) -> Vec<Vec<Value>> {
         let own = tables.clone().find(|rows| rows.name == self.task);
         let has_key = |rows: &&TaskRows| {
             let (fields, key) =
@@ -382,24 +389,47 @@ impl Rule {
             rows.schema.counts_every_packet && key.into_iter().all(|field| fields.contains(field))
         };
         let finer = tables.filter(has_key).max_by_key(|rows| rows.schema.key.mask().bits());
-        let finest = key.and(finer);
-        finest.or(own).map(|rows| self.top(rows, key, count)).unwrap_or_default()
+        let has_keys = matches.iter().all(|found| found.key.is_some());
+        let table = finer.filter(|_| has_keys).or(own);
+        table.map_or_else(|| vec![Vec::new(); matches.len()], |rows| self.top(rows, matches, count))
     }
 
-    /// The first rows of a table, column and value; of the rule's own task only those that it selects, and with a key
-    /// only those whose columns of the key's names hold the same.
-    fn top(&self, rows: &TaskRows, key: Option<&MatchKey>, count: usize) -> Vec<Value> {
+    /// The first rows of a table for each match, column and value; of the rule's own task only those that it selects,
+    /// and with a key only those whose columns of the key's names hold the same.
+    fn top(&self, rows: &TaskRows, matches: &[&Match], count: usize) -> Vec<Vec<Value>> {
         let schema = &rows.schema;
         let column = |name: &str| schema.key.fields().iter().position(|field| field.column() == name);
-        let cells = key.into_iter().flat_map(|key| &key.0);
-        let wanted: Vec<(usize, Cell)> =
-            cells.filter_map(|(name, cell)| Some((column(name)?, *cell))).collect();
+        // All matches of a rule are of the same columns.
+        let columns: Vec<usize> = matches
+            .iter()
+            .take(1)
+            .flat_map(|found| found.cells())
+            .filter_map(|(name, _)| column(name))
+            .collect();
+        let wanted = |found: &&Match| -> Vec<Cell> {
+            let cells = found.cells().filter(|(name, _)| column(name).is_some());
+            cells.map(|(_, cell)| *cell).collect()
+        };
+        let places: HashMap<Vec<Cell>, usize> = matches.iter().map(wanted).zip(0..).collect();
+        let has_one_each = schema.counts_every_packet && columns.len() == schema.key.fields().len();
+        let count = if has_one_each { count.min(1) } else { count };
         let is_own = rows.name == self.task;
-        let shown = rows.first_where(count, |row| {
-            wanted.iter().all(|(column, cell)| Cell::from(row.key(schema, *column)) == *cell)
-                && (!is_own || self.conditions.hold(schema, row))
+        let mut tops = vec![Vec::new(); matches.len()];
+        let mut missing = if count == 0 { 0 } else { places.len() };
+        let mut key = Vec::with_capacity(columns.len());
+        rows.visit_while(|row| {
+            key.clear();
+            key.extend(columns.iter().map(|column| Cell::from(row.key(schema, *column))));
+            if let Some(&place) = places.get(&key)
+                && tops[place].len() < count
+                && (!is_own || self.conditions.hold(schema, &row))
+            {
+                tops[place].push(json(schema, &row));
+                missing -= usize::from(tops[place].len() == count);
+            }
+            missing > 0
         });
-        shown.iter().map(|row| json(schema, row)).collect()
+        tops
     }
 }
 
@@ -532,19 +562,26 @@ mod tests {
     fn the_first_rows_are_told_whole() {
         let (task, rows) = flows();
         let rule = read(&task, json!({"match": {"dst_port": 443}})).expect("a rule");
-        let bytes = |top: Vec<Value>| top.iter().map(|row| row["bytes"].clone()).collect::<Value>();
-        assert_eq!(bytes(rule.top(&rows, None, 3)), json!([900, 700, 500]));
-        let key = rule.matches(&rows)[0].key.clone();
+        let bytes = |top: &[Value]| top.iter().map(|row| row["bytes"].clone()).collect::<Value>();
+        let all = Match { key: None, value: 0 };
+        assert_eq!(bytes(&rule.top(&rows, &[&all], 3)[0]), json!([900, 700, 500]));
+        let found = rule.matches(&rows);
+        let first = |rows: &TaskRows, count| rule.top(rows, &[&found[0]], count).remove(0);
         let expected = concat!(
             r#"[{"src_ip":"10.0.0.1","dst_port":443,"packets":5,"bytes":900,"#,
             r#""first_seen":"1970-01-01T00:00:00.000000000Z","last_seen":"1970-01-01T00:00:01.000000001Z"}]"#
         );
-        assert_eq!(Value::from(rule.top(&rows, key.as_ref(), 5)).to_string(), expected);
+        assert_eq!(Value::from(first(&rows, 5)).to_string(), expected);
+        assert_eq!(first(&rows, 0), Vec::<Value>::new());
+        let each: Vec<&Match> = found.iter().collect();
+        let tops = rule.top(&rows, &each, 5);
+        let tops: Vec<_> = tops.iter().map(|top| bytes(top)).collect();
+        assert_eq!(tops, [json!([900]), json!([500]), json!([400]), json!([700])]);
         // Of another table, what is the same in the columns that both have; the rule's own conditions are not for it.
         let mut other = self::rows(&self::task(&["SrcIP"]), &FLOWS[..2]);
         other.name = "other".into();
-        assert_eq!(bytes(rule.top(&other, key.as_ref(), 5)), json!([900]));
-        assert_eq!(bytes(rule.top(&other, None, 5)), json!([900, 500]));
+        assert_eq!(bytes(&first(&other, 5)), json!([900]));
+        assert_eq!(bytes(&rule.top(&other, &[&all], 5)[0]), json!([900, 500]));
     }
 
     #[test]

@@ -448,6 +448,25 @@ mod tests {
     }
 
     #[test]
+    fn the_body_of_an_answer_is_not_read() {
+        /// Far more than sockets hold.
+        const MANY: usize = 64 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let webhook = open(&format!("http://{}/", listener.local_addr().expect("an address")), None);
+        let serve = move || {
+            let (_, mut connection) = Request::read(listener.accept().expect("a connection").0);
+            write!(connection, "HTTP/1.1 200 OK\r\n\r\n").expect("a head");
+            let piece = [b'x'; 1 << 16];
+            (0..MANY / piece.len()).take_while(|_| connection.write_all(&piece).is_ok()).count() * piece.len()
+        };
+        let sent = thread::spawn(serve);
+        webhook.send(Event::example("a", Kind::Raised));
+        assert_eq!(webhook.finish(PATIENCE), Counts { delivered: 1, dropped: 0 });
+        let sent = sent.join().expect("no panic");
+        assert!(sent < MANY / 2, "{sent} bytes were taken");
+    }
+
+    #[test]
     fn an_event_is_sent_once_and_in_its_order() {
         let (url, received) = receiver(&["200 OK", "200 OK"]);
         let webhook = open(&url, None);

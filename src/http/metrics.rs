@@ -44,6 +44,8 @@ pub struct Measured {
     pub withdrawn: u64,
     /// Alerts that are active.
     pub active: u64,
+    /// Keys for which a rule holds without an alert.
+    pub left_out: u64,
     /// When the run began, nanoseconds since the Unix epoch.
     pub began: u64,
     /// Seconds from when all workers have left a window's epoch until it is written.
@@ -141,6 +143,8 @@ fn told(measured: &Measured, (windows, bytes): (u64, u64), now: u64) -> Result<S
         alone(measured.stalled.as_secs_f64()),
     );
     families.gauge("alerts_active", "Alerts that are active.", count(measured.active));
+    let help = "Keys for which a rule holds without an alert: it has as many active ones as it may.";
+    families.gauge("alerts_left_out", help, count(measured.left_out));
     families.gauge("recent_windows", "Windows that can be asked for over HTTP.", count(windows));
     families.gauge("recent_bytes", "Memory of these windows.", count(bytes));
     families.gauge("start_time_seconds", "When the run began.", time(Some(measured.began)));

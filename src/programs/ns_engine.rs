@@ -1,7 +1,7 @@
 //! `ns-engine`: packets from NATS, or straight from an interface, to snapshots.
 
 use super::view::{self, Heard, Showing};
-use crate::alerts::edits;
+use crate::alerts::{Alerts, edits};
 use crate::bus::{self, JetStream, Settings};
 use crate::capture::live::{self, Options};
 use crate::capture::rings::Rings;
@@ -194,6 +194,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         heard.know(alerts.active());
         alerts.tell_also(Box::new(move |events| heard.hear(events)));
     }
+    let left_out = alerts.as_ref().map(Alerts::left_out).unwrap_or_default();
     let job = Arc::new(Job {
         intake,
         tasks: config.tasks,
@@ -224,14 +225,15 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
                 Input::Interface(_) => None,
             };
             let (job, progress, writers) = (job.clone(), progress.clone(), deliveries.watch());
-            let view = view::Engine { job, progress, writers, bus, heard, began: live::now() };
+            let view = view::Engine { job, progress, writers, bus, heard, left_out, began: live::now() };
             let server = http::start(settings, Arc::new(view)).map_err(usage)?;
             say!("answering at http://{}", server.address());
             Some(server)
         }
         None => None,
     };
-    let committing = Committing { writers, record: writing.named(), deliveries, state, alerts };
+    let recorded = job.earlier.manifest.clone().filter(|manifest| manifest.number > 0);
+    let committing = Committing { writers, record: writing.named(), deliveries, state, recorded, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits), Run::Live);
     server.into_iter().for_each(Server::stop);
     let mut ended = ended?;

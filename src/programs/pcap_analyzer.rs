@@ -129,7 +129,8 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         true => writing.start_others((&job, &progress), &config.nats, (NAME, live::now()), None)?,
         false => Deliveries::default(),
     };
-    let committing = Committing { writers, record: writing.named(), deliveries, state: None, alerts };
+    let committing =
+        Committing { writers, record: writing.named(), deliveries, state: None, recorded: None, alerts };
     let ran = program::aggregate(&job, &progress, committing, (connected, commits), Run::Batch);
     bar.finish_and_clear();
     let mut ended = ran?;

@@ -25,6 +25,7 @@ pub(super) struct Engine {
     pub(super) writers: Watch,
     pub(super) bus: Option<Bus>,
     pub(super) heard: Arc<Heard>,
+    pub(super) left_out: Arc<AtomicU64>,
     pub(super) began: u64,
 }
 
@@ -136,6 +137,7 @@ impl View for Engine {
             raised: self.heard.raised.load(SeqCst),
             withdrawn: self.heard.withdrawn.load(SeqCst),
             active: self.heard.alerts().many,
+            left_out: self.left_out.load(SeqCst),
             began: self.began,
             close: progress.close().clone(),
             writers: self.writers.writers().map(figures).collect(),

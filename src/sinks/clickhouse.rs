@@ -7,6 +7,7 @@
 //! snapshot that is written twice is seen once, and a revision takes the place of what it revises in one step. What
 //! nobody sees is deleted once it is an hour old.
 
+use super::bounded::{self, cut};
 use super::columns::{Addresses, arrays, columns, time, time_type};
 use super::delivery::Destination;
 use super::outbox::{Entry, Schemas};
@@ -22,6 +23,8 @@ use clickhouse::Client;
 use clickhouse::error::Error;
 use dataflows::rows::{Row, Schema, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::TokioExecutor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +85,10 @@ impl ClickHouse {
     /// A writer of these tasks; asks nothing of the server yet.
     pub fn new(settings: Settings, tasks: Schemas) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let client = Client::default()
+        // A connection is for one request: its limit is that of an answer.
+        let http =
+            HttpClient::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(bounded::connector()?);
+        let client = Client::with_http_client(http)
             .with_url(&settings.url)
             .with_user(&settings.user)
             .with_password(&settings.password)
@@ -225,7 +231,7 @@ impl Setup<'_> {
             }
             _ => (String::new(), false),
         };
-        let server = format!("ClickHouse at {url}");
+        let (server, text) = (format!("ClickHouse at {url}"), cut(&text));
         SinkError::Server { server, why: format!("cannot {action}: {text}{way_out}"), is_usage }
     }
 
@@ -320,7 +326,7 @@ impl Setup<'_> {
         let views = self.text(&sql).await?;
         let refuse = |why: String| {
             let server = format!("ClickHouse at {}", self.settings.url);
-            SinkError::Server { server, why, is_usage: true }
+            SinkError::Server { server, why: cut(&why), is_usage: true }
         };
         for (task, schema) in tasks {
             if found.contains_key(&**task) && !views.lines().any(|view| *view == **task) {
@@ -489,5 +495,53 @@ impl Part {
         stream.finish().map_err(other)?;
         insert.send(std::mem::take(stream.get_mut()).into()).await?;
         insert.end().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    /// Bytes that the server has ready.
+    const MANY: usize = 64 << 20;
+
+    /// A server that answers one request with this head and [`MANY`] bytes, and says how many were taken.
+    fn endless(head: &'static str) -> (String, thread::JoinHandle<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let serve = move || {
+            let (mut connection, _) = listener.accept().expect("a connection");
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") {
+                connection.read_exact(&mut byte).expect("a request");
+                request.push(byte[0]);
+            }
+            connection.write_all(head.as_bytes()).expect("sent");
+            let piece = [b'x'; 1 << 16];
+            let sent = (0..MANY / piece.len()).take_while(|_| connection.write_all(&piece).is_ok());
+            sent.count() * piece.len()
+        };
+        (url, thread::spawn(serve))
+    }
+
+    /// An answer of 4 GB took 15.7 GB of memory, and all of it went to the log.
+    #[test]
+    fn an_answer_without_end_is_not_read_to_its_end_nor_told_whole() {
+        for (head, says) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", "longer than 8388608 bytes"),
+            ("HTTP/1.1 500 Internal Server Error\r\n\r\n", "500 Internal Server Error"),
+        ] {
+            let (url, server) = endless(head);
+            let (database, user) = ("netspectra".into(), "default".into());
+            let settings = Settings { url, database, user, password: String::new(), keep: None };
+            let error = ClickHouse::new(settings, Vec::new()).expect("a client").check();
+            let error = error.expect_err("no answer").to_string();
+            assert!(error.contains(says) && error.len() < 2000, "{} bytes: {error:.2000}", error.len());
+            let sent = server.join().expect("no panic");
+            assert!(sent < MANY / 2, "{sent} bytes were taken");
+        }
     }
 }

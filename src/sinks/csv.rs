@@ -225,16 +225,43 @@ mod tests {
         }
     }
 
+    const WINDOWING: Windowing = Windowing::Every(60_000_000_000);
+
+    fn writer(folder: &Path) -> CsvWriter {
+        CsvWriter::open(folder, Csv { threads: 1 }).expect("a writer")
+    }
+
+    fn prepare(writer: &mut CsvWriter, window: Epoch, revision: u32, commit: u64) {
+        let span = WINDOWING.span(window);
+        let snapshot = Snapshot { window, span, revision, tasks: Vec::new() };
+        writer.prepare(&Arc::new(snapshot), Some(commit)).expect("prepared");
+    }
+
+    /// The revisions of these windows that a reader sees, after a restart that finds this record; twice the same.
+    fn recovered<const N: usize>(
+        folder: &Path,
+        manifest: &Manifest,
+        windows: [Epoch; N],
+    ) -> [Option<u32>; N] {
+        let reader = CsvReader { folder: folder.to_owned(), windowing: WINDOWING, counting: None };
+        let [first, second] = [(); 2].map(|()| {
+            writer(folder).recover(Some(manifest)).expect("recovered");
+            let mut entries = fs::read_dir(folder).expect("a folder");
+            let name = |entry: io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+            assert!(entries.all(|entry| !name(entry).to_string_lossy().starts_with('.')));
+            windows.map(|window| reader.summary(window).expect("a summary").map(|(revision, _)| revision))
+        });
+        assert_eq!(first, second, "a second time there is nothing left to do");
+        first
+    }
+
     #[test]
     fn a_commit_that_was_recorded_is_finished_and_one_that_was_not_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let windowing = Windowing::Every(60_000_000_000);
-        let snapshot =
-            |window, revision| Snapshot { window, span: windowing.span(window), revision, tasks: Vec::new() };
         let mut manifest = Manifest::new(Vec::new(), 0);
-        let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
-        for (window, revision, commit) in [(1, 0, 3), (2, 0, 4), (1, 0, 4), (3, 0, 5)] {
-            writer.prepare(&Arc::new(snapshot(window, revision)), Some(commit)).expect("prepared");
+        let mut writer = writer(folder.path());
+        for (window, commit) in [(1, 3), (2, 4), (1, 4), (3, 5)] {
+            prepare(&mut writer, window, 0, commit);
             if commit == 3 {
                 writer.publish().expect("published");
             }
@@ -244,23 +271,56 @@ mod tests {
         }
         let newer = manifest.prepared[1].inode;
         drop(writer);
-        let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: None };
-        for _ in 0..2 {
-            // A second time there is nothing left to do.
-            let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
-            writer.recover(Some(&manifest)).expect("recovered");
-            let found = [1, 2, 3]
-                .map(|window| reader.summary(window).expect("a summary").map(|(revision, _)| revision));
-            assert_eq!(found, [Some(0), Some(0), None]);
-            // The one that was there before has the same revision.
-            assert_eq!(fs::metadata(reader.window(1)).expect("a folder").ino(), newer);
-            assert!(
-                fs::read_dir(folder.path()).expect("a folder").all(|entry| !entry
-                    .expect("an entry")
-                    .file_name()
-                    .to_string_lossy()
-                    .starts_with('.'))
-            );
+        assert_eq!(recovered(folder.path(), &manifest, [1, 2, 3]), [Some(0), Some(0), None]);
+        // The one that was there before has the same revision.
+        let place = folder.path().join(window_name(WINDOWING.span(1)));
+        assert_eq!(fs::metadata(place).expect("a folder").ino(), newer);
+    }
+
+    /// Copies folders and files, so that all have other inodes.
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir(to).expect("a folder");
+        for entry in fs::read_dir(from).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let to = to.join(path.file_name().expect("a name"));
+            match path.is_dir() {
+                true => copy(&path, &to),
+                false => drop(fs::copy(&path, &to).expect("a copy")),
+            }
+        }
+    }
+
+    /// A copy of a killed engine's folders lacked the windows of its last commit: their inodes were others there.
+    #[test]
+    fn a_copy_of_what_a_killed_run_has_left_is_finished_like_the_folder_itself() {
+        // Killed before the new folder is in its place, and when the old one is not removed yet.
+        for (case, is_exchanged) in [("before", false), ("after", true)] {
+            let scratch = tempfile::tempdir().expect("a folder");
+            let original = scratch.path().join("original");
+            let mut writer = writer(&original);
+            prepare(&mut writer, 1, 4, 8);
+            writer.publish().expect("published");
+            prepare(&mut writer, 1, 5, 9);
+            prepare(&mut writer, 2, 0, 9);
+            let mut manifest = Manifest::new(Vec::new(), 0);
+            manifest.prepared = writer.prepared();
+            drop(writer);
+            if is_exchanged {
+                let [aside, place, between] =
+                    [manifest.prepared[0].aside.as_str(), &manifest.prepared[0].name, "between"]
+                        .map(|name| original.join(name));
+                for (from, to) in [(&aside, &between), (&place, &aside), (&between, &place)] {
+                    fs::rename(from, to).expect("renamed");
+                }
+            }
+            let mut earlier_version = manifest.clone();
+            earlier_version.prepared.iter_mut().for_each(|prepared| prepared.summary = None);
+            for (version, manifest) in [("this", manifest), ("earlier", earlier_version)] {
+                let copied = scratch.path().join(version);
+                copy(&original, &copied);
+                let found = recovered(&copied, &manifest, [1, 2]);
+                assert_eq!(found, [Some(5), Some(0)], "killed {case}, record of {version} version");
+            }
         }
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! A window's folder is built aside, under a name that starts with a dot, and renamed; an earlier one is exchanged for
 //! it in one step and then removed. What is built for a recorded commit has the commit's number in its name and is synced:
-//! a restart puts it in its place if that commit was recorded, and removes it if not. The ledger goes when a run begins to
-//! write and comes back when it has ended, so a folder without one holds whole windows of an unfinished run.
+//! a restart puts it in its place if that commit was recorded, and removes it if not. What was built is known by its
+//! summary, so that a restart finds it in a copy of the folder as well. The ledger goes when a run begins to write and
+//! comes back when it has ended, so a folder without one holds whole windows of an unfinished run.
 
 use super::delivery::Destination;
 use super::outbox::Entry;
 use super::text::window_name;
 use super::{SinkError, Writer, summary};
+use crate::fingerprint::fingerprint;
 use crate::ledger::Ledger;
 use crate::state::{Manifest, Prepared, sync_folder};
 use crate::warn;
@@ -21,6 +23,7 @@ use std::io::{self, ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Names that are tried for a folder aside.
 const FREE_NAMES: u32 = 8;
@@ -86,11 +89,20 @@ impl<F: Files> FolderWriter<F> {
     /// Puts in their places what the last recorded commit has prepared, where it did not come to that; removes what else a
     /// killed run has left.
     pub fn recover(&mut self, last: Option<&Manifest>) -> Result<(), SinkError> {
-        for Prepared { aside, name, inode } in last.iter().flat_map(|manifest| &manifest.prepared) {
-            let aside = self.folder.join(aside);
-            // Another one of this name is what was taken out of the place.
-            if fs::metadata(&aside).is_ok_and(|found| found.ino() == *inode) {
-                self.prepared.push_back((aside, self.folder.join(name)));
+        for prepared in last.iter().flat_map(|manifest| &manifest.prepared) {
+            let [aside, place] = [&prepared.aside, &prepared.name].map(|name| self.folder.join(name));
+            let found = find(&aside, F::SUMMARY, prepared)?;
+            let published = find(&place, F::SUMMARY, prepared)?;
+            if found.is_none() && published.is_none() {
+                warn!(
+                    "{}: this window was committed and is not there; if it was not removed on purpose, restore the folder \
+                     and its records from one backup",
+                    place.display()
+                );
+            }
+            // Else it is what was taken out of the place.
+            if found > published {
+                self.prepared.push_back((aside, place));
                 self.synced = true;
             }
         }
@@ -179,8 +191,10 @@ impl<F: Files> Writer for FolderWriter<F> {
     fn prepared(&self) -> Vec<Prepared> {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let prepared = self.prepared.iter().filter_map(|(aside, path)| {
-            let inode = fs::metadata(aside).ok()?.ino();
-            Some(Prepared { aside: name(aside)?, name: name(path)?, inode })
+            // A restart can do without the two.
+            let summary = fs::read(aside.join(F::SUMMARY)).ok().map(|summary| fingerprint(&summary));
+            let inode = fs::metadata(aside).map_or(0, |aside| aside.ino());
+            Some(Prepared { aside: name(aside)?, name: name(path)?, summary, inode })
         });
         prepared.collect()
     }
@@ -235,6 +249,34 @@ impl<F: Files> Destination for FolderDestination<F> {
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
         self.writer.finish(ledger)
     }
+}
+
+/// What tells a folder that was prepared from another one that may be it too, the greater of the two; `None` where it is
+/// not that one.
+///
+/// A revision is above the one that it replaces. Where both are of one revision (a run before this one has used the folder
+/// and kept no records), inodes tell them apart, and in a copy their times do.
+fn find(
+    folder: &Path,
+    summary: &str,
+    prepared: &Prepared,
+) -> Result<Option<(Option<u64>, bool, SystemTime)>, SinkError> {
+    let path = folder.join(summary);
+    let failed = SinkError::io("read", &path);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    if prepared.summary.is_some_and(|expected| fingerprint(&text) != expected) {
+        return Ok(None);
+    }
+    let Ok(summary) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(None) };
+    let inode = fs::metadata(folder).map_err(&failed)?.ino();
+    let written = fs::metadata(&path).and_then(|file| file.modified()).map_err(&failed)?;
+    Ok(Some((summary["revision"].as_u64(), inode == prepared.inode, written)))
 }
 
 /// Whether a folder can be made or written to; nothing is.

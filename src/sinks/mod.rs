@@ -6,6 +6,7 @@
 //! commit is confirmed when all that is within it is done and no required writer is too far behind; nothing upstream
 //! waits for a disk or a server but through that.
 
+pub mod bounded;
 pub mod clickhouse;
 mod columns;
 pub mod csv;
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use crate::alerts::event::Event;
 use crate::alerts::rule::Rule;
 use crate::alerts::{Alerts, Outputs, Raising};
 use crate::fail;
@@ -212,6 +214,8 @@ pub struct Committing {
     pub deliveries: Deliveries,
     /// Where commits are recorded.
     pub state: Option<State>,
+    /// What is recorded there of the last commit; `None` before the first.
+    pub recorded: Option<Manifest>,
     /// Told when their commit is recorded.
     pub alerts: Option<Alerts>,
 }
@@ -227,10 +231,12 @@ impl Sinks {
     pub fn start(committing: Committing, failure: Failure) -> io::Result<Self> {
         let (commits, received) = unbounded::<Commit>();
         let edits = committing.alerts.as_ref().map_or_else(never, |alerts| alerts.edits.clone());
-        let Committing { writers, record, deliveries, state, alerts } = committing;
+        let Committing { writers, record, deliveries, state, recorded, alerts } = committing;
         let write = move || {
             let alerts = alerts.map(Alerts::begin);
-            let mut committer = Committer { writers, record, deliveries, state, alerts, last: 0, failure };
+            let last = recorded.as_ref().map_or(0, |manifest| manifest.number);
+            let mut committer =
+                Committer { writers, record, deliveries, state, recorded, alerts, last, failure };
             let mut edits = edits;
             loop {
                 let done = select! {
@@ -248,6 +254,7 @@ impl Sinks {
                         Ok(())
                     }
                     recv(edits) -> rules => match rules {
+                        Ok(_) if committer.failure.get().is_some() => Ok(()),
                         Ok(rules) => committer.edit(rules),
                         // Nobody edits any more.
                         Err(_) => {
@@ -283,15 +290,17 @@ struct Committer {
     record: (String, Retry),
     deliveries: Deliveries,
     state: Option<State>,
+    recorded: Option<Manifest>,
     alerts: Option<Raising>,
-    /// The number of the last commit.
+    /// The number of the last commit or edit; an edit has a record of its own, so only this thread can number them.
     last: u64,
     failure: Failure,
 }
 
 impl Committer {
     fn commit(&mut self, commit: &mut Commit) -> Result<(), String> {
-        let number = commit.manifest.as_ref().map(|manifest| manifest.number);
+        self.last += 1;
+        let number = commit.manifest.is_some().then_some(self.last);
         let (record, retry) = &self.record;
         for writer in &mut self.writers {
             for snapshot in &commit.snapshots {
@@ -300,41 +309,59 @@ impl Committer {
         }
         let alerts = &mut self.alerts;
         let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
-        self.last = number.unwrap_or(self.last + 1);
         let snapshots = commit.snapshots.drain(..).map(without_kept).collect();
         let entry = Entry { snapshots, events: events.clone() };
         retry.attempt(record, &self.failure, || self.deliveries.append(&entry, self.last))?;
-        if let Some((state, manifest)) = self.state.as_ref().zip(commit.manifest.as_mut()) {
-            manifest.alerts = alerts.as_mut().map(|alerts| alerts.standing(&events));
+        if let Some(mut manifest) = commit.manifest.take() {
             manifest.prepared = self.writers.iter().flat_map(|writer| writer.prepared()).collect();
-            let commit = || match state.commit(manifest) {
-                // Trying again would not help.
-                Err(overtaken @ StateError::Overtaken { .. }) => Ok(Err(overtaken.to_string())),
-                committed => committed.map(Ok),
-            };
-            retry.attempt(record, &self.failure, commit)??;
+            self.make_record(manifest, &events)?;
         }
+        let (record, retry) = &self.record;
         let publish = || self.writers.iter_mut().try_for_each(|writer| writer.publish());
         retry.attempt(record, &self.failure, publish)?;
         self.deliveries.release();
-        if let Some(alerts) = alerts {
+        if let Some(alerts) = &mut self.alerts {
             retry.attempt(record, &self.failure, || alerts.tell(&events))?;
         }
         self.deliveries.wait_for_room();
         Ok(())
     }
 
-    /// Puts other rules in force.
+    /// Puts other rules in force. That is recorded like a commit, before anybody is told what it does to alerts: a run
+    /// that goes on after a kill would raise them a second time.
     fn edit(&mut self, rules: Vec<Rule>) -> Result<(), String> {
         let Some(alerts) = &mut self.alerts else { return Ok(()) };
-        let events = alerts.edit(rules).map_err(|error| error.to_string())?;
-        if events.is_empty() {
-            return Ok(());
-        }
+        let events = alerts.edit(rules);
+        // Before the first commit there is nothing to go on from.
+        self.last += u64::from(self.recorded.is_some());
         let entry = Entry { snapshots: Vec::new(), events };
         let (record, retry) = &self.record;
         retry.attempt(record, &self.failure, || self.deliveries.append(&entry, self.last))?;
+        if let Some(mut manifest) = self.recorded.take() {
+            manifest.prepared.clear();
+            self.make_record(manifest, &entry.events)?;
+        }
         self.deliveries.release();
+        let (record, retry) = &self.record;
+        if let Some(alerts) = &mut self.alerts {
+            retry.attempt(record, &self.failure, || alerts.tell(&entry.events))?;
+        }
+        Ok(())
+    }
+
+    /// Records a commit, or an edit after it, under the latest number.
+    fn make_record(&mut self, mut manifest: Manifest, events: &[Event]) -> Result<(), String> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let (record, retry) = &self.record;
+        manifest.number = self.last;
+        manifest.alerts = self.alerts.as_mut().map(|alerts| alerts.standing(events));
+        let commit = || match state.commit(&manifest) {
+            // Trying again would not help.
+            Err(overtaken @ StateError::Overtaken { .. }) => Ok(Err(overtaken.to_string())),
+            committed => committed.map(Ok),
+        };
+        retry.attempt(record, &self.failure, commit)??;
+        self.recorded = Some(manifest);
         Ok(())
     }
 
