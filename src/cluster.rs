@@ -5,17 +5,20 @@
 //! mints a generation, which tells this forming of the cluster from others, and sends everybody what it knows of earlier
 //! runs. There is no rejoining: when a process is lost, the others end and all of them start again.
 //!
-//! Nothing here is secret or authenticated: the ports belong into a network of the cluster's own.
+//! Who connects is heard by [`introduction`], which bounds what strangers can take and says nothing of the settings to
+//! them. Nothing here is authenticated: the ports belong into a network of the cluster's own.
 
-use crate::warn;
+mod introduction;
+
 use anyhow::{Context, anyhow};
+use introduction::{
+    Difference, Differences, Greeting, INTRODUCTION, Introduced, Kind, Port, receive_text, send_text,
+};
 use rustix::net::sockopt;
-use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,21 +26,17 @@ use std::time::{Duration, Instant};
 const FIRST_PORT: usize = 2101;
 /// Processes of one cluster at most.
 pub const MOST_PROCESSES: usize = 1024;
-/// How long whoever connects may take to say who it is.
-const INTRODUCTION: Duration = Duration::from_secs(5);
 /// How often to try again, and to look whether those that are connected still are.
 const LOOK: Duration = Duration::from_millis(100);
-/// Bytes of an introduction, and of what process 0 knows.
-const MOST_HELLO: usize = 1 << 20;
-const MOST_KNOWN: usize = 1 << 30;
+/// Bytes of what process 0 knows.
+const MOST_KNOWN: u64 = 1 << 30;
+/// How long a process that comes too late tries again: those of a cluster that has lost one end within five seconds.
+const ENDING: Duration = Duration::from_secs(8);
 /// How long what was sent may stay unacknowledged: then whoever should have is lost. With a quiet line asked after each
 /// second, a cut network is noticed within five.
 const SILENCE: u32 = 3500;
 /// How long a process that has lost another stays connected to the rest.
 pub const LEAVE: Duration = Duration::from_millis(500);
-/// What every introduction begins with.
-const MAGIC: [u8; 8] = *b"nspectra";
-
 /// What the processes of a cluster have to agree on: a name and a value each.
 pub type Settings = Vec<(String, String)>;
 
@@ -62,6 +61,8 @@ pub struct Formed {
     pub generation: u64,
     /// What process 0 knows of earlier runs.
     pub known: Vec<u8>,
+    /// Tells those that come too late.
+    _port: Port,
 }
 
 /// Why no cluster has formed.
@@ -93,6 +94,16 @@ pub enum FormError {
         /// What went wrong last.
         why: String,
     },
+    /// The others have begun without this process.
+    #[error(
+        "process {process} ({host}) belongs to a cluster that has formed already; stop all processes and start them together"
+    )]
+    Formed {
+        /// The other one.
+        process: usize,
+        /// Where it listens.
+        host: String,
+    },
     /// This process cannot listen.
     #[error("cannot listen on {host}, where process {process} should: {error}")]
     Listen {
@@ -110,24 +121,6 @@ impl FormError {
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Differs { .. })
     }
-}
-
-/// What a process says when it connects.
-#[derive(Serialize, Deserialize)]
-struct Hello {
-    from: usize,
-    to: usize,
-    generation: u64,
-    settings: Settings,
-}
-
-/// What it is told.
-#[derive(Serialize, Deserialize)]
-struct Welcome {
-    generation: u64,
-    settings: Settings,
-    /// Bytes that follow: what process 0 knows.
-    known: usize,
 }
 
 /// Where each process listens, from a file with `host:port` a line, or else on this machine.
@@ -174,24 +167,6 @@ pub fn lost(thread: &str) -> Option<String> {
     ))
 }
 
-fn send(socket: &mut TcpStream, message: &impl Serialize, more: &[u8]) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
-    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-    socket.write_all(&[&MAGIC[..], &length.to_le_bytes(), &text, more].concat())
-}
-
-fn receive<T: for<'de> Deserialize<'de>>(socket: &mut TcpStream) -> io::Result<T> {
-    let (mut magic, mut length) = ([0; 8], [0; 4]);
-    socket.read_exact(&mut magic)?;
-    if magic != MAGIC {
-        return Err(io::Error::other("it does not speak as a process of ours"));
-    }
-    socket.read_exact(&mut length)?;
-    let mut text = vec![0; (u32::from_le_bytes(length) as usize).min(MOST_HELLO)];
-    socket.read_exact(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
 /// Has a lost peer noticed though nothing comes that would tell, and small messages sent at once.
 fn tune(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
@@ -227,6 +202,24 @@ struct Forming {
     known: Vec<u8>,
     /// Who was missing last, and why.
     absent: (usize, String),
+    /// Since when another process has said that it belongs to a cluster that has formed.
+    late: Option<(usize, Instant)>,
+}
+
+/// Why a process has not welcomed this one.
+enum Refused {
+    /// It may do so later.
+    Yet(io::Error),
+    /// It belongs to a cluster that has formed.
+    Formed,
+    /// It never will.
+    Ever(FormError),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Yet(error)
+    }
 }
 
 impl Forming {
@@ -258,21 +251,11 @@ impl Forming {
 }
 
 impl Cluster {
-    /// The first thing that differs between two processes.
-    fn compare(&self, process: usize, theirs: &Settings, ours: &Settings) -> Result<(), FormError> {
-        let named = |settings: &Settings, what: &str| {
-            let found = settings.iter().find(|(name, _)| name == what);
-            found.map_or("none".to_owned(), |(_, value)| value.clone())
-        };
-        let names = ours.iter().chain(theirs).map(|(name, _)| name);
-        for what in names {
-            let (theirs, ours) = (named(theirs, what), named(ours, what));
-            if theirs != ours {
-                let host = self.hosts.get(process).cloned().unwrap_or_default();
-                return Err(FormError::Differs { process, host, what: what.clone(), theirs, ours });
-            }
-        }
-        Ok(())
+    /// Another process is to do something else.
+    fn differs(&self, process: usize, what: String, theirs: String, settings: &Settings) -> FormError {
+        let host = self.hosts.get(process).cloned().unwrap_or_default();
+        let ours = introduction::value(settings, &what);
+        FormError::Differs { process, host, what, theirs, ours }
     }
 
     /// Waits for all processes and connects them. `known` is what process 0 knows of earlier runs.
@@ -292,22 +275,30 @@ impl Cluster {
                 }
             }
         };
-        let (introduced, introductions) = channel();
-        listen(listener, introduced);
+        let port = Port::open(listener, (self.process, self.hosts.len()), settings)
+            .map_err(|error| FormError::Listen { process: self.process, host: own.clone(), error })?;
         let mut forming = Forming {
             sockets: self.hosts.iter().map(|_| None).collect(),
             ready: vec![false; self.hosts.len()],
             generation: crate::capture::live::now(),
             known,
             absent: (usize::from(self.process == 0), "it has not connected".into()),
+            late: None,
         };
         loop {
-            if self.is_formed(settings, &introductions, deadline, &mut forming)? {
+            if self.is_formed(settings, &port, deadline, &mut forming)? {
+                port.has_formed();
                 let _ = PEERS.set(self.hosts.clone());
                 let Forming { sockets, generation, known, .. } = forming;
-                return Ok(Formed { process: self.process, sockets, generation, known });
+                return Ok(Formed { process: self.process, sockets, generation, known, _port: port });
             }
-            if Instant::now() >= deadline {
+            let is_over = Instant::now() >= deadline;
+            if let Some((process, since)) = forming.late
+                && (is_over || since.elapsed() >= ENDING)
+            {
+                return Err(FormError::Formed { process, host: self.hosts[process].clone() });
+            }
+            if is_over {
                 let (process, why) = forming.absent;
                 let (host, seconds) = (self.hosts[process].clone(), self.wait.as_secs_f64());
                 return Err(FormError::Absent { process, host, seconds, why });
@@ -319,7 +310,7 @@ impl Cluster {
     fn is_formed(
         &self,
         settings: &Settings,
-        introductions: &Receiver<(TcpStream, Hello)>,
+        port: &Port,
         deadline: Instant,
         forming: &mut Forming,
     ) -> Result<bool, FormError> {
@@ -335,7 +326,7 @@ impl Cluster {
         {
             match self.dial(process, forming.generation, settings, deadline) {
                 Ok((socket, welcome, known)) => {
-                    self.compare(process, &welcome.settings, settings)?;
+                    forming.late = None;
                     if process == 0 {
                         // Whoever was there before belongs to an earlier start.
                         forming.sockets.iter_mut().for_each(|socket| *socket = None);
@@ -350,15 +341,23 @@ impl Cluster {
                         forming.lose(process, &"it belongs to another start of the cluster");
                     }
                 }
-                Err(error) => forming.lose(process, &error),
+                Err(Refused::Ever(error)) => return Err(error),
+                Err(Refused::Formed) => {
+                    forming.late.get_or_insert((process, Instant::now()));
+                    forming.lose(process, &"it belongs to a cluster that has formed already");
+                }
+                Err(Refused::Yet(error)) => {
+                    forming.late = None;
+                    forming.lose(process, &error);
+                }
             }
             if forming.sockets[process].is_none() {
                 thread::sleep(LOOK);
                 return Ok(false);
             }
         }
-        while let Ok((socket, hello)) = introductions.recv_timeout(LOOK / 10) {
-            self.welcome(settings, socket, hello, forming)?;
+        while let Ok(introduced) = port.introduced.recv_timeout(LOOK / 10) {
+            self.welcome(settings, introduced, forming)?;
         }
         let is_missing = |process: &usize| *process != self.process && forming.sockets[*process].is_none();
         if let Some(missing) = (0..self.hosts.len()).find(is_missing) {
@@ -396,26 +395,33 @@ impl Cluster {
     fn welcome(
         &self,
         settings: &Settings,
-        mut socket: TcpStream,
-        hello: Hello,
+        Introduced { mut socket, hello, difference }: Introduced,
         forming: &mut Forming,
     ) -> Result<(), FormError> {
-        let behind = self.process + 1..self.hosts.len();
-        let is_ours = hello.to == self.process && behind.contains(&hello.from);
-        let known: &[u8] = if self.process == 0 { &forming.known } else { &[] };
-        let welcome =
-            Welcome { generation: forming.generation, settings: settings.clone(), known: known.len() };
-        let answered = send(&mut socket, &welcome, known);
-        if !is_ours {
+        let from = hello.from as usize;
+        let is_ours =
+            hello.to as usize == self.process && (self.process + 1..self.hosts.len()).contains(&from);
+        if let Some(Difference { told, what, theirs }) = difference {
+            // It does not come again for a word that is lost, but for the same reason.
+            let _ = send_text(&mut socket, &told);
+            if is_ours && told.is_member() {
+                return Err(self.differs(from, what, theirs, settings));
+            }
+            if is_ours && forming.sockets[from].is_none() {
+                forming.absent = (from, format!("one that says it is runs with another {}", told.names()));
+            }
             return Ok(());
         }
-        // It has been told what differs; then so are we.
-        self.compare(hello.from, &hello.settings, settings)?;
+        let known: &[u8] = if self.process == 0 { &forming.known } else { &[] };
+        let mut welcome = Greeting::new(Kind::Welcome);
+        (welcome.generation, welcome.length) = (forming.generation, known.len() as u64);
+        (welcome.from, welcome.to) = (hello.to, hello.from);
+        let answered = welcome.send(&mut socket, known);
         let is_now = self.process == 0 || hello.generation == forming.generation;
-        if is_now && answered.is_ok() && socket.set_read_timeout(None).is_ok() {
+        if is_now && is_ours && answered.is_ok() && socket.set_write_timeout(None).is_ok() {
             // One that comes again has been started again.
-            forming.ready[hello.from] = false;
-            forming.sockets[hello.from] = Some(socket);
+            forming.ready[from] = false;
+            forming.sockets[from] = Some(socket);
         }
         Ok(())
     }
@@ -426,7 +432,7 @@ impl Cluster {
         generation: u64,
         settings: &Settings,
         deadline: Instant,
-    ) -> io::Result<(TcpStream, Welcome, Vec<u8>)> {
+    ) -> Result<(TcpStream, Greeting, Vec<u8>), Refused> {
         let left = || deadline.saturating_duration_since(Instant::now()).max(LOOK);
         let addresses = self.hosts[process].to_socket_addrs()?;
         let mut found = Err(io::Error::other("it has no address"));
@@ -438,42 +444,48 @@ impl Cluster {
         }
         let mut socket = found?;
         tune(&socket)?;
-        let hello = Hello { from: self.process, to: process, generation, settings: settings.clone() };
-        send(&mut socket, &hello, &[])?;
+        let mut hello = Greeting::new(Kind::Hello);
+        // There are few processes.
+        (hello.from, hello.to) = (self.process as u32, process as u32);
+        (hello.generation, hello.digest) = (generation, introduction::digest(settings));
+        hello.send(&mut socket, &[])?;
         // It answers once those before it have answered it.
         socket.set_read_timeout(Some(left()))?;
-        let welcome: Welcome = receive(&mut socket)?;
-        let mut known = vec![0; welcome.known.min(MOST_KNOWN)];
-        socket.read_exact(&mut known)?;
-        socket.set_read_timeout(None)?;
-        Ok((socket, welcome, known))
-    }
-}
-
-/// Takes connections and hears who they are, each on a thread of its own: strangers hold nobody up.
-fn listen(listener: TcpListener, introduced: Sender<(TcpStream, Hello)>) {
-    let hear = |mut socket: TcpStream| -> io::Result<(TcpStream, Hello)> {
-        socket.set_read_timeout(Some(INTRODUCTION))?;
-        tune(&socket)?;
-        let hello = receive(&mut socket)?;
-        Ok((socket, hello))
-    };
-    let accept = move || {
-        for socket in listener.incoming().flatten() {
-            let introduced = introduced.clone();
-            let hear = move || {
-                if let Ok(introduction) = hear(socket) {
-                    // Nobody waits any more once the cluster has formed.
-                    let _ = introduced.send(introduction);
+        let answer = Greeting::receive(&mut socket)?;
+        match answer.kind {
+            _ if !answer.is_understood() => {
+                Err(io::Error::other("it is of another version of NetSpectra").into())
+            }
+            Kind::Welcome => {
+                let mut known = Vec::new();
+                let length = answer.length.min(MOST_KNOWN);
+                (&mut socket).take(length).read_to_end(&mut known)?;
+                if known.len() as u64 != length {
+                    return Err(io::Error::other("it has hung up").into());
                 }
-            };
-            if thread::Builder::new().name("introduction".into()).spawn(hear).is_err() {
-                warn!("cannot hear who connects: no thread");
+                socket.set_read_timeout(None)?;
+                Ok((socket, answer, known))
+            }
+            Kind::Differs => Err(self.told(process, settings, &mut socket)?),
+            Kind::Formed => Err(Refused::Formed),
+            Kind::Hello | Kind::Other => {
+                Err(io::Error::other("it is of another version of NetSpectra").into())
             }
         }
-    };
-    // Without it nobody comes, and that is what will be said.
-    let _ = thread::Builder::new().name("cluster".into()).spawn(accept);
+    }
+
+    /// What another process tells one that runs with other settings.
+    fn told(&self, process: usize, settings: &Settings, socket: &mut TcpStream) -> io::Result<Refused> {
+        send_text(socket, settings)?;
+        let Differences(told) = receive_text(socket)?;
+        let names = told.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        let Some((what, theirs)) = told.into_iter().next() else {
+            return Err(io::Error::other("it runs with other settings"));
+        };
+        let theirs =
+            theirs.unwrap_or_else(|| format!("not told, since more than two settings differ ({names})"));
+        Ok(Refused::Ever(self.differs(process, what, theirs, settings)))
+    }
 }
 
 #[cfg(test)]
@@ -545,5 +557,57 @@ mod tests {
         });
         assert!(said[0].contains("process 1") && said[0].contains("another window: 11s; here it is 10s"));
         assert!(said[1].contains("process 0") && said[1].contains("another window: 10s; here it is 11s"));
+    }
+
+    #[test]
+    fn one_that_is_started_again_alone_is_soon_told_that_the_others_have_begun() {
+        let hosts = free()[..2].to_vec();
+        let settings = vec![("window".to_owned(), "60s".to_owned())];
+        let start = |process: usize| {
+            let (cluster, settings) = (cluster(process, &hosts), settings.clone());
+            thread::spawn(move || cluster.form(&settings, Vec::new()))
+        };
+        let [first, second] =
+            [start(0), start(1)].map(|one| one.join().expect("a thread").expect("a cluster"));
+        // It ends, and leaves the port.
+        drop(second);
+        let again = Cluster { wait: Duration::from_secs(1), ..cluster(1, &hosts) };
+        let said = again.form(&settings, Vec::new()).err().expect("no cluster").to_string();
+        assert!(said.contains(&format!("process 0 ({})", hosts[0])), "{said}");
+        assert!(said.contains("has formed already; stop all processes"), "{said}");
+        drop(first);
+    }
+
+    #[test]
+    fn a_stranger_learns_no_value_and_holds_nobody_up() {
+        let hosts = free()[..2].to_vec();
+        let names = ["window", "tasks", "filter"];
+        let settings: Settings = names.map(|name| (name.to_owned(), format!("secret {name}"))).to_vec();
+        let start = |process: usize| {
+            let (cluster, settings) = (cluster(process, &hosts), settings.clone());
+            thread::spawn(move || cluster.form(&settings, b"known".to_vec()))
+        };
+        let first = start(0);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut stranger = loop {
+            match TcpStream::connect(&hosts[0]) {
+                Ok(stranger) => break stranger,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        stranger.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
+        let mut hello = Greeting::new(Kind::Hello);
+        hello.from = 1;
+        hello.send(&mut stranger, &[]).expect("sent");
+        assert_eq!(Greeting::receive(&mut stranger).expect("an answer"), Greeting::new(Kind::Differs));
+        send_text(&mut stranger, &vec![("guess", "1")]).expect("sent");
+        let mut told = String::new();
+        stranger.read_to_string(&mut told).expect("the rest");
+        assert!(told.contains("window") && !told.contains("secret") && !told.contains("known"), "{told}");
+        let second = start(1);
+        for one in [first, second] {
+            assert_eq!(one.join().expect("a thread").expect("a cluster").known, b"known");
+        }
     }
 }

@@ -227,8 +227,19 @@ pub fn alerts(
 /// Worker threads to run: what a flag says, else the configuration; 0 is one a core.
 pub fn workers(flag: Option<u16>, configured: usize) -> usize {
     match flag.map_or(configured, usize::from) {
-        0 => thread::available_parallelism().map_or(1, usize::from),
+        0 => thread::available_parallelism().map_or(1, usize::from).min(config::MOST_WORKERS),
         workers => workers,
+    }
+}
+
+/// Reads `--workers`.
+fn worker_threads(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(workers) if usize::from(workers) <= config::MOST_WORKERS => Ok(workers),
+        _ => Err(format!(
+            "a number from 1 to {}, or 0 for one a core; for more workers run more processes (-n)",
+            config::MOST_WORKERS
+        )),
     }
 }
 
@@ -242,7 +253,7 @@ pub struct Aggregation {
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Worker threads of this process, 0 for one a core [default: num_workers of the configuration]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=config::MOST_WORKERS as i64))]
+    #[arg(short, long, value_name = "N", value_parser = worker_threads)]
     pub workers: Option<u16>,
     /// Processes of the cluster [default: cluster.processes of the configuration, else 1]
     #[arg(short = 'n', long, value_name = "N", env = "NETSPECTRA_PROCESSES", hide_env_values = true)]

@@ -459,6 +459,7 @@ fn bad_usage_is_refused() {
         ("--window -1s a.pcap", "-1"),
         ("--window 60 a.pcap", "60"),
         ("-w many a.pcap", "many"),
+        ("-w 257 a.pcap", "from 1 to 256"),
         ("-w -1 a.pcap", "-1"),
     ] {
         assert_refused(&scratch, &format!("-o out {args}"), &[says]);

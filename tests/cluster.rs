@@ -8,7 +8,7 @@ mod support;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -354,6 +354,55 @@ fn strangers_at_the_port_of_a_cluster_do_no_harm() {
         }
     }
     assert_writes(&scratch, &expected, cluster, "out");
+}
+
+#[test]
+fn a_stranger_at_the_port_of_a_cluster_learns_no_setting_and_ends_nothing() {
+    let scratch = with_captures();
+    let hosts = Hosts::new(&scratch, 2);
+    let args = "-q -f tcp -w 1 a.pcap b.pcap";
+    let first = scratch.start_process(&hosts, 0, ANALYZER, "out", args);
+    // A hello as an earlier release took it from anyone, told its settings, and then ended because of another's.
+    let hello = br#"{"from":1,"to":0,"generation":0,"settings":[["filter","udp"]]}"#;
+    let mut stranger = wait_for("open port", || TcpStream::connect(&hosts.addresses[0]).ok());
+    stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stranger.write_all(&[b"nspectra", &(hello.len() as u32).to_le_bytes()[..], hello].concat()).unwrap();
+    stranger.write_all(&[b' '; 4096]).unwrap();
+    let mut told = Vec::new();
+    // It may be cut off with what it has sent unread.
+    let _ = stranger.read_to_end(&mut told);
+    let told = String::from_utf8_lossy(&told);
+    assert!(!told.contains("tcp") && !told.contains("a.pcap") && !told.contains("window"), "{told}");
+    let second = scratch.start_process(&hosts, 1, ANALYZER, "out", args);
+    scratch.assert_end_well(vec![first, second], "out");
+}
+
+#[test]
+fn strangers_take_little_of_a_cluster_that_has_formed() {
+    let scratch = Scratch::new();
+    let (hosts, mut cluster) = start_flooded_analyzers(&scratch);
+    cluster[0].wait_until_says(&formed(2));
+    let files = |process: &Live| fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count();
+    let before = files(&cluster[0]);
+    let part = [&b"nspectra"[..], &(1u32 << 20).to_le_bytes(), &[b' '; 1024]].concat();
+    let mut strangers: Vec<TcpStream> = Vec::new();
+    for _ in 0..200 {
+        strangers.push(TcpStream::connect(&hosts.addresses[0]).unwrap());
+    }
+    // The last ones are there when the first is cut off; each that is not yet may say something.
+    for stranger in &mut strangers {
+        let _ = stranger.write_all(&part[..100]);
+    }
+    strangers[0].set_nonblocking(true).unwrap();
+    let mut most = 0;
+    wait_for("end of the first stranger", || {
+        most = most.max(files(&cluster[0]).saturating_sub(before));
+        let read = strangers[0].read(&mut [0]);
+        read.is_ok_and(|read| read == 0).then_some(())
+    });
+    assert!(most < 64, "{most} files for 200 strangers");
+    cluster[1].signal("TERM");
+    scratch.assert_end_well(cluster, "out");
 }
 
 // At the end.

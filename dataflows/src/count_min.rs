@@ -110,6 +110,10 @@ impl Sketch for Counts {
         self.counts.merge(words)
     }
 
+    fn clear(&mut self) {
+        self.counts.clear();
+    }
+
     fn words(&self) -> Vec<u64> {
         self.counts.words()
     }

@@ -84,7 +84,9 @@ struct Tables {
     wide: Table<5, WIDE_GROUP>,
 }
 
-/// Keyed groups on their way into the tables of their owners, a batch of each layout and owner. Empty between folds.
+/// Keyed groups on their way into the tables of their owners, a batch of each layout and owner. Empty between folds, so
+/// that all folds of a worker share them; made when the first group comes, since workers may be many and idle.
+#[derive(Default)]
 struct Batches {
     compact: Vec<Batch<COMPACT_GROUP>>,
     wide: Vec<Batch<WIDE_GROUP>>,
@@ -110,10 +112,11 @@ impl<const S: usize> Batch<S> {
 }
 
 impl Batches {
-    fn new(peers: usize) -> Self {
-        let compact = (0..peers).map(|_| Batch::EMPTY).collect();
-        let wide = (0..peers).map(|_| Batch::EMPTY).collect();
-        Self { compact, wide }
+    /// As many batches as there are owners.
+    #[cold]
+    #[inline(never)]
+    fn make<const S: usize>(batches: &mut Vec<Batch<S>>, peers: usize) {
+        batches.resize_with(peers, || Batch::EMPTY);
     }
 
     #[inline(always)]
@@ -123,21 +126,30 @@ impl Batches {
             Key::Compact(key @ [a, b]) => {
                 let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
                 let group = [a, b, packets, bytes, first, last];
+                if owner >= self.compact.len() {
+                    Self::make(&mut self.compact, peers);
+                }
                 self.compact[owner].push(group, &mut shares[owner].compact);
             }
             Key::Wide(key @ [a, b, c, d, e]) => {
                 let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
                 let group = [a, b, c, d, e, packets, bytes, first, last];
+                if owner >= self.wide.len() {
+                    Self::make(&mut self.wide, peers);
+                }
                 self.wide[owner].push(group, &mut shares[owner].wide);
             }
         }
     }
 
     fn finish(&mut self, shares: &mut [Tables]) {
-        for ((tables, compact), wide) in shares.iter_mut().zip(&mut self.compact).zip(&mut self.wide) {
-            tables.compact.absorb(&compact.groups[..compact.len]);
-            tables.wide.absorb(&wide.groups[..wide.len]);
-            (compact.len, wide.len) = (0, 0);
+        for (tables, batch) in shares.iter_mut().zip(&mut self.compact) {
+            tables.compact.absorb(&batch.groups[..batch.len]);
+            batch.len = 0;
+        }
+        for (tables, batch) in shares.iter_mut().zip(&mut self.wide) {
+            tables.wide.absorb(&batch.groups[..batch.len]);
+            batch.len = 0;
         }
     }
 }
@@ -218,12 +230,12 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
     input: Stream<'s, Epoch, C>,
     mask: Mask,
     own: Own,
+    batches: Rc<RefCell<Batches>>,
 ) -> Stream<'s, Epoch, Block> {
     let scope = input.scope();
     let (index, peers) = (scope.index(), scope.peers());
     input.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Fold", move |_, info| {
         let activator = scope.activator_for(info.address);
-        let mut batches = Batches::new(peers);
         let mut waiting: VecDeque<(Epoch, C)> = VecDeque::new();
         // By window, one share for each owner.
         let mut epochs: Epochs<BTreeMap<Epoch, Vec<Tables>>> = Epochs::default();
@@ -242,7 +254,7 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
                 let mut own = own.borrow_mut();
                 let held_of_own = own.entry((*held.time(), window)).or_default();
                 std::mem::swap(held_of_own, &mut shares[index]);
-                batch.fold(mask, &mut batches, shares);
+                batch.fold(mask, &mut batches.borrow_mut(), shares);
                 std::mem::swap(held_of_own, &mut shares[index]);
                 let mut has_sent = false;
                 for (to, tables) in shares.iter_mut().enumerate().filter(|(to, _)| *to != index) {
@@ -393,7 +405,7 @@ fn recalled<'s>(
                 let mut session = output.session_with_builder(&held);
                 let earlier = turns.needed.into_keys().filter(|window| *window < recall.first_new());
                 for window in earlier.filter(|window| recalled.insert(*window)) {
-                    let (mut batches, mut shares) = (Batches::new(peers), Vec::new());
+                    let (mut batches, mut shares) = (Batches::default(), Vec::new());
                     shares.resize_with(peers, Tables::default);
                     for (key, values) in recall.recall(mask, window) {
                         batches.push(key, values, &mut shares);
@@ -426,7 +438,7 @@ pub(crate) fn elements<'s>(groups: Stream<'s, Epoch, Block>, key: Mask) -> Strea
         }
     });
     let (scope, own) = (ones.scope(), Own::default());
-    merge(fold(ones, key, own.clone()), empty(scope), own, None)
+    merge(fold(ones, key, own.clone(), Rc::default()), empty(scope), own, None)
 }
 
 /// Each key set with the number of the key set it is rolled up from; finer sets come first and none comes twice.
@@ -464,16 +476,20 @@ pub fn build<'s>(
     closed: &Closed,
 ) -> Vec<(Mask, Stream<'s, Epoch, Block>)> {
     let mut built: Vec<(Mask, Stream<'s, Epoch, Block>)> = Vec::new();
+    let batches: Rc<RefCell<Batches>> = Rc::default();
     for &(mask, parent) in plan {
         let own = Own::default();
         let groups = match parent {
             None => {
-                let partials = fold(packets.clone(), mask, own.clone());
+                let partials = fold(packets.clone(), mask, own.clone(), batches.clone());
                 // Every worker builds the same operators; what recalls nothing sends nothing.
                 let earlier = recalled(turns.clone(), mask, closed.recall.clone());
                 merge(partials.concat(earlier), turns.clone(), own, (closed.archive)())
             }
-            Some(parent) => merge(fold(built[parent].1.clone(), mask, own.clone()), empty(scope), own, None),
+            Some(parent) => {
+                let partials = fold(built[parent].1.clone(), mask, own.clone(), batches.clone());
+                merge(partials, empty(scope), own, None)
+            }
         };
         built.push((mask, groups));
     }
@@ -487,6 +503,19 @@ mod tests {
 
     fn mask(names: &[&str]) -> Mask {
         KeyFields::parse(names).expect("fields").mask()
+    }
+
+    #[test]
+    fn a_worker_without_packets_has_no_batches() {
+        // 256 workers once took 1.4 GB for one packet: each had a batch for each of 256 owners and six key sets.
+        let mut batches = Batches::default();
+        let mut shares: Vec<Tables> = (0..256).map(|_| Tables::default()).collect();
+        batches.finish(&mut shares);
+        assert_eq!((batches.compact.capacity(), batches.wide.capacity()), (0, 0));
+        batches.push(Key::Compact([1, 2]), [1, 60, 7, 7], &mut shares);
+        batches.finish(&mut shares);
+        assert_eq!((batches.compact.len(), batches.wide.capacity()), (256, 0));
+        assert_eq!(shares.iter().map(Tables::len).sum::<usize>(), 1);
     }
 
     #[test]

@@ -114,6 +114,10 @@ impl Sketch for Elements {
         self.elements.merge(words)
     }
 
+    fn clear(&mut self) {
+        self.elements.clear();
+    }
+
     fn words(&self) -> Vec<u64> {
         self.elements.words()
     }

@@ -100,6 +100,10 @@ impl Sketch for Lengths {
         self.sizes.merge(words)
     }
 
+    fn clear(&mut self) {
+        self.sizes.clear();
+    }
+
     fn words(&self) -> Vec<u64> {
         self.sizes.words()
     }

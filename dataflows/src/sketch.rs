@@ -165,10 +165,51 @@ fn draw(secrets: &[u64; 4], item: [u64; 2]) -> u64 {
 /// Lets a cell name a key if `best` is greater than the cell's, ties to the greater key.
 #[cold]
 #[inline(never)]
-fn offer(held: &mut u64, held_name: &mut Name, best: u64, name: Name) {
+fn offer((held, held_name): (&mut u64, &mut Name), used: &mut Used, cell: usize, best: u64, name: Name) {
     if best > *held || (best == *held && name > *held_name) {
+        used.insert(cell);
         *held = best;
         *held_name = name;
+    }
+}
+
+/// Which cells hold something, a bit a cell: what reads a sketch or clears it visits these alone.
+#[derive(Clone)]
+struct Used(Vec<u64>);
+
+impl Used {
+    fn new(cells: usize) -> Self {
+        Self(vec![0; cells.div_ceil(64)])
+    }
+
+    fn insert(&mut self, cell: usize) {
+        self.0[cell / 64] |= 1 << (cell % 64);
+    }
+
+    /// The cells of this range that hold something, ascending.
+    fn within(&self, cells: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
+        (cells.start / 64..cells.end.div_ceil(64)).flat_map(move |at| {
+            let mut word = self.0[at];
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros() as usize;
+                word &= word.checked_sub(1)?;
+                Some(at * 64 + bit)
+            })
+            .filter({
+                let cells = cells.clone();
+                move |cell| cells.contains(cell)
+            })
+        })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.within(0..self.0.len() * 64)
+    }
+
+    /// Forgets all cells, and gives each to `each`.
+    fn drain(&mut self, mut each: impl FnMut(usize)) {
+        self.iter().for_each(&mut each);
+        self.0.fill(0);
     }
 }
 
@@ -187,6 +228,8 @@ struct Grid<const HOT: usize> {
     hot: Vec<[u64; HOT]>,
     /// Touched only when a cell names another key.
     names: Vec<Name>,
+    /// The cells that name a key.
+    used: Used,
 }
 
 impl<const HOT: usize> Grid<HOT> {
@@ -198,7 +241,17 @@ impl<const HOT: usize> Grid<HOT> {
         let secrets = std::array::from_fn(|_| secret(&mut state));
         let rows = std::array::from_fn(|_| std::array::from_fn(|_| secret(&mut state)));
         let cells = shape.cells();
-        Self { shape, secrets, rows, hot: vec![[0; HOT]; cells], names: vec![[0; 1 + WIDE]; cells] }
+        let (hot, names) = (vec![[0; HOT]; cells], vec![[0; 1 + WIDE]; cells]);
+        Self { shape, secrets, rows, hot, names, used: Used::new(cells) }
+    }
+
+    /// Empties the cells that hold something; `each` empties what else belongs to one.
+    fn clear(&mut self, mut each: impl FnMut(usize)) {
+        let (hot, names) = (&mut self.hot, &mut self.names);
+        self.used.drain(|cell| {
+            (hot[cell], names[cell]) = ([0; HOT], [0; 1 + WIDE]);
+            each(cell);
+        });
     }
 
     /// Two hashes of a key.
@@ -244,13 +297,13 @@ impl<const HOT: usize> Grid<HOT> {
     }
 
     fn offer(&mut self, cell: &Cell) {
-        offer(&mut self.hot[cell.place][0], &mut self.names[cell.place], cell.best, cell.name);
+        let held = (&mut self.hot[cell.place][0], &mut self.names[cell.place]);
+        offer(held, &mut self.used, cell.place, cell.best, cell.name);
     }
 
     /// All named keys, each once, in the order of their words.
     fn named(&self) -> Vec<Name> {
-        let cells = self.hot.iter().zip(&self.names);
-        let mut names = cells.filter(|(hot, _)| hot[0] != 0).map(|(_, name)| *name).collect::<Vec<_>>();
+        let mut names = self.used.iter().map(|cell| self.names[cell]).collect::<Vec<_>>();
         names.sort_unstable();
         names.dedup();
         names
@@ -276,10 +329,8 @@ impl<const HOT: usize> Grid<HOT> {
     /// name, and says of how many entries.
     fn words(&self, kind: u64, mut body: impl FnMut(usize, &mut Vec<u64>) -> u64) -> Vec<u64> {
         let mut words = self.header(kind).to_vec();
-        for (cell, (hot, name)) in self.hot.iter().zip(&self.names).enumerate() {
-            if hot[0] == 0 {
-                continue;
-            }
+        for cell in self.used.iter() {
+            let (hot, name) = (&self.hot[cell], &self.names[cell]);
             let head = words.len();
             words.extend([cell as u64 | name[0] << 24, hot[0]]);
             words.extend(&name[1..][..if name[0] == 1 { WIDE } else { COMPACT }]);
@@ -317,7 +368,9 @@ impl<const HOT: usize> Grid<HOT> {
     }
 
     fn bytes(&self) -> usize {
-        self.hot.capacity() * size_of::<[u64; HOT]>() + self.names.capacity() * size_of::<Name>()
+        self.hot.capacity() * size_of::<[u64; HOT]>()
+            + self.names.capacity() * size_of::<Name>()
+            + self.used.0.capacity() * size_of::<u64>()
     }
 }
 
@@ -380,16 +433,23 @@ fn name_of(wide: bool, key: &[u64]) -> Name {
 /// it. The limits below follow from the shares of all rows without any assumption on the traffic; by Markov's
 /// inequality they are never above N / width * (1 / chance)^(1 / depth), the bound of Cormode and Muthukrishnan.
 struct Noise {
-    /// Values of the cells of each row, ascending.
+    /// Cells of a row.
+    width: usize,
+    /// Values of the cells of each row that hold something, ascending; those of all others are 0.
     rows: Vec<Vec<u64>>,
 }
 
 impl Noise {
-    fn new(shape: Shape, values: impl Iterator<Item = u64>) -> Self {
-        let values = values.collect::<Vec<_>>();
-        let mut rows = values.chunks(shape.width).map(<[u64]>::to_vec).collect::<Vec<_>>();
-        rows.iter_mut().for_each(|row| row.sort_unstable());
-        Self { rows }
+    /// From the value of each cell that holds something.
+    fn new<const HOT: usize>(grid: &Grid<HOT>, value: impl Fn(usize) -> u64) -> Self {
+        let Shape { width, depth, .. } = grid.shape;
+        let rows = (0..depth).map(|row| {
+            let used = grid.used.within(row * width..(row + 1) * width);
+            let mut values = used.map(&value).collect::<Vec<_>>();
+            values.sort_unstable();
+            values
+        });
+        Self { width, rows: rows.collect() }
     }
 
     /// The least t so that fewer than `clean` cells of a key get at most t from other keys with at most this chance.
@@ -401,7 +461,7 @@ impl Noise {
             above[0] = 1.0;
             for (before, row) in self.rows.iter().enumerate() {
                 let count = row.len() - row.partition_point(|&value| value <= limit);
-                let share = count as f64 / row.len() as f64;
+                let share = count as f64 / self.width as f64;
                 for rows in (0..=before).rev() {
                     above[rows + 1] += above[rows] * share;
                     above[rows] *= 1.0 - share;
@@ -423,7 +483,8 @@ impl Noise {
     }
 
     fn median(&self, row: usize) -> u64 {
-        self.rows[row][self.rows[row].len() / 2]
+        let empty = self.width - self.rows[row].len();
+        (self.width / 2).checked_sub(empty).map_or(0, |at| self.rows[row][at])
     }
 }
 
@@ -451,7 +512,8 @@ impl Grid<2> {
             // A draw that is too large for a greater weight already needs neither logarithm nor division.
             if draw >> shift <= !hot[0] {
                 let best = !(exponential(draw) / rate);
-                offer(&mut hot[0], &mut self.names[cell], best, name_of(wide, key));
+                let held = (&mut hot[0], &mut self.names[cell]);
+                offer(held, &mut self.used, cell, best, name_of(wide, key));
             }
         }
     }
@@ -479,7 +541,7 @@ struct CountNoise {
 
 impl CountNoise {
     fn new(grid: &Grid<2>) -> Self {
-        let noise = Noise::new(grid.shape, grid.hot.iter().map(|hot| hot[1]));
+        let noise = Noise::new(grid, |cell| grid.hot[cell][1]);
         Self { median: noise.limit(1, 0.5), high: noise.limit(1, chance(grid.shape)) }
     }
 }
@@ -494,6 +556,11 @@ impl CountMin {
     /// If the shape is outside of its ranges, see [`Shape::check`].
     pub fn new(shape: Shape) -> Self {
         Self { grid: Grid::new(shape) }
+    }
+
+    /// Makes it as [`Self::new`] has. Costs what was in it.
+    pub fn clear(&mut self) {
+        self.grid.clear(|_| ());
     }
 
     /// Adds the weight of one packet; `packet` tells packets of one key apart. Nothing changes for a weight of 0.
@@ -583,6 +650,8 @@ pub struct Distinct {
     registers: Vec<u8>,
     /// Pairs that were added lately, by their hashes: to add one again changes nothing.
     recent: Vec<[u64; 2]>,
+    /// Whether there are any.
+    has_recent: bool,
 }
 
 /// Pairs that [`Distinct`] knows again.
@@ -609,6 +678,16 @@ impl Distinct {
             grid: Grid::new(shape),
             registers: vec![0; shape.cells() * REGISTERS],
             recent: vec![[0; 2]; RECENT],
+            has_recent: false,
+        }
+    }
+
+    /// Makes it as [`Self::new`] has. Costs what was in it.
+    pub fn clear(&mut self) {
+        let registers = &mut self.registers;
+        self.grid.clear(|cell| registers[cell * REGISTERS..][..REGISTERS].fill(0));
+        if std::mem::take(&mut self.has_recent) {
+            self.recent.fill([0; 2]);
         }
     }
 
@@ -622,6 +701,7 @@ impl Distinct {
         if std::mem::replace(&mut self.recent[item[1] as usize % RECENT], item) == item {
             return;
         }
+        self.has_recent = true;
         let Shape { width, depth, .. } = self.grid.shape;
         for (row, secrets) in self.grid.rows[..depth].iter().enumerate() {
             let cell = row * width + place(secrets, hash, width);
@@ -635,7 +715,8 @@ impl Distinct {
             let best = !draw.min(u64::MAX - 1);
             let hot = &mut self.grid.hot[cell][0];
             if best >= *hot {
-                offer(hot, &mut self.grid.names[cell], best, name_of(wide, key));
+                let held = (hot, &mut self.grid.names[cell]);
+                offer(held, &mut self.grid.used, cell, best, name_of(wide, key));
             }
         }
     }
@@ -679,16 +760,23 @@ impl Distinct {
     pub fn words(&self) -> Vec<u64> {
         self.grid.words(Self::KIND, |cell, words| {
             let registers = &self.registers[cell * REGISTERS..][..REGISTERS];
-            let used = registers.iter().enumerate().filter(|(_, rank)| **rank > 0);
-            let used = used.map(|(register, rank)| (register as u64) << 8 | *rank as u64).collect::<Vec<_>>();
-            if used.len() <= LISTED {
-                let pack = |entries: &[u64]| entries.iter().rev().fold(0, |word, entry| word << 16 | entry);
-                words.extend(used.chunks(4).map(pack));
+            let used = used_registers(registers).map(|(register, rank)| (register as u16) << 8 | rank as u16);
+            let mut listed = [0u16; REGISTERS];
+            let mut count = 0;
+            used.for_each(|entry| {
+                listed[count] = entry;
+                count += 1;
+            });
+            if count <= LISTED {
+                let pack = |entries: &[u16]| {
+                    entries.iter().rev().fold(0, |word, entry| word << 16 | u64::from(*entry))
+                };
+                words.extend(listed[..count].chunks(4).map(pack));
             } else {
                 let pack = |ranks: &[u8]| ranks.iter().rev().fold(0, |word, rank| word << 6 | *rank as u64);
                 words.extend(registers.chunks(10).map(pack));
             }
-            used.len() as u64
+            count as u64
         })
     }
 
@@ -744,13 +832,12 @@ impl Distinct {
 
     fn noise(&self) -> DistinctNoise {
         let shape = self.grid.shape;
-        let cells = self.registers.chunks_exact(REGISTERS).zip(&self.grid.hot);
-        let cells = cells.map(|(registers, hot)| match hot[0] {
-            0 => 0,
-            _ => (cardinality(registers) * PARTS + 0.5) as u64,
-        });
-        let cells = cells.collect::<Vec<_>>();
-        let noise = Noise::new(shape, cells.iter().copied());
+        let mut cells = vec![0; shape.cells()];
+        for cell in self.grid.used.iter() {
+            let registers = &self.registers[cell * REGISTERS..][..REGISTERS];
+            cells[cell] = (cardinality(registers) * PARTS + 0.5) as u64;
+        }
+        let noise = Noise::new(&self.grid, |cell| cells[cell]);
         let medians = (0..shape.depth).map(|row| noise.median(row)).collect();
         // Of all named keys half a one is expected beyond the noise; the errors of registers leave room on top.
         let chance = 50.0 * chance(shape) / shape.depth as f64;
@@ -795,15 +882,29 @@ impl Distinct {
     }
 }
 
+/// Registers that are not 0, with their ranks. Mostly few are: eight are passed over at a time.
+fn used_registers(registers: &[u8]) -> impl Iterator<Item = (usize, u8)> {
+    let eights = registers.chunks(8).enumerate().filter(|(_, eight)| eight.iter().any(|rank| *rank > 0));
+    let ranks = eights
+        .flat_map(|(at, eight)| eight.iter().enumerate().map(move |(place, rank)| (at * 8 + place, *rank)));
+    ranks.filter(|(_, rank)| *rank > 0)
+}
+
 /// Number of elements that made these registers (Ertl 2017, algorithm 6: the improved raw estimator).
 fn cardinality(registers: &[u8]) -> f64 {
     let mut counts = [0u32; MOST_RANK + 1];
-    for &rank in registers {
-        counts[(rank as usize).min(MOST_RANK)] += 1;
+    counts[0] = REGISTERS as u32;
+    let mut top = 0;
+    for (_, rank) in used_registers(registers) {
+        let rank = (rank as usize).min(MOST_RANK);
+        counts[rank] += 1;
+        counts[0] -= 1;
+        top = rank.max(top);
     }
     let size = REGISTERS as f64;
     let mut sum = size * tau(1.0 - counts[MOST_RANK] as f64 / size);
-    for &count in counts[1..MOST_RANK].iter().rev() {
+    // Above the greatest rank the sum is 0.
+    for &count in counts[..MOST_RANK.min(top + 1)].iter().skip(1).rev() {
         sum = 0.5 * (sum + count as f64);
     }
     sum += size * sigma(counts[0] as f64 / size);
@@ -928,6 +1029,12 @@ impl Sizes {
     /// If the shape is outside of its ranges, see [`Shape::check`].
     pub fn new(shape: Shape) -> Self {
         Self { grid: Grid::new(shape), buckets: vec![0; shape.cells() * BUCKETS] }
+    }
+
+    /// Makes it as [`Self::new`] has. Costs what was in it.
+    pub fn clear(&mut self) {
+        let buckets = &mut self.buckets;
+        self.grid.clear(|cell| buckets[cell * BUCKETS..][..BUCKETS].fill(0));
     }
 
     /// Adds one packet of `size` bytes; `packet` tells packets of one key apart.
@@ -1455,6 +1562,40 @@ mod tests {
     }
 
     #[test]
+    fn a_cleared_sketch_is_a_new_one() {
+        // Windows use a sketch one after the other: nothing of one may be in the next.
+        let (mut counts, mut distinct, mut lengths) =
+            (CountMin::new(SMALL), Distinct::new(SMALL), Sizes::new(SMALL));
+        for packets in [0, 1, 3_000, 20, 0, 500] {
+            let traffic = uniform(packets, 1 + packets as u64 / 3);
+            for one in &traffic {
+                counts.update(one.wide, one.key(), one.size.into(), one.packet);
+                distinct.update(one.wide, one.key(), &[one.element]);
+                lengths.update(one.wide, one.key(), one.size, one.packet);
+            }
+            let (new_counts, new_distinct, new_lengths) =
+                (count_min(SMALL, &traffic, true), spread(SMALL, &traffic), sizes(SMALL, &traffic));
+            assert!(counts.words() == new_counts.words() && counts.found() == new_counts.found());
+            assert!(distinct.words() == new_distinct.words() && distinct.found() == new_distinct.found());
+            assert!(lengths.words() == new_lengths.words() && lengths.found() == new_lengths.found());
+            counts.clear();
+            distinct.clear();
+            lengths.clear();
+        }
+    }
+
+    #[test]
+    fn used_cells_are_visited_in_order_and_no_others() {
+        let mut used = Used::new(200);
+        [199, 0, 63, 64, 100, 64].iter().for_each(|cell| used.insert(*cell));
+        assert_eq!(used.iter().collect::<Vec<_>>(), [0, 63, 64, 100, 199]);
+        assert_eq!(used.within(16..96).collect::<Vec<_>>(), [63, 64]);
+        let mut drained = Vec::new();
+        used.drain(|cell| drained.push(cell));
+        assert_eq!((drained.len(), used.iter().count()), (5, 0));
+    }
+
+    #[test]
     fn damaged_and_foreign_states_are_refused_and_change_nothing() {
         let traffic = uniform(2_000, 300);
         let (mut a, mut b, mut c) =
@@ -1536,8 +1677,8 @@ mod tests {
         assert_eq!(CountMin::new(MEDIUM).bytes(), count_min(MEDIUM, &traffic, true).bytes());
         assert_eq!(Distinct::new(SPREAD).bytes(), spread(SPREAD, &traffic).bytes());
         assert_eq!(Sizes::new(SMALL).bytes(), sizes(SMALL, &traffic).bytes());
-        assert_eq!(CountMin::new(MEDIUM).bytes(), 4096 * 5 * 64);
-        assert_eq!(Sizes::new(SMALL).bytes(), 64 * 3 * (64 + 4 * BUCKETS));
+        assert_eq!(CountMin::new(MEDIUM).bytes(), 4096 * 5 * 64 + 4096 * 5 / 8);
+        assert_eq!(Sizes::new(SMALL).bytes(), 64 * 3 * (64 + 4 * BUCKETS) + 64 * 3 / 8);
         assert!(Distinct::new(SPREAD).bytes() <= 2 << 20);
         assert_eq!(64 + 4 * BUCKETS, 524);
     }

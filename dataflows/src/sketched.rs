@@ -1,8 +1,9 @@
 //! Tasks by sketch: every worker sketches the packets that it reads (or the exact groups that other tasks have of them),
 //! the committing one merges the sketches of a window.
 //!
-//! Memory is that of the sketches whatever the traffic is: one a worker and open window, and the merged ones of closed
-//! windows, which the archive keeps so that late packets can be added.
+//! Memory is that of the sketches whatever the traffic is: one a worker and open window, a few that wait to be used again,
+//! and the merged ones of closed windows, which the archive keeps so that late packets can be added. Time is that of the
+//! packets: a window clears the cells that it has used and no others, and maps no new memory.
 
 use crate::aggregator::{Flow, Options, OptionsError};
 use crate::block::{self, Block, BlockBuilder};
@@ -14,7 +15,9 @@ use crate::rows::{COMMITTER, Schema, ValueColumn, ValueKind};
 use crate::sketch::{Estimate, Found, Shape};
 use crate::standing::{Rows, each_window, first};
 use crate::window::Epoch;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::container::CapacityContainerBuilder;
@@ -34,11 +37,68 @@ pub(crate) trait Sketch: 'static {
     /// else.
     fn merge(&mut self, words: &[u64]) -> Result<(), &'static str>;
 
+    /// Forgets everything: then it is as a new one. Costs what was in it.
+    fn clear(&mut self);
+
     /// All of it in words, the same for the same packets.
     fn words(&self) -> Vec<u64>;
 
     /// The rows of the keys that it can name.
     fn rows(&self, rows: &mut Rows);
+}
+
+/// Empty sketches that wait to be used again, of one operator at most.
+const MAX_SPARE: usize = 2;
+
+/// Sketches of one operator. A new one costs all of its memory, one that is used again what was in it.
+struct Pool<S> {
+    new: Box<dyn Fn() -> S>,
+    spare: Rc<RefCell<Vec<S>>>,
+}
+
+impl<S: Sketch> Pool<S> {
+    fn new(new: impl Fn() -> S + 'static) -> Self {
+        Self { new: Box::new(new), spare: Rc::default() }
+    }
+
+    /// An empty sketch; it comes back when it is dropped.
+    fn take(&self) -> Pooled<S> {
+        let sketch = self.spare.borrow_mut().pop().unwrap_or_else(&self.new);
+        Pooled { sketch: Some(sketch), spare: self.spare.clone() }
+    }
+}
+
+/// A sketch of a [`Pool`].
+pub(crate) struct Pooled<S: Sketch> {
+    /// There until it is dropped.
+    sketch: Option<S>,
+    spare: Rc<RefCell<Vec<S>>>,
+}
+
+impl<S: Sketch> Deref for Pooled<S> {
+    type Target = S;
+
+    #[inline(always)]
+    fn deref(&self) -> &S {
+        self.sketch.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl<S: Sketch> DerefMut for Pooled<S> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut S {
+        self.sketch.as_mut().expect("it is there until it is dropped")
+    }
+}
+
+impl<S: Sketch> Drop for Pooled<S> {
+    fn drop(&mut self) {
+        let mut spare = self.spare.borrow_mut();
+        if let Some(mut sketch) = self.sketch.take().filter(|_| spare.len() < MAX_SPARE) {
+            sketch.clear();
+            spare.push(sketch);
+        }
+    }
 }
 
 /// Packets whose cells are fetched before the first of them is taken.
@@ -59,11 +119,11 @@ pub(crate) fn sketched<'s, S: Sketch>(
 ) -> Stream<'s, Epoch, Block> {
     let merged = match from_groups {
         Some((groups, take)) => {
-            let new_one = new.clone();
+            let pool = Pool::new(new.clone());
             let sketches = each_window(groups, move |window, blocks, give| {
-                let mut sketch = new_one();
+                let mut sketch = pool.take();
                 blocks.iter().for_each(|block| visit(block, |key, counts| take(&mut sketch, key, counts)));
-                give(to_block(window, &sketch));
+                give(to_block(window, &*sketch));
             });
             merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new)
         }
@@ -84,7 +144,7 @@ pub(crate) fn sketched<'s, S: Sketch>(
 }
 
 /// The merged sketch of each window, on the committing worker.
-type Merged<'s, S> = Stream<'s, Epoch, Vec<(Epoch, Rc<S>)>>;
+type Merged<'s, S> = Stream<'s, Epoch, Vec<(Epoch, Rc<Pooled<S>>)>>;
 
 /// Blocks of merged sketches.
 fn each_merged<'s, S: Sketch>(
@@ -111,12 +171,13 @@ fn to_block(window: Epoch, sketch: &impl Sketch) -> Block {
 /// The sketches of the packets that this worker reads, for the committing worker.
 fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stream<'s, Epoch, Block> {
     flow.packets().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
-        let mut epochs: Epochs<BTreeMap<Epoch, S>> = Epochs::default();
+        let pool = Pool::new(new);
+        let mut epochs: Epochs<BTreeMap<Epoch, Pooled<S>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
                 let Some((_, windows)) = epochs.at(&message, port) else { return };
-                let sketch = windows.entry(batch.window).or_insert_with(&new);
+                let sketch = &mut **windows.entry(batch.window).or_insert_with(|| pool.take());
                 for packets in batch.packets.chunks(AHEAD) {
                     packets.iter().for_each(|packet| sketch.prefetch(packet));
                     packets.iter().for_each(|packet| sketch.update(packet));
@@ -126,7 +187,7 @@ fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stre
                 let mut session = output.session_with_builder(&held);
                 windows
                     .iter()
-                    .for_each(|(window, sketch)| session.give_container(&mut to_block(*window, sketch)));
+                    .for_each(|(window, sketch)| session.give_container(&mut to_block(*window, &**sketch)));
             }
         }
     })
@@ -142,12 +203,13 @@ fn merge<'s, S: Sketch>(
 ) -> Merged<'s, S> {
     let is_committer = flow.scope().index() == COMMITTER;
     let (sketches, turns) = (block::exchange(sketches), flow.turns());
-    sketches.binary_frontier::<_, CapacityContainerBuilder<Vec<(Epoch, Rc<S>)>>, _, _, _, _>(
+    sketches.binary_frontier::<_, CapacityContainerBuilder<Vec<(Epoch, Rc<Pooled<S>>)>>, _, _, _, _>(
         turns,
         Pipeline,
         Pipeline,
         "Merge",
         move |_, _| {
+            let pool = Pool::new(new);
             let mut epochs: Epochs<ByWindow> = Epochs::default();
             move |(sketches, sketches_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
@@ -158,7 +220,7 @@ fn merge<'s, S: Sketch>(
                 {
                     let mut session = output.session_with_builder(&held);
                     for window in turns.shown().filter(|_| is_committer) {
-                        let mut sketch = new();
+                        let mut sketch = pool.take();
                         let mut add =
                             |words: &[u64]| sketch.merge(words).expect("a task has one kind of sketch");
                         let earlier =
@@ -171,7 +233,7 @@ fn merge<'s, S: Sketch>(
                         let arrived = windows.remove(&window).unwrap_or_default();
                         earlier.iter().chain(&arrived).for_each(|block| add(&block.words));
                         if let Some(archive) = &mut archive {
-                            archive.put(to_block(window, &sketch));
+                            archive.put(to_block(window, &*sketch));
                         }
                         session.give((window, Rc::new(sketch)));
                     }

@@ -29,8 +29,8 @@ pub const SHIPPED: &str = include_str!("../../config.yaml");
 /// Its name in errors.
 pub const BUILT_IN: &str = "built-in config.yaml";
 
-/// Worker threads that one process may have.
-pub const MOST_WORKERS: usize = 1024;
+/// Worker threads that one process may have. Each has a channel to each other one, for every task.
+pub const MOST_WORKERS: usize = 256;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +200,8 @@ impl Config {
         })?;
         let workers = section.num_workers.as_ref().map_or(0, |workers| workers.value);
         if let Some(workers) = section.num_workers.filter(|workers| workers.value > MOST_WORKERS) {
-            let message = format!("aggregator.num_workers: at most {MOST_WORKERS}; 0 is one a core");
+            let message =
+                format!("aggregator.num_workers: at most {MOST_WORKERS} in a process; 0 is one a core");
             return Err(place.wrong(workers.defined, message));
         }
         let tasks = tasks(&place, &section.tasks, registry)?;
@@ -472,7 +473,7 @@ mod tests {
             (
                 format!("aggregator:\n  num_workers: 2000\n  window: 60s\n  tasks: []\n{WRITERS}"),
                 "c.yaml:2:",
-                "at most 1024",
+                "at most 256",
             ),
             (with_task("{type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "`name`"),
             (with_task("{name: ../a, type: exact, key_fields: [SrcIP]}"), "c.yaml:4:", "file name"),

@@ -4,15 +4,17 @@
 //! work that grows with a table is done aside, so that health is told whatever else is asked. An answer holds no more
 //! rows than were asked for, and no more than there may be.
 
+use super::connections::{MAX_CONNECTIONS, Visit};
 use super::{View, metrics, stopped};
 use crate::alerts::rule::{Conditions, NoCondition};
 use crate::http::recent::{Told, WindowName};
 use crate::sinks::text::{Text, rfc3339, window_name};
 use axum::body::{Body, HttpBody};
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
@@ -28,6 +30,7 @@ use sha2::{Digest, Sha256};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +62,7 @@ const OPENAPI: &str = include_str!("openapi.json");
 /// All that answers are made of.
 struct Site {
     view: Arc<dyn View>,
-    token: Option<[u8; 32]>,
+    access: Access,
     openapi: Vec<u8>,
     requests: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
@@ -70,13 +73,68 @@ struct Site {
 type Place = Arc<OwnedSemaphorePermit>;
 type Answer = Result<Response, Refusal>;
 
-/// All paths. Where there is a token, nothing is answered without it; streams end when `stopping` says so.
-pub(super) fn router(view: Arc<dyn View>, token: Option<&str>, stopping: watch::Receiver<bool>) -> Router {
-    let token = token.filter(|token| !token.is_empty());
+/// Who is answered.
+pub(super) struct Access {
+    /// The digest of what every request has to know.
+    token: Option<[u8; 32]>,
+    /// Whether only this machine reaches the server. Then a name in `Host` that is not this machine's is that of a page
+    /// in a browser here whose name was pointed at this address (DNS rebinding).
+    is_loopback: bool,
+}
+
+impl Access {
+    /// Those who know the token, if there is one; `address` is where the server listens.
+    pub(super) fn new(token: Option<&str>, address: SocketAddr) -> Self {
+        let token = token.filter(|token| !token.is_empty()).map(|token| digest(token.as_bytes()));
+        Self { token, is_loopback: address.ip().to_canonical().is_loopback() }
+    }
+
+    /// Refuses a request for another host, and one without the token.
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+        let hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+        let hosts = hosts.chain(uri.authority().map(|authority| authority.as_str().as_bytes()));
+        let foreign = hosts.filter(|host| self.is_loopback && !is_this_machine(host)).next();
+        if let Some(host) = foreign {
+            let host = String::from_utf8_lossy(&host[..host.len().min(64)]);
+            let why = format!(
+                "the Host `{host}` is not this machine, and only this machine is answered here; ask localhost or 127.0.0.1"
+            );
+            return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, why));
+        }
+        if !self.token.as_ref().is_none_or(|token| is_token(token, headers)) {
+            let why =
+                "this needs the header `Authorization: Bearer TOKEN` with the token of the configuration";
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, why));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a `Host`, with a port or without, is `localhost` or a loopback address.
+fn is_this_machine(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    if port.is_some_and(|port| !port.bytes().all(|byte| byte.is_ascii_digit())) {
+        return false;
+    }
+    match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(name) => name.parse::<Ipv6Addr>().is_ok_and(|address| address.to_canonical().is_loopback()),
+        None => {
+            name.eq_ignore_ascii_case("localhost")
+                || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        }
+    }
+}
+
+/// All paths, for those who have access; streams end when `stopping` says so.
+pub(super) fn router(view: Arc<dyn View>, access: Access, stopping: watch::Receiver<bool>) -> Router {
     let site = Arc::new(Site {
         view,
-        token: token.map(|token| digest(token.as_bytes())),
-        openapi: openapi(token.is_some()),
+        openapi: openapi(access.token.is_some()),
+        access,
         requests: Arc::new(Semaphore::new(REQUESTS)),
         listeners: Arc::new(Semaphore::new(LISTENERS)),
         stopping,
@@ -141,9 +199,15 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Lets a request in or refuses it.
-async fn guard(State(site): State<Arc<Site>>, mut request: Request, next: Next) -> Response {
-    let admitted = site.admit(&request);
+/// Lets a request in or refuses it, and tells its connection when it begins and when the answer is there.
+async fn guard(
+    State(site): State<Arc<Site>>,
+    ConnectInfo(visit): ConnectInfo<Visit>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    visit.asked();
+    let admitted = site.admit(&request, &visit);
     let mut response = match admitted {
         Ok(place) => {
             request.extensions_mut().insert(place);
@@ -154,18 +218,18 @@ async fn guard(State(site): State<Arc<Site>>, mut request: Request, next: Next) 
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if visit.is_reserved() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    visit.answered(response.body().size_hint().exact().is_none());
     response
 }
 
 impl Site {
     /// A place for the request; who asks for health needs none.
-    fn admit(&self, request: &Request<Body>) -> Result<Option<Place>, Refusal> {
-        if !self.token.as_ref().is_none_or(|token| is_token(token, request.headers())) {
-            let why =
-                "this needs the header `Authorization: Bearer TOKEN` with the token of the configuration";
-            return Err(Refusal::new(StatusCode::UNAUTHORIZED, why));
-        }
+    fn admit(&self, request: &Request<Body>, visit: &Visit) -> Result<Option<Place>, Refusal> {
         let uri = request.uri();
+        self.access.check(uri, request.headers())?;
         if uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MOST_URI {
             let why = format!("the path and its parameters are longer than {MOST_URI} bytes");
             return Err(Refusal::new(StatusCode::URI_TOO_LONG, why));
@@ -176,6 +240,10 @@ impl Site {
         }
         if matches!(uri.path(), "/healthz" | "/readyz") {
             return Ok(None);
+        }
+        if visit.is_reserved() {
+            let why = format!("{MAX_CONNECTIONS} connections are being answered; ask again later");
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
         }
         let place = self.requests.clone().try_acquire_owned().map_err(|_| {
             let why = format!("{REQUESTS} requests are being answered; ask again later");

@@ -3,36 +3,28 @@
 //! [`View`] is all that is known here of an engine, [`api`] says what is asked and answered, [`metrics`] how the numbers
 //! are told to Prometheus, [`recent`] holds the windows that can be asked for. Nothing can be changed from here.
 //!
-//! Everything is bounded: connections, requests at once, listeners, answers and how long a connection may be silent. A
-//! server has a thread of its own, so nothing that is asked can hold up what is counted.
+//! Everything is bounded: connections and how long each may take ([`connections`]), requests at once, listeners and
+//! answers. A server has a thread of its own, so nothing that is asked can hold up what is counted.
 
 pub mod api;
+mod connections;
 pub mod metrics;
 pub mod recent;
 
 use crate::alerts::event::Event;
-use axum::serve::Listener;
+use connections::{Admission, Visit};
 use dataflows::rows::Schema;
 use metrics::Measured;
 use recent::Recent;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::runtime::Builder;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, Sleep};
+use tokio::sync::watch;
 
-/// Connections at once; who comes then waits to be let in.
-const CONNECTIONS: usize = 128;
-/// How long a connection may stay without an answer or a part of one.
-const SILENT: Duration = Duration::from_secs(90);
 /// How long the end waits for answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Answers that are made at a time, beside those that need no work.
@@ -143,15 +135,17 @@ pub fn start(settings: Settings, view: Arc<dyn View>) -> Result<Server, HttpErro
         .build()
         .map_err(HttpError::Start)?;
     let (stop, stopping) = watch::channel(false);
-    let answers = api::router(view, settings.token.as_deref(), stopping.clone());
+    let access = api::Access::new(settings.token.as_deref(), address);
+    let answers = api::router(view, access, stopping.clone());
     let listener = {
         let _within = runtime.enter();
         tokio::net::TcpListener::from_std(listener).map_err(HttpError::Start)?
     };
-    let door = Door { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let answers = answers.into_make_service_with_connect_info::<Visit>();
+    let admission = Admission::new(listener);
     let serve = move || {
         runtime.block_on(async {
-            let served = axum::serve(door, answers).with_graceful_shutdown(stopped(stopping.clone()));
+            let served = axum::serve(admission, answers).with_graceful_shutdown(stopped(stopping.clone()));
             let over = async {
                 stopped(stopping).await;
                 tokio::time::sleep(PATIENCE).await;
@@ -191,98 +185,6 @@ impl Server {
     pub fn stop(self) {
         self.stop.send_replace(true);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
-}
-
-/// Lets in as many connections as there may be at once.
-struct Door {
-    listener: tokio::net::TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl Listener for Door {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let place = self.places.clone().acquire_owned().await.expect("nobody closes the door");
-        let (stream, peer) = Listener::accept(&mut self.listener).await;
-        // Where it cannot be, answers are a little slower.
-        let _ = stream.set_nodelay(true);
-        (Connection { stream, over: Box::pin(tokio::time::sleep(SILENT)), _place: place }, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that is cut when for a while nothing could be written to it: because nothing whole was asked, or because
-/// the answer is not taken.
-struct Connection {
-    stream: TcpStream,
-    over: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn or_over<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match polled {
-            Poll::Pending => {
-                self.over.as_mut().poll(context).map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
-            }
-            ready => ready,
-        }
-    }
-
-    fn written<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.over.as_mut().reset(Instant::now() + SILENT);
-        }
-        self.or_over(context, polled)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.or_over(context, polled)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.written(context, polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.written(context, polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -373,6 +275,72 @@ mod tests {
         assert_eq!(status("/healthz", "Bearer s3cre"), "401");
         assert_eq!(status("/healthz", "Basic s3cret"), "401");
         assert!(raw(&server, "GET /healthz HTTP/1.1").to_lowercase().contains("www-authenticate: bearer"));
+        server.stop();
+    }
+
+    fn connect(server: &Server) -> std::net::TcpStream {
+        let stream = std::net::TcpStream::connect(server.address()).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
+        stream
+    }
+
+    #[test]
+    fn connections_that_ask_nothing_keep_no_health_check_away() {
+        // 257 of them once kept it away for two minutes.
+        let server = server(None, Health::default());
+        let mut idle: Vec<_> = (0..257).map(|_| connect(&server)).collect();
+        assert_eq!(get(&server, "/healthz").0, 200);
+        // The ones that have been idle longest have made room; the latest has not.
+        let request = b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n";
+        let mut latest = idle.pop().expect("the latest");
+        latest.write_all(request).expect("sent");
+        let mut answer = String::new();
+        latest.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(idle[0].read(&mut [0]).expect("closed"), 0);
+        server.stop();
+    }
+
+    #[test]
+    fn a_head_without_end_is_not_read_on() {
+        let server = server(None, Health::default());
+        let mut stream = connect(&server);
+        let head = format!("GET /healthz HTTP/1.1\r\nX: {}", "a".repeat(100_000));
+        // It may be closed while this is written.
+        let _ = stream.write_all(head.as_bytes());
+        match stream.read(&mut [0; 64]) {
+            Ok(read) => assert_eq!(read, 0),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+        server.stop();
+    }
+
+    #[test]
+    fn on_loopback_no_other_name_of_this_address_is_answered() {
+        // A page in a browser of this machine, whose name was pointed at 127.0.0.1, once could read everything.
+        let server = server(None, Health::default());
+        let ask = |head: &str| {
+            let mut stream = connect(&server);
+            stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+            answer
+        };
+        for host in ["localhost", "LocalHost:9477", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:9477"] {
+            let answer = ask(&format!("GET /api/v1/tasks HTTP/1.1\r\nHost: {host}"));
+            assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+        }
+        for host in
+            ["rebound.example", "rebound.example:9477", "localhost.example", "192.0.2.1", "[::2]", "::1", ""]
+        {
+            let answer = ask(&format!("GET /api/v1/tasks HTTP/1.1\r\nHost: {host}"));
+            assert!(answer.starts_with("HTTP/1.1 421"), "{host}: {answer}");
+            assert!(answer.contains("{\"error\":") && answer.contains("ask localhost"), "{host}: {answer}");
+        }
+        let answer = ask("GET http://rebound.example/metrics HTTP/1.1\r\nHost: localhost");
+        assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+        // A client that names no host is no browser.
+        assert!(ask("GET /healthz HTTP/1.0").starts_with("HTTP/1.0 200"));
         server.stop();
     }
 
