@@ -89,6 +89,18 @@ pub struct Earlier {
     pub recall: Option<Arc<dyn Written>>,
 }
 
+impl Earlier {
+    /// Windows that were written ahead of their epochs.
+    fn ahead(&self) -> Option<&BTreeSet<Epoch>> {
+        self.manifest.as_ref().map(|manifest| &manifest.ahead)
+    }
+
+    /// Whether one of them may have written this window.
+    fn may_hold(&self, window: Epoch) -> bool {
+        window < self.first || self.ahead().is_some_and(|ahead| ahead.contains(&window))
+    }
+}
+
 /// Snapshots that can be read back.
 pub trait Written: Send + Sync {
     /// The exact groups of a task in a window: each a key, packets, bytes, first and last time.
@@ -221,7 +233,7 @@ pub fn answer_nothing(job: &Job, progress: &Progress, commits: &Sender<Commit>) 
         (books.windows, books.held) = (1, Some(0));
         let snapshots = vec![Arc::new(snapshot(job, 0, 0, Vec::new()))];
         // The thread is gone only when it has failed.
-        let _ = commits.send(Commit { snapshots, manifest: None, confirm: Box::new(|| {}) });
+        let _ = commits.send(Commit { snapshots, epoch: 0, manifest: None, confirm: Box::new(|| {}) });
     }
 }
 
@@ -353,6 +365,10 @@ impl Recall for ReadBack {
 
     fn first_new(&self) -> Epoch {
         self.job.earlier.first
+    }
+
+    fn ahead(&self) -> BTreeSet<Epoch> {
+        self.job.earlier.ahead().cloned().unwrap_or_default()
     }
 }
 
@@ -630,7 +646,7 @@ impl Committer {
         for (window, blocks) in windows {
             let earlier = match self.held.get(&window) {
                 Some(earlier) => Some(*earlier),
-                None if window < self.job.earlier.first => {
+                None if self.job.earlier.may_hold(window) => {
                     let recall = self.job.earlier.recall.as_ref();
                     let summary = recall.map_or(Ok(None), |recall| recall.summary(window));
                     summary.unwrap_or_else(|why| {
@@ -657,11 +673,15 @@ impl Committer {
                 // An epoch without packets closes nothing: whoever stops and starts uses up no window.
                 manifest.epoch = manifest.epoch.max(Some(epoch));
             }
+            manifest
+                .ahead
+                .extend(snapshots.iter().map(|snapshot| snapshot.window).filter(|window| *window > epoch));
+            manifest.ahead = manifest.ahead.split_off(&manifest.first());
             manifest.accounts = books.accounts.clone();
             (manifest.windows, manifest.held) = (books.windows, books.held);
             manifest.clone()
         });
-        Some(Commit { snapshots, manifest, confirm: Box::new(|| {}) })
+        Some(Commit { snapshots, epoch, manifest, confirm: Box::new(|| {}) })
     }
 }
 

@@ -4,7 +4,7 @@
 //! where the link is live. A replay waits.
 
 use crate::bus::publish::{Buffer, Outgoing, Pacing};
-use crate::capture::live::Drops;
+use crate::capture::live::{self, Drops};
 use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
 use crate::wire::batch::{BatchBuilder, FULL, Header};
@@ -151,7 +151,33 @@ impl Probe {
         }
     }
 
-    /// Takes a frame that the filter has taken out.
+    /// Takes a frame that the filter has passed and that is dated ahead by mistake: it moves no watermark.
+    pub fn stray(&mut self, link: LinkType, time: u64, length: u32, bytes: &[u8]) {
+        self.read += 1;
+        self.bytes_read += u64::from(length);
+        match (decode::decode(link, bytes, time, length), self.encoding) {
+            (Decoded::Ip(packet), Encoding::Batch) => {
+                if self.builder.is_empty() {
+                    self.begun = Instant::now();
+                }
+                self.builder.push_stray(&packet, self.latest);
+                if self.builder.len() >= self.full {
+                    self.flush();
+                }
+            }
+            (Decoded::Ip(packet), Encoding::Single) => self.single(&packet),
+            (Decoded::Malformed, _) => {
+                self.accounts.malformed += 1;
+                self.accounts.uncounted_bytes += u64::from(length);
+            }
+            (Decoded::NonIp, _) => {
+                self.accounts.non_ip += 1;
+                self.accounts.uncounted_bytes += u64::from(length);
+            }
+        }
+    }
+
+    /// Takes a frame that the filter has taken out, with its time, or 0 where it is dated ahead by mistake.
     pub fn filtered(&mut self, time: u64, length: u32) {
         self.read += 1;
         self.bytes_read += u64::from(length);
@@ -325,6 +351,7 @@ impl Probe {
             after,
             last,
             started: self.identity.started,
+            clock: live::now(),
             ..Header::default()
         }
     }

@@ -12,6 +12,7 @@ use crate::fingerprint::fingerprint;
 use dataflows::window::Epoch;
 use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -38,6 +39,9 @@ pub struct Manifest {
     pub began: u64,
     /// The last epoch that is committed; `None` before the first.
     pub epoch: Option<Epoch>,
+    /// Windows behind that one which are written all the same: of packets that are dated ahead by mistake.
+    #[serde(default)]
+    pub ahead: BTreeSet<Epoch>,
     /// Windows written.
     pub windows: u64,
     /// Packets in the latest revisions of all windows, where a task counts every packet once.

@@ -77,7 +77,9 @@ pub async fn tail(
         // A message is one kind or the other: field 2 is a number in a batch and a message in a packet.
         if let Ok(batch) = Batch::read(payload.clone()) {
             batch.visit(|item| {
-                if let (Item::Packet(packet), true, true) = (item, printed.packets < most, written.is_ok()) {
+                if let (Item::Packet(packet) | Item::Stray(packet), true, true) =
+                    (item, printed.packets < most, written.is_ok())
+                {
                     written = print(&mut out, &packet, Some(&batch.probe));
                     printed.packets += 1;
                 }

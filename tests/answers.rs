@@ -342,6 +342,42 @@ fn time_may_jump_years_in_both_directions() {
 }
 
 #[test]
+fn packets_dated_ahead_by_mistake_are_counted_and_make_no_other_late() {
+    let scratch = Scratch::new();
+    // More than one piece of work.
+    let packets = with_strays(mixed(15, 9_000, 60 * SECOND));
+    scratch.write("a.pcap", pcap(&packets));
+    assert_eq!(late(&packets, SECOND), 0);
+    let trees = [1, 2, 3].map(|workers| {
+        let out = format!("out-{workers}");
+        scratch.analyze(&format!("-o {out} --window 1s -w {workers} a.pcap")).assert(0, "");
+        assert_holds(&scratch.path(&out), &packets, SECOND, SHIPPED);
+        assert_eq!(scratch.ledger(&out)["packets"]["late"], 0);
+        tree(&scratch.path(&out))
+    });
+    assert_same(&trees[0], &trees[1], "1 and 2 workers");
+    assert_same(&trees[0], &trees[2], "1 and 3 workers");
+    // A file that begins so takes its place in a series all the same.
+    let (first, second) = packets.split_at(packets.len() / 2);
+    scratch.write("1.pcap", pcap(first));
+    scratch.write("2.pcap", pcap(second));
+    scratch.analyze("-o series --window 1s 2.pcap 1.pcap").assert(0, "");
+    assert_eq!(scratch.ledger("series")["packets"]["late"], 0);
+    assert_holds(&scratch.path("series"), &packets, SECOND, SHIPPED);
+}
+
+#[test]
+fn a_pause_of_hours_is_no_mistake() {
+    let scratch = Scratch::new();
+    let at = |seconds: u64| packet(seconds * 1000, "10.0.0.1", "10.0.0.2");
+    let packets = [0, 7_200, 7_201, 7_150, 50_000, 120_000].map(at);
+    scratch.write("a.pcap", pcap(&packets));
+    scratch.analyze("-o out --window 1s a.pcap").assert(0, "");
+    assert_holds(&scratch.path("out"), &packets, SECOND, SHIPPED);
+    assert_eq!(scratch.ledger("out")["packets"]["late"], 1);
+}
+
+#[test]
 fn frames_without_ip_and_broken_ip_headers_have_their_own_accounts() {
     let scratch = Scratch::new();
     let good = packet(0, "10.0.0.1", "10.0.0.2");

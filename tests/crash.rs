@@ -6,6 +6,7 @@
 mod support;
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -153,6 +154,64 @@ fn late_packets_after_a_restart_revise_windows_committed_before_it() {
     }
     let ledger = site.scratch.ledger("out");
     assert_eq!(["newer", "older"].map(|probe| number(&input(&ledger, probe)["late"])), [0, 300], "{ledger}");
+}
+
+#[test]
+fn a_packet_dated_ahead_by_mistake_holds_up_no_engine_that_starts_again() {
+    let site = Site::exact();
+    let out = site.out();
+    let packets = mixed(35, 6_000, 150 * SECOND);
+    let until = |seconds: u64| packets.partition_point(|packet| packet.time < START + seconds * SECOND);
+    let parts = [&packets[..until(50)], &packets[until(50)..until(100)], &packets[until(100)..]];
+    let first = with_strays(parts[0].to_vec());
+    let captures = [&first[..], parts[1], parts[2]].map(|part| part.to_vec());
+    // The windows of strays: two, and those an hour ahead and, last, behind the others.
+    let strays = windows_of(&captures[0], 10 * SECOND) - windows_of(parts[0], 10 * SECOND);
+    for (number, part) in captures.iter().enumerate() {
+        let mut engine = Engine::start(&site, shape(1, 2));
+        engine.wait_until_ready(&site);
+        site.publish(&number.to_string(), &site.scratch.write(&format!("{number}.pcap"), pcap(part)));
+        engine.wait_for_windows(&out, strays + 5 * (number + 1) - 1);
+        match number {
+            0 => engine.kill(0),
+            _ => drop(engine.stop(0)),
+        }
+    }
+    assert_holds(&out, &captures.concat(), 10 * SECOND, SHIPPED);
+    assert_eq!(number(&site.scratch.ledger("out")["packets"]["late"]), 0);
+}
+
+/// Windows that hold packets.
+fn windows_of(packets: &[Packet], length: u64) -> usize {
+    packets.iter().map(|packet| packet.time / length).collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn after_a_probes_clock_was_put_back_an_engine_that_starts_again_goes_on_to_write() {
+    let site = Site::exact();
+    let config = fs::read_to_string(site.scratch.path("config.yaml")).unwrap();
+    assert!(config.contains("nats:\n"), "{config}");
+    site.scratch.write("config.yaml", config.replacen("nats:\n", "nats:\n  silent_after: 1s\n", 1));
+    let out = site.out();
+    let right = mixed(36, 600, 10 * SECOND);
+    let mut ahead = mixed(37, 600, 10 * SECOND);
+    ahead.iter_mut().for_each(|packet| packet.time += 3600 * SECOND);
+    let args = format!("--nats {} --jetstream --window 1s -o out -w 2", site.server.url());
+    let start = || Live::start(site.scratch.command(live::ENGINE, &args));
+    let engine = start();
+    site.publish("ahead", &site.scratch.write("ahead.pcap", pcap(&ahead)));
+    wait_for("windows of the clock that is ahead", || (windows(&out).len() >= 10).then_some(()));
+    live_kill(engine);
+    let engine = start();
+    site.publish("right", &site.scratch.write("right.pcap", pcap(&right)));
+    wait_for("windows of the clock that was put back", || (windows(&out).len() >= 20).then_some(()));
+    engine.stop_engine(&out);
+    assert_holds(&out, &[ahead, right].concat(), SECOND, SHIPPED);
+}
+
+fn live_kill(mut engine: Live) {
+    kill(&engine);
+    assert_eq!(engine.wait().code, None);
 }
 
 #[test]

@@ -105,6 +105,35 @@ fn assert_replay_gives_the_same(encoding: &str, tasks: &[Task], options: &str, f
 }
 
 #[test]
+fn packets_dated_ahead_by_mistake_give_the_snapshots_of_the_capture_too() {
+    let packets = with_strays(mixed(23, 9_000, 300 * SECOND));
+    // What is between others is known by those before it alone, where each packet comes by itself.
+    let mut far = mixed(24, 900, 300 * SECOND);
+    far.insert(500, Packet { time: START + FAR, ..far[500].clone() });
+    for (encoding, packets) in [("batch", &packets), ("single", &far)] {
+        let scratch = Scratch::new();
+        scratch.write("config.yaml", live_config(SHIPPED, ""));
+        scratch.write("a.pcap", pcap(packets));
+        scratch.analyze("-q -o offline --window 60s a.pcap").assert(0, "");
+        for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+            let server = NatsServer::with(options);
+            let to = format!("--nats {} {flags}", server.url());
+            let out = scratch.path(&format!("out{flags}"));
+            let engine = scratch.start_engine(&format!("{to} -o out{flags} -w 2"));
+            scratch.replay(&format!("{to} --encoding {encoding} -r a.pcap"));
+            if options == JETSTREAM {
+                server.wait_until_delivered();
+            }
+            let ledger = engine.stop_engine(&out);
+            assert_eq!(ledger["packets"]["late"], 0, "{encoding} {flags}");
+            assert_holds(&out, packets, 60 * SECOND, SHIPPED);
+            let offline = snapshots(&scratch.path("offline"));
+            assert_same(&offline, &snapshots(&out), &format!("{encoding} {flags}"));
+        }
+    }
+}
+
+#[test]
 fn batches_over_core_nats_give_the_snapshots_of_the_capture() {
     assert_replay_gives_the_same("batch", EVERY_FIELD, "", "");
 }
@@ -492,6 +521,34 @@ fn a_silent_probe_is_left_behind_and_its_late_packets_revise_their_windows() {
     let ledger = engine.stop_engine(&scratch.path("out"));
     assert_holds(&scratch.path("out"), &[&[at(0), at(0)], &minute[..]].concat(), SECOND, SHIPPED);
     assert_ne!(number(&input(&ledger, "slow")["late"]), 0, "{ledger}");
+}
+
+#[test]
+fn time_in_which_the_engine_was_stopped_makes_no_probe_silent() {
+    const SILENT: Duration = Duration::from_secs(4);
+    let scratch = Scratch::new();
+    scratch.write("config.yaml", quick_config("  silent_after: 4s\n"));
+    let at = |second: u64| packet(second * 1000, "10.0.0.1", "10.0.0.2");
+    let server = NatsServer::start();
+    let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
+    let (mut client, started) = (server.connect(), now());
+    let minute: Vec<_> = (0..60).map(at).collect();
+    client.publish_batch(&Batch::new("slow", started, 0, 0, &minute[..2]));
+    client.publish_batch(&Batch::new("quick", started, 0, 0, &minute));
+    client.flush();
+    let first = scratch.path("out").join(window_name(START));
+    wait_for("window that both have left", || first.exists().then_some(()));
+    engine.signal("STOP");
+    let stopped = Instant::now();
+    wait_for("time to pass", || (stopped.elapsed() > SILENT + SILENT / 4).then_some(()));
+    engine.signal("CONT");
+    // So long that it has looked at the clock.
+    let woken = Instant::now();
+    wait_for("a look at the clock", || (woken.elapsed() > SILENT / 8).then_some(()));
+    client.publish_batch(&Batch::new("slow", started, 1, 2, &minute[2..]));
+    client.flush();
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    assert_eq!(number(&ledger["packets"]["late"]), 0, "{ledger}");
 }
 
 // The link.

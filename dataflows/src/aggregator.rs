@@ -101,7 +101,7 @@ impl<'s> Flow<'s> {
     /// On the committing worker, where an earlier run is gone on with: what this task has kept of a window then.
     pub fn kept_before(&self) -> Option<impl Fn(Epoch) -> Option<Vec<u64>> + use<>> {
         let (recall, task) = (self.closed.recall.clone()?, self.task);
-        Some(move |window| (window < recall.first_new()).then(|| recall.kept(task, window))?)
+        Some(move |window| recall.may_hold(window).then(|| recall.kept(task, window))?)
     }
 
     /// Whether what [`Self::keep`] is given is written: commits are recorded, and a later run may go on.

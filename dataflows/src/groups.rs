@@ -25,7 +25,8 @@ use timely::dataflow::{Scope, Stream};
 /// Decoded packets of one window, in the order of their stream. Cloning shares them.
 #[derive(Clone, Debug, Default)]
 pub struct Packets {
-    /// The window that holds them; earlier than the batch's own time where they came late.
+    /// The window that holds them; earlier than the batch's own time where they came late, later where they are dated ahead
+    /// of all others by mistake.
     pub window: Epoch,
     /// The packets.
     pub packets: Arc<Vec<Packet>>,
@@ -58,6 +59,16 @@ pub trait Recall {
 
     /// The first window that no earlier run has closed.
     fn first_new(&self) -> Epoch;
+
+    /// Windows from that one on that an earlier run has written all the same: packets were dated ahead by mistake.
+    fn ahead(&self) -> BTreeSet<Epoch> {
+        BTreeSet::new()
+    }
+
+    /// Whether an earlier run may have written this window.
+    fn may_hold(&self, window: Epoch) -> bool {
+        window < self.first_new() || self.ahead().contains(&window)
+    }
 }
 
 /// Packets, bytes, first and last time of a group.
@@ -403,7 +414,7 @@ fn recalled<'s>(
             while let Some((held, turns)) = epochs.close(&[frontier]) {
                 let Some(recall) = &recall else { continue };
                 let mut session = output.session_with_builder(&held);
-                let earlier = turns.needed.into_keys().filter(|window| *window < recall.first_new());
+                let earlier = turns.needed.into_keys().filter(|window| recall.may_hold(*window));
                 for window in earlier.filter(|window| recalled.insert(*window)) {
                     let (mut batches, mut shares) = (Batches::default(), Vec::new());
                     shares.resize_with(peers, Tables::default);

@@ -21,7 +21,8 @@ use timely::dataflow::operators::generic::operator::Operator;
 pub struct Turns {
     /// The windows whose groups are given out, and whether the window is shown.
     pub needed: BTreeMap<Epoch, bool>,
-    /// The latest window so far: where horizons stand when the epoch is over.
+    /// The latest window so far, but for those of packets that are dated ahead by mistake: where horizons stand when the
+    /// epoch is over.
     pub latest: Epoch,
 }
 
@@ -38,7 +39,8 @@ impl Turns {
 
     /// The windows that horizons come to, in order: those that are shown, and where they stand in the end.
     pub fn answered(&self) -> impl Iterator<Item = Epoch> + '_ {
-        self.shown().chain((!self.is_shown(self.latest)).then_some(self.latest))
+        let is_passed = self.shown().last().is_some_and(|last| last >= self.latest);
+        self.shown().chain((!is_passed).then_some(self.latest))
     }
 
     fn to_block(&self, to: usize) -> Block {
@@ -119,7 +121,8 @@ impl Known {
     fn close(&mut self, epoch: Epoch, touched: &BTreeSet<Epoch>) -> Turns {
         self.existing.extend(touched);
         let Reach { most, held } = self.reach;
-        let after = touched.iter().map(|window| *window..=window.saturating_add(most).min(epoch));
+        // Only packets that are dated ahead by mistake make windows behind the epoch's own.
+        let after = touched.iter().map(|window| *window..=window.saturating_add(most));
         let shown = self.exist(after);
         let latest = self.latest;
         let is_held = |window: Epoch| {
@@ -131,9 +134,8 @@ impl Known {
         let mut needed: BTreeMap<Epoch, bool> =
             reached.filter(|window| !is_held(*window)).map(|window| (window, false)).collect();
         needed.extend(shown.iter().map(|window| (*window, true)));
-        let latest = latest.max(shown.last().copied()).unwrap_or_default();
-        self.latest = Some(latest);
-        Turns { needed, latest }
+        self.latest = latest.max(shown.range(..=epoch).next_back().copied());
+        Turns { needed, latest: self.latest.unwrap_or_default() }
     }
 }
 
@@ -147,8 +149,8 @@ pub(crate) fn turns<'s>(
     let peers = touched.scope().peers();
     let decided = touched.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Turns", move |_, _| {
         let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
-        let mut known =
-            Known { reach, existing: BTreeSet::new(), recall, asked: BTreeSet::new(), latest: None };
+        let existing = recall.as_ref().map(|recall| recall.ahead()).unwrap_or_default();
+        let mut known = Known { reach, existing, recall, asked: BTreeSet::new(), latest: None };
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
@@ -199,6 +201,16 @@ mod tests {
         assert_eq!(close(&mut known, 5, &[5]), (vec![(5, true)], 5));
         assert_eq!(close(&mut known, 6, &[6]), (vec![(6, true)], 6));
         assert_eq!(close(&mut known, 7, &[5]), (vec![(5, true)], 6));
+    }
+
+    #[test]
+    fn a_window_ahead_of_its_epoch_is_shown_and_moves_no_horizon() {
+        let mut known = known(2);
+        assert_eq!(close(&mut known, 5, &[5]), (vec![(5, true)], 5));
+        assert_eq!(close(&mut known, 6, &[6, 8, 900]), (vec![(6, true), (8, true), (900, true)], 6));
+        // 8 reaches back to 7.
+        assert_eq!(close(&mut known, 7, &[7]), (vec![(7, true), (8, true)], 7));
+        assert_eq!(close(&mut known, 9, &[9]), (vec![(8, false), (9, true)], 9));
     }
 
     #[test]

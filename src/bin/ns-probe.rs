@@ -529,12 +529,12 @@ impl Front<'_> {
             probe.heartbeat();
             warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
-            chunk.frames(|frame, bytes| {
+            chunk.frames(|frame, bytes, is_stray| {
                 over = over || self.is_over(probe) || failed.is_some();
                 if over {
                     return;
                 }
-                if let Pace::Times(factor) = self.flags.pace {
+                if let (Pace::Times(factor), false) = (self.flags.pace, is_stray) {
                     over = !self.pace(frame.time, factor, &mut clock, probe);
                     if over {
                         return;
@@ -545,7 +545,7 @@ impl Front<'_> {
                     .map_or(Ok(true), |filter| filter.passes(frame.link, bytes, frame.length))
                 {
                     Ok(true) => {}
-                    Ok(false) => return probe.filtered(frame.time, frame.length),
+                    Ok(false) => return probe.filtered(if is_stray { 0 } else { frame.time }, frame.length),
                     Err(error) => {
                         failed = Some(error);
                         return;
@@ -554,7 +554,11 @@ impl Front<'_> {
                 if let Some(savefile) = savefile {
                     savefile.frame(frame.time, frame.length, bytes);
                 }
-                probe.frame(frame.link, frame.time, frame.length, bytes);
+                if is_stray {
+                    probe.stray(frame.link, frame.time, frame.length, bytes);
+                } else {
+                    probe.frame(frame.link, frame.time, frame.length, bytes);
+                }
             });
         }
         for input in dealer.reports() {

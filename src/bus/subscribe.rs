@@ -57,6 +57,8 @@ pub struct Logged {
     pub number: u64,
     /// Messages of its partition that are waiting behind it.
     pub waiting: u64,
+    /// When the server stored it, nanoseconds since the Unix epoch.
+    pub stored: u64,
 }
 
 /// What comes of a partition.
@@ -292,6 +294,7 @@ impl Partition {
     fn take(&mut self, message: jetstream::Message) -> Order {
         let Ok(info) = message.info() else { return Order::Gap };
         let (number, delivered, waiting) = (info.stream_sequence, info.consumer_sequence, info.pending);
+        let stored = u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(0);
         if delivered > self.delivered + 1 {
             return Order::Gap;
         }
@@ -300,7 +303,7 @@ impl Partition {
             return Order::Before;
         }
         (self.last, self.waits) = (number, waiting > 0);
-        Order::Next(Logged { message: incoming(message.message), number, waiting })
+        Order::Next(Logged { message: incoming(message.message), number, waiting, stored })
     }
 
     /// Makes the consumer anew behind the last message handed out; tries until it can, or until it is told to stop and the

@@ -7,6 +7,7 @@
 //! Which input is dealt from, where a chunk ends, and the watermark that a chunk carries depend on the bytes alone: any
 //! number of workers is dealt the same chunks.
 
+use super::clock::Clock;
 use super::source::{Pace, Peek, Source, Stream, Wake};
 use super::{Chunk, Format, HEADER_BYTES, Scanned, Stop};
 use crate::decode::LinkType;
@@ -373,24 +374,24 @@ impl Input {
                     return Next::End;
                 }
             };
-            chunk.format = Some(self.format.clone());
-            let (mut latest, mut packets) = (self.latest, 0);
-            let Scanned { consumed, stop } = self.format.scan(&chunk.bytes, |frame| {
-                latest = latest.max(frame.time);
-                packets += 1;
-            });
+            let (packets, scanned) = self.scan(chunk, peek != Peek::Some);
             let held = chunk.bytes.len() as u64;
-            self.latest = latest;
-            self.report.clamped = self.format.clamped();
+            let consumed = scanned.as_ref().map_or_else(|consumed| *consumed, |scanned| scanned.consumed);
             self.offset += consumed;
             self.source.consume(&mut chunk.bytes, consumed);
-            let over = match stop {
-                Stop::Damaged(what) => {
+            let over = match scanned.map(|scanned| scanned.stop) {
+                Err(_) => {
+                    if packets == 0 {
+                        want = held as usize + CHUNK;
+                    }
+                    false
+                }
+                Ok(Stop::Damaged(what)) => {
                     self.report.damage = Some(format!("at byte {}: {what}", self.offset));
                     true
                 }
-                Stop::Needs(_) if peek == Peek::Stopped => true,
-                Stop::Needs(_) if peek == Peek::Last && consumed < held => {
+                Ok(Stop::Needs(_)) if peek == Peek::Stopped => true,
+                Ok(Stop::Needs(_)) if peek == Peek::Last && consumed < held => {
                     let cut = held - consumed;
                     self.report.damage = Some(format!(
                         "cut off in the middle of a record ({cut} bytes of it) at byte {}",
@@ -398,8 +399,8 @@ impl Input {
                     ));
                     true
                 }
-                Stop::Needs(_) if peek == Peek::Last && consumed == held => true,
-                Stop::Needs(more) => {
+                Ok(Stop::Needs(_)) if peek == Peek::Last && consumed == held => true,
+                Ok(Stop::Needs(more)) => {
                     if consumed == 0 {
                         // Nothing whole in what was read: read on, for as much as the record says it has.
                         want = more.max(CHUNK);
@@ -418,6 +419,34 @@ impl Input {
                 return Next::End;
             }
         }
+    }
+}
+
+impl Input {
+    /// Scans a chunk, of which nothing follows where it is the `last`; gives the packets in it. Frames whose times cannot
+    /// be judged before more of the input is read do not belong to it: the error is the bytes before them.
+    fn scan(&mut self, chunk: &mut Chunk, last: bool) -> (u64, Result<Scanned, u64>) {
+        let mut clock = match self.source.is_live() {
+            true => Clock::believing(self.latest),
+            false => Clock::new(self.latest),
+        };
+        let before = self.format.clone();
+        let scanned = self.format.scan(&chunk.bytes, |frame| clock.see(frame.time));
+        if last || matches!(scanned.stop, Stop::Damaged(_)) {
+            clock.end();
+        }
+        chunk.format = Some(before.clone());
+        let packets = clock.decided().unwrap_or(clock.frames());
+        let scanned = if clock.decided().is_some() {
+            self.format = before;
+            Err(self.format.pass(&chunk.bytes, packets))
+        } else {
+            Ok(scanned)
+        };
+        self.latest = clock.latest();
+        self.report.clamped = self.format.clamped();
+        chunk.strays = clock.into_strays();
+        (packets, scanned)
     }
 }
 
@@ -463,8 +492,8 @@ fn open_stream(
 /// Bytes that are looked at for a file's first frame.
 const FIRST_LOOK: usize = 64 << 10;
 
-/// A file's first bytes, decompressed: its format after what of them could be scanned, and the first frame's time, 0
-/// where they show none.
+/// A file's first bytes, decompressed: its format after what of them could be scanned, and the time of the first frame
+/// that is not dated ahead by mistake, 0 where they show none.
 fn first_look(name: &str, mut file: File) -> Result<(Format, u64), InputError> {
     let io_error = |error| InputError::Io { name: name.to_owned(), error };
     let magic = read_up_to(&mut file, 4).map_err(io_error)?;
@@ -479,9 +508,16 @@ fn first_look(name: &str, mut file: File) -> Result<(Format, u64), InputError> {
     }
     let (mut format, header) =
         Format::open(&head).map_err(|why| InputError::NoCapture { name: name.to_owned(), why })?;
-    let mut first = None;
-    format.scan(&head[header..], |frame| first = first.or(Some(frame.time)));
-    Ok((format, first.unwrap_or(0)))
+    let (mut times, mut clock) = (Vec::new(), Clock::new(0));
+    format.scan(&head[header..], |frame| {
+        times.push(frame.time);
+        clock.see(frame.time);
+    });
+    clock.end();
+    let strays = clock.into_strays();
+    let is_stray = |(number, _): &(u64, &u64)| strays.contains(number);
+    let first = (0..).zip(&times).find(|frame| !is_stray(frame)).map_or(0, |(_, time)| *time);
+    Ok((format, first))
 }
 
 /// The link types that a format is known to hold so far. Where it knows none yet: what is no filter for Ethernet is most

@@ -2,9 +2,10 @@
 //!
 //! [`source`] reads bytes (plain, gzip, zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, [`dealer`] deals
 //! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. [`live`] captures from an interface,
-//! [`rings`] does so for every worker, with [`fanout`] to divide the frames; [`savefile`] keeps them. Nothing here looks
-//! inside a frame.
+//! [`rings`] does so for every worker, with [`fanout`] to divide the frames; [`savefile`] keeps them. [`clock`] finds the
+//! frames of a file that are dated ahead by mistake. Nothing here looks inside a frame.
 
+pub mod clock;
 pub mod dealer;
 pub mod fanout;
 pub mod filter;
@@ -45,15 +46,26 @@ pub struct Chunk {
     pub latest: u64,
     /// Least watermark of all other inputs.
     pub others: u64,
+    /// Numbers of the frames that are dated ahead by mistake, from 0, ascending: see [`clock`].
+    pub strays: Vec<u64>,
 }
 
 impl Chunk {
-    /// Visits the chunk's frames in order.
+    /// Visits the chunk's frames in order, each with whether it is a stray.
     #[inline]
-    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8])) {
+    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8], bool)) {
         let bytes = &self.bytes;
+        let mut strays = self.strays.iter().copied();
+        let (mut number, mut next_stray) = (0, strays.next().unwrap_or(u64::MAX));
         if let Some(format) = &mut self.format {
-            format.scan(bytes, |frame| visit(frame, &bytes[frame.start..][..frame.captured as usize]));
+            format.scan(bytes, |frame| {
+                let is_stray = number == next_stray;
+                if is_stray {
+                    next_stray = strays.next().unwrap_or(u64::MAX);
+                }
+                number += 1;
+                visit(frame, &bytes[frame.start..][..frame.captured as usize], is_stray);
+            });
         }
     }
 }
@@ -123,6 +135,21 @@ impl Format {
             Self::Pcap(_) => "pcap",
             Self::Pcapng(_) => "pcapng",
         }
+    }
+
+    /// Passes over so many whole frames in bytes that start at a record; gives the bytes that they take.
+    pub fn pass(&mut self, bytes: &[u8], frames: u64) -> u64 {
+        let mut at = 0;
+        for _ in 0..frames {
+            let next = match self {
+                Self::Pcap(pcap) => pcap.next(bytes, &mut at),
+                Self::Pcapng(pcapng) => pcapng.next(bytes, &mut at),
+            };
+            if next.is_err() {
+                break;
+            }
+        }
+        at as u64
     }
 
     /// Visits every whole frame in bytes that start at a record.

@@ -84,6 +84,11 @@ impl Source {
         }
     }
 
+    /// Whether its bytes may come as they are captured, so that nobody should wait for more of them.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Stream(Stream { pace: Pace::AsItComes, .. }))
+    }
+
     /// Ends the input where it is: a file at once, a stream after what has been received of it.
     pub fn stop(&mut self) {
         match self {

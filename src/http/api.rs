@@ -344,8 +344,10 @@ async fn healthz(State(site): State<Arc<Site>>, uri: Uri) -> Answer {
 async fn readyz(State(site): State<Arc<Site>>, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let health = site.view.health();
-    let reasons: Vec<String> = health.failed.into_iter().chain(health.reasons).collect();
+    let mut reasons: Vec<String> = health.failed.into_iter().chain(health.reasons).collect();
     let is_ready = reasons.is_empty();
+    // An engine is not taken out of service because the clock of somebody else is wrong.
+    reasons.extend(health.remarks);
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(json!({"ready": is_ready, "reasons": reasons}))).into_response())
 }

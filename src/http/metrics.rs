@@ -28,6 +28,8 @@ pub struct Measured {
     pub decoded: u64,
     /// Up to when all is in, nanoseconds since the Unix epoch.
     pub watermark: Option<u64>,
+    /// How far the clocks of probes are from ours, by their names: nanoseconds, positive where they are ahead.
+    pub skews: Vec<(String, i64)>,
     /// Windows written, each once.
     pub windows: u64,
     /// Commits.
@@ -129,8 +131,19 @@ fn told(measured: &Measured, (windows, bytes): (u64, u64), now: u64) -> Result<S
     );
     let time = |time: Option<u64>| time.map(|time| (Vec::new(), seconds(time)));
     families.gauge("watermark_timestamp_seconds", "Up to when all is in.", time(measured.watermark));
-    let lag = |watermark: u64| (Vec::new(), (i128::from(now) - i128::from(watermark)) as f64 / 1e9);
-    families.gauge("watermark_lag_seconds", "How long ago that is.", measured.watermark.map(lag));
+    let lag = |watermark: u64| (Vec::new(), seconds(now.saturating_sub(watermark)));
+    families.gauge("watermark_lag_seconds", "How long ago that is, or 0.", measured.watermark.map(lag));
+    let ahead = |watermark: u64| (Vec::new(), seconds(watermark.saturating_sub(now)));
+    let help =
+        "How far it is ahead of this machine's clock, or 0: a probe's clock or a capture's times are wrong.";
+    families.gauge("watermark_ahead_seconds", help, measured.watermark.map(ahead));
+    let skew = |(probe, skew): &(String, i64)| {
+        let probe: String = probe.chars().take(MOST_LABEL).collect();
+        (labels(&[("probe", &*probe)]), *skew as f64 / 1e9)
+    };
+    let help =
+        "How far a probe's clock is ahead of this machine's, less the time that its last message took.";
+    families.gauge("probe_clock_skew_seconds", help, measured.skews.iter().take(INPUTS).map(skew));
     families.gauge("last_commit_timestamp_seconds", "When the last commit was.", time(measured.last_commit));
     families.gauge(
         "commit_queue_length",
@@ -372,6 +385,7 @@ mod tests {
         let measured = Measured {
             inputs: vec![first],
             watermark: Some(10_000_000_000),
+            skews: vec![("p".into(), -1_500_000_000)],
             raised: 3,
             stalled: Duration::from_secs(90),
             writers: vec![writer],
@@ -386,6 +400,8 @@ mod tests {
             "netspectra_watermark_timestamp_seconds 10",
             "netspectra_watermark_lag_seconds 2.5",
             "netspectra_stalled_seconds 90",
+            "netspectra_watermark_ahead_seconds 0",
+            r#"netspectra_probe_clock_skew_seconds{probe="p"} -1.5"#,
             "netspectra_recent_windows 2",
             "netspectra_recent_bytes 4096",
             "# TYPE netspectra_writer_up gauge",
@@ -396,6 +412,14 @@ mod tests {
         }
         // What has no value yet has no line.
         assert!(!text.contains("last_write_timestamp") && !text.contains("last_commit_timestamp"));
+    }
+
+    #[test]
+    fn a_watermark_that_is_ahead_has_no_lag() {
+        let text = text(&Measured { watermark: Some(15_000_000_000), ..Measured::default() });
+        for line in ["netspectra_watermark_lag_seconds 0", "netspectra_watermark_ahead_seconds 2.5"] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Health {
     pub failed: Option<String>,
     /// Why it is not ready; none where it is.
     pub reasons: Vec<String>,
+    /// What is wrong around it, though it works.
+    pub remarks: Vec<String>,
 }
 
 /// Where and to whom is answered.
@@ -350,10 +352,14 @@ mod tests {
         assert_eq!(get(&good, "/healthz"), (200, json!({"status": "ok"})));
         assert_eq!(get(&good, "/readyz"), (200, json!({"ready": true, "reasons": []})));
         good.stop();
-        let health = Health { failed: Some("no room".into()), reasons: vec!["a writer is behind".into()] };
-        let bad = server(None, health);
+        let (failed, reasons) = (Some("no room".into()), vec!["a writer is behind".into()]);
+        let remarks = vec!["the clock of probe p is wrong".to_owned()];
+        let works = server(None, Health { remarks: remarks.clone(), ..Health::default() });
+        assert_eq!(get(&works, "/readyz"), (200, json!({"ready": true, "reasons": remarks})));
+        works.stop();
+        let bad = server(None, Health { failed, reasons, remarks });
         assert_eq!(get(&bad, "/healthz"), (503, json!({"status": "failed", "why": "no room"})));
-        let expected = json!({"ready": false, "reasons": ["no room", "a writer is behind"]});
+        let expected = json!({"ready": false, "reasons": ["no room", "a writer is behind", "the clock of probe p is wrong"]});
         assert_eq!(get(&bad, "/readyz"), (503, expected));
         bad.stop();
     }

@@ -8,6 +8,7 @@
 
 use super::Notice;
 use crate::account::InputKey;
+use crate::capture::clock::JUMP;
 use crate::ledger::{Counts, InputReport, Losses};
 use crate::wire::batch::Batch;
 use crate::wire::v1::Accounts;
@@ -21,6 +22,12 @@ use std::time::{Duration, Instant};
 const MOST_RUNS: usize = 1 << 16;
 /// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
 pub const MOST_GAPS: usize = 1 << 16;
+/// How often the clock is looked at.
+pub const TICK: Duration = Duration::from_millis(200);
+/// Without a look for so long, the engine itself stood still: it was stopped, or its machine was.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+/// Single packets in a row that are taken to be dated ahead by mistake; the next one is believed.
+const MOST_AHEAD: u32 = 8;
 /// Batches whose lengths are remembered, in case one comes again that is longer.
 const MOST_TAILS: usize = 64;
 
@@ -151,6 +158,11 @@ pub struct RunBooks {
     pub lost: u64,
     /// Messages that are none.
     pub refused: u64,
+    /// Of single packets: their latest time, as their own order tells it, and packets in a row that are ahead of it.
+    #[serde(default)]
+    shown: u64,
+    #[serde(default)]
+    ahead: u32,
 }
 
 impl RunBooks {
@@ -163,6 +175,18 @@ impl RunBooks {
     pub fn key(&self) -> InputKey {
         let name = if self.single { String::new() } else { self.name.clone() };
         InputKey { process: 0, name, number: self.run }
+    }
+
+    /// Whether the next single packet, which came or was stored at this time, is dated ahead by mistake: far ahead of those
+    /// before it and of that time too, and not the last of many in a row. Whoever reads the packets again finds the same.
+    pub fn is_stray(&mut self, time: u64, came: u64) -> bool {
+        let is_jump = self.shown > 0 && time > self.shown.max(came).saturating_add(JUMP);
+        self.ahead = if is_jump { self.ahead + 1 } else { 0 };
+        let is_stray = is_jump && self.ahead <= MOST_AHEAD;
+        if !is_stray {
+            (self.shown, self.ahead) = (self.shown.max(time), 0);
+        }
+        is_stray
     }
 
     /// Whether anything of it has come in this part.
@@ -339,9 +363,13 @@ pub struct Books {
     parts: usize,
     /// Windows have been closed as by this watermark.
     pub floor: u64,
+    /// What an earlier run of the engine has read is being read again: how far the runs had come then is not known yet.
+    resuming: bool,
     /// The first window that workers have been told is open, and when that was.
     open: u64,
     advanced: Instant,
+    /// When the clock was looked at last.
+    ticked: Instant,
     /// Since then, packets of closed windows have come.
     late: bool,
     /// What the other workers are to hear, the window of single packets that they have heard of, and how many of the runs.
@@ -370,8 +398,10 @@ impl Books {
             by_number: HashMap::new(),
             parts,
             floor: 0,
+            resuming: false,
             open: 0,
             advanced: Instant::now(),
+            ticked: Instant::now(),
             late: false,
             notices: Vec::new(),
             singles_told: 0,
@@ -404,6 +434,22 @@ impl Books {
         let began = self.rules.began;
         self.runs[number].parts[part].account(batch, began);
         Some((number, known.is_none()))
+    }
+
+    /// Takes up where an earlier run of the engine has left: it had closed all windows before `first`, and those before
+    /// what is read next by the watermark `floor`. A probe that is behind, because its clock was put back, is not waited for
+    /// again. `again`: whether some of what is read next was read then too.
+    pub fn resume(&mut self, first: u64, floor: u64, again: bool) {
+        self.floor = floor;
+        self.open = self.rules.first_open(floor).max(first);
+        self.resuming = again;
+    }
+
+    /// What an earlier run had read is read again: now it is known how far the probes had come.
+    pub fn resumed(&mut self, first: u64) {
+        if std::mem::take(&mut self.resuming) && first > 0 {
+            self.floor = self.floor.max(self.rules.closes_before(first));
+        }
     }
 
     /// Takes up the books of a part where an earlier run of the engine has left them.
@@ -445,7 +491,7 @@ impl Books {
     /// waited for until it has caught up.
     fn awaited(&self) -> impl Iterator<Item = (usize, &Run)> {
         let runs = self.runs.iter().enumerate();
-        runs.filter(move |(_, run)| run.active && run.watermark() >= self.floor)
+        runs.filter(move |(_, run)| run.active && (self.resuming || run.watermark() >= self.floor))
     }
 
     /// The least watermark of all other runs that windows wait for.
@@ -454,8 +500,11 @@ impl Books {
         others.map(|(_, run)| run.watermark()).min().unwrap_or(u64::MAX)
     }
 
-    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause.
-    pub fn tick(&mut self, now: Instant) {
+    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause. What has come before
+    /// `waiting` has not been looked at yet.
+    pub fn tick(&mut self, now: Instant, waiting: Option<Instant>) {
+        self.pass_over_standstill(now);
+        let now = waiting.unwrap_or(now);
         for run in self.runs.iter_mut().filter(|run| run.active) {
             let quiet = now.saturating_duration_since(run.moved);
             if quiet >= self.rules.silent_after {
@@ -467,6 +516,19 @@ impl Books {
                 singles.watermark = singles.newest.saturating_add(passed).max(singles.watermark);
             }
         }
+    }
+
+    /// While the engine stood still nobody could be heard: that time is nobody's silence.
+    fn pass_over_standstill(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.ticked, now));
+        if since < STOOD_STILL {
+            return;
+        }
+        let stood = since.saturating_sub(TICK);
+        let later = |time: &mut Instant| *time = (*time + stood).min(now);
+        self.runs.iter_mut().for_each(|run| later(&mut run.moved));
+        self.alone.iter_mut().for_each(|alone| later(&mut alone.heard));
+        later(&mut self.advanced);
     }
 
     /// Moves the floor to the least watermark of those that windows wait for; whether a window was closed by that.
@@ -489,7 +551,7 @@ impl Books {
         let mut alone = false;
         match least {
             Some(watermark) => floor = floor.max(watermark),
-            None if newest == 0 || catches_up() => {}
+            None if self.resuming || newest == 0 || catches_up() => {}
             None => {
                 // Nobody is left to wait for: close what was begun. Late packets after that are held in a window that
                 // nobody goes on to fill: it is closed too, no faster than time goes.
@@ -610,6 +672,75 @@ mod tests {
         behind.heed(notice);
         behind.close();
         assert_eq!(behind.floor, 300);
+    }
+
+    /// Ticks for so long, from the first moment given, and returns the last.
+    fn tick_for(books: &mut Books, from: Instant, length: Duration) -> Instant {
+        let ticks = length.as_millis() / TICK.as_millis();
+        (1..=ticks as u32)
+            .map(|tick| from + TICK * tick)
+            .inspect(|now| books.tick(*now, None))
+            .last()
+            .unwrap_or(from)
+    }
+
+    #[test]
+    fn time_in_which_the_engine_stood_still_is_nobodys_silence() {
+        let silent_after = Duration::from_secs(10);
+        let mut books = books(silent_after);
+        let began = Instant::now();
+        let run = books.add("probe", 7).expect("room");
+        books.hear(run, 0, 50, false, began);
+        let stopped = tick_for(&mut books, began, Duration::from_secs(4));
+        let woken = stopped + Duration::from_secs(40);
+        books.tick(woken, None);
+        assert!(books.runs[run].active, "stopped for 40 s");
+        let later = tick_for(&mut books, woken, Duration::from_secs(5));
+        assert!(books.runs[run].active, "9 s of listening");
+        tick_for(&mut books, later, Duration::from_secs(2));
+        assert!(!books.runs[run].active, "11 s of listening");
+    }
+
+    #[test]
+    fn after_a_restart_nobody_waits_for_a_probe_whose_clock_was_put_back() {
+        let mut books = books(Duration::from_secs(3600));
+        // Windows up to 3600 were closed by its clock when that was ahead.
+        books.resume(36, 3650, false);
+        let run = books.add("probe", 8).expect("room");
+        books.hear(run, 0, 120, false, Instant::now());
+        books.note(run, 0, 110, 120);
+        books.close();
+        assert_eq!(books.floor, 3650);
+        assert!(books.awaited().next().is_none());
+        books.rules.silent_after = Duration::ZERO;
+        books.tick(Instant::now(), None);
+        books.close();
+        assert!(books.floor > 3650, "its late packets are written: {}", books.floor);
+    }
+
+    #[test]
+    fn what_was_read_before_a_restart_is_read_again_before_anyone_is_left_behind() {
+        let mut books = books(Duration::from_secs(3600));
+        books.resume(36, 3400, true);
+        let run = books.add("probe", 8).expect("room");
+        books.hear(run, 0, 3000, false, Instant::now());
+        books.close();
+        assert_eq!((books.floor, books.awaited().count()), (3400, 1));
+        books.resumed(36);
+        assert_eq!((books.floor, books.awaited().count()), (3600, 0));
+    }
+
+    #[test]
+    fn a_single_packet_far_ahead_of_the_others_is_a_stray_until_many_follow() {
+        let mut singles = RunBooks::of_singles("single".into());
+        let far = 100 * JUMP;
+        assert!(!singles.is_stray(JUMP * 3, 0), "the first");
+        assert!(!singles.is_stray(JUMP * 4, 0), "no further than what is believed");
+        assert!(singles.is_stray(far, 0));
+        assert!(!singles.is_stray(JUMP * 4, 0));
+        assert!(!singles.is_stray(far, far - 1), "it is of the time at which it came");
+        assert!((0..MOST_AHEAD).all(|more| singles.is_stray(2 * far + u64::from(more), 0)));
+        assert!(!singles.is_stray(2 * far, 0), "so many are believed");
     }
 
     #[test]

@@ -8,9 +8,11 @@
 //! that comes twice counts once.
 
 use super::books::{Books, MOST_GAPS, Rules, Seen};
+use super::skew::Skews;
 use super::{Intake, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::{Incoming, Kind};
+use crate::capture::live;
 use crate::wire::batch::{Batch, Item, MOST};
 use crate::wire::single;
 use crate::wire::v1::TakenRange;
@@ -55,6 +57,7 @@ struct State {
 pub struct Messages {
     limit: u64,
     state: Mutex<State>,
+    skews: Skews,
     wakers: Wakers,
     /// There is room again.
     room: Notify,
@@ -78,7 +81,7 @@ impl Messages {
             failure: None,
         };
         let (state, wakers, room) = (Mutex::new(state), Wakers::default(), Notify::new());
-        Self { limit, state, wakers, room, taken, stop }
+        Self { limit, state, skews: Skews::default(), wakers, room, taken, stop }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -179,10 +182,9 @@ impl Messages {
     /// Looks at the clock.
     pub fn tick(&self) {
         let mut state = self.state();
-        let now = Instant::now();
         // What waits in the queue has come, though nobody has looked at it yet.
-        let now = state.queue.front().map_or(now, |queued| queued.arrived);
-        state.books.tick(now);
+        let waiting = state.queue.front().map(|queued| queued.arrived);
+        state.books.tick(Instant::now(), waiting);
         if state.close() {
             drop(state);
             self.wakers.wake();
@@ -239,11 +241,16 @@ impl Messages {
 
     fn singles(&self, state: &mut State, first: Incoming, mut arrived: Instant) -> (Piece, Position) {
         let position = state.position(0, 0);
+        let now = live::now();
         let mut packets = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
             match single::decode(message.payload) {
-                Ok(packet) => packets.push(packet),
+                Ok(packet) => {
+                    let books = &mut state.books.runs[0].parts[0];
+                    let is_stray = books.is_stray(packet.time, now.max(books.watermark));
+                    packets.push((packet, is_stray));
+                }
                 Err(_) => state.books.runs[0].parts[0].refused += 1,
             }
             next = match state.queue.front() {
@@ -256,17 +263,19 @@ impl Messages {
                 _ => None,
             };
         }
-        let times = packets.iter().map(|packet| packet.time);
+        let times = packets.iter().filter(|(_, is_stray)| !is_stray).map(|(packet, _)| packet.time);
         if let (Some(earliest), Some(newest)) = (times.clone().min(), times.max()) {
+            self.skews.hear_of(&state.books.rules.single, newest, now);
             state.books.hear(0, 0, newest, false, arrived);
             state.books.note(0, 0, earliest, newest);
-            state.books.runs[0].parts[0].taken += packets.len() as u64;
         }
+        state.books.runs[0].parts[0].taken += packets.len() as u64;
         (Piece::Singles(packets), position)
     }
 
     fn batch(&self, state: &mut State, payload: Bytes, arrived: Instant) -> Option<(Piece, Position)> {
         let (number, batch) = self.read(state, payload)?;
+        self.skews.hear(&batch, live::now());
         let fresh = state.books.runs[number].parts[0].fresh_packets_of(&batch);
         for range in &fresh {
             state.untold.entry(number).or_default().add(range.start, range.end);
@@ -318,13 +327,10 @@ impl State {
 
 /// What a worker decodes.
 enum Piece {
-    Singles(Vec<Packet>),
+    /// Each with whether it is dated ahead by mistake.
+    Singles(Vec<(Packet, bool)>),
     /// Of a run's batch, the packets of these numbers.
-    Batch {
-        number: usize,
-        batch: Box<Batch>,
-        fresh: Vec<Range<u64>>,
-    },
+    Batch { number: usize, batch: Box<Batch>, fresh: Vec<Range<u64>> },
 }
 
 impl Intake for Messages {
@@ -342,6 +348,10 @@ impl Intake for Messages {
 
     fn wake(&self) {
         self.wakers.wake();
+    }
+
+    fn skews(&self) -> Vec<(String, i64)> {
+        self.skews.all()
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -385,9 +395,13 @@ impl Reader for MessageReader {
         let input = match self.piece.take() {
             None => return Ok(()),
             Some(Piece::Singles(packets)) => {
-                for packet in packets {
-                    into.observe(packet.time);
-                    into.place(packet);
+                for (packet, is_stray) in packets {
+                    if is_stray {
+                        into.place_stray(packet);
+                    } else {
+                        into.observe(packet.time);
+                        into.place(packet);
+                    }
                 }
                 0
             }
@@ -400,6 +414,12 @@ impl Reader for MessageReader {
                         if whole || fresh.iter().any(|range| range.contains(&at)) {
                             into.observe(packet.time);
                             into.place(packet);
+                        }
+                        at += 1;
+                    }
+                    Item::Stray(packet) => {
+                        if whole || fresh.iter().any(|range| range.contains(&at)) {
+                            into.place_stray(packet);
                         }
                         at += 1;
                     }

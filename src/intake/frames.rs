@@ -134,10 +134,12 @@ impl<D: Deal> Reader for FrameReader<D> {
         let filter = &mut self.filter;
         let mut counts = Counts::default();
         let mut failed = None;
-        self.chunk.frames(|frame, bytes| {
+        self.chunk.frames(|frame, bytes, is_stray| {
             counts.read += 1;
             counts.bytes_read += u64::from(frame.length);
-            into.observe(frame.time);
+            if !is_stray {
+                into.observe(frame.time);
+            }
             if let Some(filter) = filter {
                 match filter.passes(frame.link, bytes, frame.length) {
                     Ok(true) => {}
@@ -150,9 +152,10 @@ impl<D: Deal> Reader for FrameReader<D> {
                 }
             }
             if let Some(packet) = decode::decode_plain(frame.link, bytes, frame.time, frame.length) {
-                return into.place(packet);
+                return if is_stray { into.place_stray(packet) } else { into.place(packet) };
             }
             match decode::decode(frame.link, bytes, frame.time, frame.length) {
+                Decoded::Ip(packet) if is_stray => into.place_stray(packet),
                 Decoded::Ip(packet) => into.place(packet),
                 Decoded::Malformed => counts.malformed += 1,
                 Decoded::NonIp => {

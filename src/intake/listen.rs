@@ -4,11 +4,12 @@
 //! keeps for each is a number of messages. One for the durable log, with a consumer for each partition of this process.
 
 use super::Intake;
-use super::books::Rules;
+use super::books::{Rules, TICK};
 use super::bus::Messages;
 use super::log::{Division, Log, LogPosition};
 use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, identity_of, stream};
 use crate::bus::{Bus, BusError, Settings, no_threads};
+use crate::capture::live;
 use crate::warn;
 use crate::wire::v1::Taken;
 use async_nats::Subject;
@@ -33,8 +34,6 @@ const RANGES: usize = 4096;
 const PRESENCE: u32 = 5;
 /// How long to wait at the end for what other engines have taken.
 const SETTLING: Duration = Duration::from_secs(3);
-/// How often the clock is looked at, and other engines are told what was taken.
-const TICK: Duration = Duration::from_millis(200);
 
 /// A subscription that feeds the workers. Dropped, it ends.
 pub struct Listening {
@@ -296,7 +295,12 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
             while let Some(message) = subscription.next(&mut stopped).await {
                 received += 1;
                 let stopping = *stopped.borrow();
-                log.put(number, Logged { message, number: received, waiting: 0 }, stopping).await;
+                log.put(
+                    number,
+                    Logged { message, number: received, waiting: 0, stored: live::now() },
+                    stopping,
+                )
+                .await;
             }
             if !*stopped.borrow() {
                 log.fail("the subscription has ended by itself".into());

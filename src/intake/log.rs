@@ -12,11 +12,13 @@
 //! A worker takes its messages in the order of their watermarks, and waits for a partition that has more at the server:
 //! so a backlog is read as it was written.
 
-use super::books::{Books, Rules, RunBooks};
+use super::books::{Books, Rules, RunBooks, TICK};
 use super::bus::{OVERHEAD, SINGLES};
+use super::skew::Skews;
 use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::Logged;
+use crate::capture::live;
 use crate::wire::batch::{Batch, Item};
 use crate::wire::single;
 use async_nats::Subject;
@@ -27,13 +29,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use timely::scheduling::SyncActivator;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
-
-/// How often a worker looks at the clock.
-const TICK: Duration = Duration::from_millis(200);
 
 /// A place in a partition: a message's number in the log, and a packet's in the message.
 pub type Place = (u64, u64);
@@ -97,6 +96,7 @@ pub struct Log {
     /// Where the bus hears what is done with.
     done: UnboundedSender<Subject>,
     failure: OnceLock<String>,
+    skews: Skews,
     /// Single packets that there was no room for.
     lost: AtomicU64,
     stop: Box<dyn Fn() + Send + Sync>,
@@ -159,6 +159,7 @@ impl Log {
             wakers: Wakers::default(),
             done,
             failure: OnceLock::new(),
+            skews: Skews::default(),
             lost: AtomicU64::new(0),
             stop,
         }
@@ -256,7 +257,9 @@ impl Intake for Log {
                 acks: VecDeque::new(),
             }
         };
-        let partitions = own.into_iter().enumerate().map(&mut partition).collect();
+        let partitions: Vec<Partition> = own.into_iter().enumerate().map(&mut partition).collect();
+        let floor = partitions.iter().map(|partition| partition.floor).max().unwrap_or(0);
+        books.resume(self.first, floor, partitions.iter().any(Partition::is_reading_again));
         let ticked = Instant::now();
         Box::new(LogReader { log: self, books, partitions, piece: None, positions: Vec::new(), ticked })
     }
@@ -271,6 +274,10 @@ impl Intake for Log {
 
     fn wake(&self) {
         self.wakers.wake();
+    }
+
+    fn skews(&self) -> Vec<(String, i64)> {
+        self.skews.all()
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -443,8 +450,8 @@ struct Piece {
 }
 
 enum Packets {
-    /// Each with its message's number.
-    Singles(Vec<(u64, Packet)>),
+    /// Each with its message's number, and whether it is dated ahead by mistake.
+    Singles(Vec<(u64, Packet, bool)>),
     /// Of a message's batch, the packets of these numbers.
     Batch { message: u64, batch: Box<Batch>, fresh: Vec<Range<u64>> },
 }
@@ -491,6 +498,9 @@ impl LogReader {
 
     /// Closes windows that nothing comes for any more, in all partitions.
     fn close(&mut self) {
+        if !self.partitions.iter().any(Partition::is_reading_again) {
+            self.books.resumed(self.log.first);
+        }
         self.books.close();
         let hold = self.hold();
         let open = self.books.rules.first_open(hold);
@@ -530,6 +540,10 @@ impl LogReader {
         let turns = self.may_turn(&self.partitions[at], &batch);
         let start = turns.then(|| self.partitions[at].start(&self.books));
         let (message, part) = (logged.number, self.partitions[at].part);
+        if logged.waiting == 0 {
+            // What has waited in the log tells nothing of clocks.
+            self.log.skews.hear(&batch, live::now());
+        }
         let Some((run, _)) = self.books.run_of(&batch, part) else {
             self.partitions[at].took(logged, &self.log);
             self.partitions[at].refused += 1;
@@ -558,10 +572,11 @@ impl LogReader {
     fn take_singles(&mut self, at: usize, first: (Packet, Logged), arrived: Instant) -> Position {
         let start = self.partitions[at].start(&self.books);
         let position = self.position(at, 0, 0);
-        let mut packets = Vec::new();
+        let mut packets: Vec<(u64, Packet, bool)> = Vec::new();
         let mut next = Some(first);
         while let Some((packet, logged)) = next.take() {
-            packets.push((logged.number, packet));
+            let is_stray = self.books.runs[0].parts[0].is_stray(packet.time, logged.stored);
+            packets.push((logged.number, packet, is_stray));
             self.partitions[at].took(logged, &self.log);
             let partition = &mut self.partitions[at];
             if packets.len() < SINGLES && partition.look(&self.log.queues) == Look::Here {
@@ -571,12 +586,13 @@ impl LogReader {
                 }
             }
         }
-        let times = packets.iter().map(|(_, packet)| packet.time);
+        let times = packets.iter().filter(|(.., is_stray)| !is_stray).map(|(_, packet, _)| packet.time);
         if let (Some(earliest), Some(newest)) = (times.clone().min(), times.max()) {
+            self.log.skews.hear_of(&self.books.rules.single, newest, live::now());
             self.books.hear(0, 0, newest, false, arrived);
             self.books.note(0, 0, earliest, newest);
-            self.books.runs[0].parts[0].taken += packets.len() as u64;
         }
+        self.books.runs[0].parts[0].taken += packets.len() as u64;
         self.piece = Some(Piece { at, run: 0, packets: Packets::Singles(packets), start: Some(start) });
         position
     }
@@ -592,8 +608,8 @@ impl Reader for LogReader {
             self.ticked = Instant::now();
             // What waits has come, though nobody has looked at it yet.
             let waiting = self.partitions.iter().filter_map(|partition| Some(partition.head.as_ref()?.2));
-            let now = waiting.min().unwrap_or(self.ticked);
-            self.books.tick(now);
+            let waiting = waiting.min();
+            self.books.tick(self.ticked, waiting);
         }
         loop {
             self.close();
@@ -637,24 +653,30 @@ impl Reader for LogReader {
         if committed.is_some() {
             into.restrain();
         }
-        let mut next = |into: &mut Placer, place: Place, packet: Option<Packet>, time: u64| {
-            if committed.is_none_or(|boundary| place >= boundary) {
+        let mut next = |into: &mut Placer, place: Place, item: Item| {
+            let is_new = committed.is_none_or(|boundary| place >= boundary);
+            if is_new {
                 into.release();
             }
-            into.observe(time);
+            if let Item::Packet(Packet { time, .. }) | Item::Raised(time) = item {
+                into.observe(time);
+            }
             if into.closed() > closed {
                 closed = into.closed();
                 closings.push((place, closed));
             }
-            let Some(packet) = packet else { return };
-            if committed.is_none_or(|boundary| place >= boundary || windowing.index(time) >= first) {
-                into.place(packet);
+            match item {
+                Item::Packet(packet) if is_new || windowing.index(packet.time) >= first => into.place(packet),
+                // It had gone out with a window that was open before the boundary.
+                Item::Stray(packet) if is_new => into.place_stray(packet),
+                _ => {}
             }
         };
         match packets {
             Packets::Singles(packets) => {
-                for (message, packet) in packets {
-                    next(into, (message, 0), Some(packet), packet.time);
+                for (message, packet, is_stray) in packets {
+                    let item = if is_stray { Item::Stray(packet) } else { Item::Packet(packet) };
+                    next(into, (message, 0), item);
                 }
             }
             Packets::Batch { message, batch, fresh } => {
@@ -663,13 +685,13 @@ impl Reader for LogReader {
                 batch.visit(|item| {
                     let place = (message, number - batch.first_packet);
                     match item {
-                        Item::Packet(packet) => {
+                        Item::Packet(_) | Item::Stray(_) => {
                             if whole || fresh.iter().any(|range| range.contains(&number)) {
-                                next(into, place, Some(packet), packet.time);
+                                next(into, place, item);
                             }
                             number += 1;
                         }
-                        Item::Raised(time) => next(into, place, None, time),
+                        Item::Raised(_) => next(into, place, item),
                     }
                 });
             }
@@ -746,6 +768,8 @@ mod tests {
 
     const PARTITIONS: u32 = 3;
     const LENGTH: u64 = 100;
+    /// Packets from this time on are dated so by mistake.
+    const STRAYS: u64 = 100_000;
 
     fn packet(number: u64, time: u64) -> Packet {
         let transport = Transport::new(number as u16, 1, 6, 0, 0, 4);
@@ -773,12 +797,17 @@ mod tests {
                 let first = (sequence * 3).min(times.len() as u64);
                 let chunk = times.chunks(3).nth(sequence as usize).unwrap_or_default();
                 let before = &times[..first as usize];
-                let mut latest = before.iter().copied().max().unwrap_or(0);
+                let mut latest = before.iter().copied().filter(|time| *time < STRAYS).max().unwrap_or(0);
                 let watermark = latest;
                 let mut builder = BatchBuilder::new(watermark);
                 for (at, time) in chunk.iter().enumerate() {
-                    latest = latest.max(*time);
-                    builder.push(&packet(first + at as u64 + 1000 * run as u64, *time), latest);
+                    let packet = packet(first + at as u64 + 1000 * run as u64, *time);
+                    if *time < STRAYS {
+                        latest = latest.max(*time);
+                        builder.push(&packet, latest);
+                    } else {
+                        builder.push_stray(&packet, latest);
+                    }
                 }
                 let sent = |packets| Accounts { sent: packets, ..Accounts::default() };
                 let payload = builder.finish(Header {
@@ -828,7 +857,7 @@ mod tests {
                 for (number, payload) in (1..).zip(messages).filter(|(number, _)| *number >= start) {
                     let message =
                         Incoming { subject: "s".into(), payload: payload.clone().into(), reply: None };
-                    let message = Logged { message, number, waiting: 0 };
+                    let message = Logged { message, number, waiting: 0, stored: 0 };
                     let mut queue = queues.queues[&(partition as u32)].queue();
                     queue.bytes += message.message.payload.len() as u64 + OVERHEAD;
                     queue.messages.push_back((message, Instant::now()));
@@ -860,7 +889,9 @@ mod tests {
                         reader.decode(placer).expect("decoded");
                         positions.extend(reader.leave(false));
                         for (epoch, batch) in placer.batches.drain(..) {
-                            assert!(epoch >= *hold && batch.window <= epoch, "{epoch} {hold}");
+                            let in_place = batch.window <= epoch || batch.window >= STRAYS / LENGTH;
+                            assert!(epoch >= *hold && in_place, "{epoch} {hold}");
+                            assert!(epoch < STRAYS / LENGTH, "{epoch}");
                             let numbers = batch.packets.iter().map(|packet| packet.source.0 as u32 as u64);
                             sent.entry(epoch).or_default().extend(numbers);
                         }
@@ -890,7 +921,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
         fn killed_after_any_commit_and_read_on_by_any_number_of_workers_every_packet_is_written_once(
-            runs in proptest::collection::vec(proptest::collection::vec(1u64..1500, 0..40), 1..3),
+            runs in proptest::collection::vec(
+                proptest::collection::vec(prop_oneof![9 => 1u64..1500, 1 => STRAYS..STRAYS + 200], 0..40),
+                1..3,
+            ),
             sorted in any::<bool>(),
             lateness in 0u64..150,
             lives in proptest::collection::vec((1usize..4, 0usize..6), 0..5),

@@ -1,7 +1,7 @@
 //! What feeds the workers: each kind of input gives them pieces of work and decodes them into windows.
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
-//! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
 //! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
 pub mod books;
@@ -9,6 +9,7 @@ pub mod bus;
 pub mod frames;
 pub mod listen;
 pub mod log;
+pub mod skew;
 
 use crate::account::{Found, InputKey};
 use crate::intake::log::LogPosition;
@@ -85,6 +86,11 @@ pub trait Intake: Send + Sync {
 
     /// Activates all registered operators.
     fn wake(&self);
+
+    /// How far the clocks of probes are from ours, by their names: nanoseconds, positive where they are ahead.
+    fn skews(&self) -> Vec<(String, i64)> {
+        Vec::new()
+    }
 
     /// At the end: what was found in each input, but for what [`Reader::leave`] tells.
     fn found(&self) -> Vec<(InputKey, Found)>;
@@ -252,6 +258,11 @@ impl Placer {
         if !self.current.contains(&packet.time) {
             self.find_place(packet.time);
         }
+        self.put(packet);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, packet: Packet) {
         if let Some(place) = self.open.get_mut(self.place) {
             place.bytes += u64::from(packet.length);
             place.packets.push(packet);
@@ -264,17 +275,31 @@ impl Placer {
         }
     }
 
+    /// Puts a packet that is dated ahead by mistake into its window, which goes out with the first one that is open: a
+    /// packet of a window that may never come holds nothing open.
+    #[cold]
+    pub fn place_stray(&mut self, packet: Packet) {
+        let window = self.windowing.index(packet.time);
+        self.find(self.closed, window);
+        self.put(packet);
+        self.current = 0..0;
+    }
+
     #[cold]
     fn find_place(&mut self, time: u64) {
         let window = self.windowing.index(time);
         let epoch = window.max(self.closed);
+        self.find(epoch, window);
+        let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
+        self.current = if window < epoch { 0..0 } else { start..end };
+    }
+
+    fn find(&mut self, epoch: Epoch, window: Epoch) {
         self.place = *self.places.entry((epoch, window)).or_insert_with(|| {
             self.touched.insert((epoch, window));
             self.open.push(Place { epoch, window, packets: Vec::new(), gone: 0, bytes: 0 });
             self.open.len() - 1
         });
-        let (start, end) = self.windowing.span(window).unwrap_or((0, u64::MAX));
-        self.current = if window < epoch { 0..0 } else { start..end };
     }
 
     /// Ends a piece of an input: adds its accounts and makes batches of what is left. `read` accounts for all frames of the

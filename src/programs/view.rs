@@ -6,6 +6,7 @@ use crate::engine::{Job, Progress};
 use crate::http::metrics::{Measured, WriterFigures};
 use crate::http::recent::Recent;
 use crate::http::{Health, View};
+use crate::intake::skew::remark;
 use crate::ledger::Ledger;
 use crate::sinks::delivery::{Status, Watch};
 use crate::sinks::{SinkError, Writer};
@@ -129,6 +130,7 @@ impl View for Engine {
             inputs: progress.inputs_so_far(&*self.job.intake),
             decoded: progress.read(),
             watermark: Some(progress.watermark()).filter(|time| *time > 0),
+            skews: self.job.intake.skews(),
             windows: progress.windows(),
             commits,
             last_commit: Some(last_commit).filter(|time| *time > 0),
@@ -156,7 +158,8 @@ impl View for Engine {
             stall.map(|stall| format!("nothing has moved for {} s: {}", stall.time.as_secs(), stall.why));
         let reasons =
             away.into_iter().chain(stall).chain(self.writers.writers().filter_map(writer)).collect();
-        Health { failed: self.progress.failure.get().map(str::to_owned), reasons }
+        let remarks = self.job.intake.skews().iter().filter_map(remark).collect();
+        Health { failed: self.progress.failure.get().map(str::to_owned), reasons, remarks }
     }
 
     fn alerts(&self) -> Vec<Event> {

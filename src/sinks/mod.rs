@@ -21,6 +21,7 @@ pub mod text;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
 use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::window::Epoch;
 use delivery::{Deliveries, Retry};
 use outbox::Entry;
 use serde_json::json;
@@ -84,8 +85,10 @@ impl SinkError {
 
 /// What is written in one step.
 pub struct Commit {
-    /// The snapshots of an epoch.
+    /// The snapshots of an epoch, and which: windows behind it are of packets dated ahead by mistake.
     pub snapshots: Vec<Arc<Snapshot>>,
+    /// The epoch.
+    pub epoch: Epoch,
     /// The record of it, where commits are recorded.
     pub manifest: Option<Manifest>,
     /// What to call once it is written.
@@ -308,7 +311,10 @@ impl Committer {
             }
         }
         let alerts = &mut self.alerts;
-        let events = alerts.as_mut().map(|alerts| alerts.commit(&commit.snapshots)).unwrap_or_default();
+        // Rules look at the latest window: one that is ahead by mistake is not that.
+        let judged = commit.snapshots.iter().filter(|snapshot| snapshot.window <= commit.epoch);
+        let judged: Vec<_> = judged.cloned().collect();
+        let events = alerts.as_mut().map(|alerts| alerts.commit(&judged)).unwrap_or_default();
         let snapshots = commit.snapshots.drain(..).map(without_kept).collect();
         let entry = Entry { snapshots, events: events.clone() };
         retry.attempt(record, &self.failure, || self.deliveries.append(&entry, self.last))?;

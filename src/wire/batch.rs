@@ -56,6 +56,9 @@ pub struct Header {
     /// When the run began, on the probe's clock.
     #[prost(fixed64, tag = "11")]
     pub started: u64,
+    /// When the batch was made, on the probe's clock; 0 where it does not say.
+    #[prost(fixed64, tag = "12")]
+    pub clock: u64,
     /// What its times are told from; [`BatchBuilder::finish`] sets it.
     #[prost(fixed64, tag = "16")]
     pub base_time: u64,
@@ -104,9 +107,14 @@ impl Deref for Batch {
 pub enum Item {
     /// The next packet.
     Packet(Packet),
+    /// The next packet, which is dated ahead by mistake and moves no watermark.
+    Stray(Packet),
     /// The watermark before the next packet, nanoseconds since the Unix epoch.
     Raised(u64),
 }
+
+/// In place of a time to which the latest time is raised: the packet there is a stray.
+const STRAY: u64 = 0;
 
 fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
     bytes.as_chunks().0.iter().map(|chunk| u32::from_le_bytes(*chunk))
@@ -173,14 +181,14 @@ impl Batch {
         let raised = columns.raised_at.len() / 4;
         length("raised_at", &columns.raised_at, raised, 4)?;
         length("raised_to", &columns.raised_to, raised, 8)?;
-        ascending("wide", &columns.wide, packets)?;
-        ascending("raised_at", &columns.raised_at, packets)?;
+        ascending("wide", &columns.wide, packets, 1)?;
+        ascending("raised_at", &columns.raised_at, packets, 0)?;
         let last = match columns.time.is_empty() {
             true => batch.base_time.saturating_add(u32s(&columns.time_offset).max().unwrap_or(0).into()),
             false => u64s(&columns.time).max().unwrap_or(0),
         };
         let last = u64s(&columns.raised_to).fold(last, u64::max);
-        if last > batch.latest && packets > 0 {
+        if last > batch.latest && packets > 0 && batch.latest_time() > batch.latest {
             // Windows are closed by what it says.
             return Err(range("latest", batch.latest));
         }
@@ -190,6 +198,16 @@ impl Batch {
     /// The numbers of its packets in the run.
     pub fn numbers(&self) -> std::ops::Range<u64> {
         self.first_packet..self.first_packet + u64::from(self.packets)
+    }
+
+    /// The latest time that it shows, strays left out.
+    fn latest_time(&self) -> u64 {
+        let mut latest = 0;
+        self.visit(|item| match item {
+            Item::Packet(Packet { time, .. }) | Item::Raised(time) => latest = latest.max(time),
+            Item::Stray(_) => {}
+        });
+        latest
     }
 
     /// Time of its earliest packet, nanoseconds since the Unix epoch.
@@ -233,9 +251,12 @@ impl Batch {
         for (at, ((time, transport), length)) in
             (0..).zip(times.zip(u64s(&self.columns.transport)).zip(lengths))
         {
-            if at == raise_at {
-                if let Some((_, to)) = next_raised {
-                    visit(Item::Raised(to));
+            let mut is_stray = false;
+            while at == raise_at {
+                match next_raised {
+                    Some((_, STRAY)) => is_stray = true,
+                    Some((_, to)) => visit(Item::Raised(to)),
+                    None => {}
                 }
                 next_raised = raised.next();
                 raise_at = next_raised.map_or(none, |(at, _)| at);
@@ -249,19 +270,20 @@ impl Batch {
                 (next(), next())
             };
             let transport = Transport(transport);
-            visit(Item::Packet(Packet { time, transport, source, destination, length }));
+            let packet = Packet { time, transport, source, destination, length };
+            visit(if is_stray { Item::Stray(packet) } else { Item::Packet(packet) });
         }
     }
 }
 
-/// Checks that places ascend and lie within the batch.
-fn ascending(field: &'static str, places: &[u8], packets: usize) -> Result<(), WireError> {
+/// Checks that places ascend, by so much at least, and lie within the batch.
+fn ascending(field: &'static str, places: &[u8], packets: usize, by: u64) -> Result<(), WireError> {
     let mut least = 0;
     for place in u32s(places).map(u64::from) {
         if place < least || place >= packets as u64 {
             return Err(WireError::Range { field, value: place.into() });
         }
-        least = place + 1;
+        least = place + by;
     }
     Ok(())
 }
@@ -301,13 +323,37 @@ impl BatchBuilder {
     /// Appends a packet; `latest` is the latest time of all frames read so far, its own included.
     #[inline]
     pub fn push(&mut self, packet: &Packet, latest: u64) {
-        let at = self.times.len() as u32;
         self.known = self.known.max(packet.time);
+        self.raise(latest);
+        self.append(packet);
+    }
+
+    /// Appends a packet that is dated ahead by mistake; `latest` is the latest time without it.
+    #[cold]
+    pub fn push_stray(&mut self, packet: &Packet, latest: u64) {
+        self.raise(latest);
+        self.note_raised(STRAY);
+        self.append(packet);
+    }
+
+    /// Tells of the latest time where packets alone do not show it.
+    #[inline(always)]
+    fn raise(&mut self, latest: u64) {
         if latest > self.known {
             self.known = latest;
-            self.raised_at.extend_from_slice(&at.to_le_bytes());
-            self.raised_to.extend_from_slice(&latest.to_le_bytes());
+            self.note_raised(latest);
         }
+    }
+
+    fn note_raised(&mut self, to: u64) {
+        let at = self.times.len() as u32;
+        self.raised_at.extend_from_slice(&at.to_le_bytes());
+        self.raised_to.extend_from_slice(&to.to_le_bytes());
+    }
+
+    #[inline(always)]
+    fn append(&mut self, packet: &Packet) {
+        let at = self.times.len() as u32;
         let Packet { time, transport, source, destination, length } = *packet;
         self.times.push(time);
         self.transport.extend_from_slice(&transport.0.to_le_bytes());
