@@ -321,6 +321,51 @@ impl Cluster {
                 forming.lose(process, &"it has ended");
             }
         }
+        if !self.is_welcome(settings, deadline, forming)? {
+            return Ok(false);
+        }
+        while let Ok(introduced) = port.introduced.recv_timeout(LOOK / 10) {
+            self.welcome(settings, introduced, forming)?;
+        }
+        let is_missing = |process: &usize| *process != self.process && forming.sockets[*process].is_none();
+        if let Some(missing) = (0..self.hosts.len()).find(is_missing) {
+            if forming.absent.0 != missing {
+                forming.absent = (missing, "it has not connected".into());
+            }
+            return Ok(false);
+        }
+        let said = |socket: &mut Option<TcpStream>, byte| {
+            socket.as_mut().is_some_and(|socket| socket.write_all(&[byte]).is_ok())
+        };
+        if self.process > 0 {
+            if !std::mem::replace(&mut forming.ready[self.process], true)
+                && !said(&mut forming.sockets[0], READY)
+            {
+                forming.lose(0, &"it has ended");
+            }
+            let go = forming.hear(0, GO);
+            if forming.sockets[0].is_none() {
+                forming.ready[self.process] = false;
+            }
+            return Ok(go);
+        }
+        for process in 1..self.hosts.len() {
+            forming.ready[process] |= !forming.ready[process] && forming.hear(process, READY);
+            if !forming.ready[process] && forming.sockets[process].is_some() {
+                forming.absent = (process, "it is not connected to all others yet".into());
+            }
+        }
+        let all = (1..self.hosts.len()).all(|process| forming.ready[process]);
+        Ok(all && forming.sockets[1..].iter_mut().all(|socket| said(socket, GO)))
+    }
+
+    /// Connects to those before this process that it is not connected to; whether it is to all of them.
+    fn is_welcome(
+        &self,
+        settings: &Settings,
+        deadline: Instant,
+        forming: &mut Forming,
+    ) -> Result<bool, FormError> {
         for process in
             (0..self.process).filter(|process| forming.sockets[*process].is_none()).collect::<Vec<_>>()
         {
@@ -356,39 +401,7 @@ impl Cluster {
                 return Ok(false);
             }
         }
-        while let Ok(introduced) = port.introduced.recv_timeout(LOOK / 10) {
-            self.welcome(settings, introduced, forming)?;
-        }
-        let is_missing = |process: &usize| *process != self.process && forming.sockets[*process].is_none();
-        if let Some(missing) = (0..self.hosts.len()).find(is_missing) {
-            if forming.absent.0 != missing {
-                forming.absent = (missing, "it has not connected".into());
-            }
-            return Ok(false);
-        }
-        let said = |socket: &mut Option<TcpStream>, byte| {
-            socket.as_mut().is_some_and(|socket| socket.write_all(&[byte]).is_ok())
-        };
-        if self.process > 0 {
-            if !std::mem::replace(&mut forming.ready[self.process], true)
-                && !said(&mut forming.sockets[0], READY)
-            {
-                forming.lose(0, &"it has ended");
-            }
-            let go = forming.hear(0, GO);
-            if forming.sockets[0].is_none() {
-                forming.ready[self.process] = false;
-            }
-            return Ok(go);
-        }
-        for process in 1..self.hosts.len() {
-            forming.ready[process] |= !forming.ready[process] && forming.hear(process, READY);
-            if !forming.ready[process] && forming.sockets[process].is_some() {
-                forming.absent = (process, "it is not connected to all others yet".into());
-            }
-        }
-        let all = (1..self.hosts.len()).all(|process| forming.ready[process]);
-        Ok(all && forming.sockets[1..].iter_mut().all(|socket| said(socket, GO)))
+        Ok(true)
     }
 
     /// Answers one that has connected.
