@@ -141,6 +141,29 @@ fn a_replay_of_the_same_name_published_twice_is_counted_once() {
 }
 
 #[test]
+fn a_replay_that_is_cut_in_another_way_is_counted_once() {
+    let scratch = Scratch::new();
+    let packets = mixed(11, 60_000, 60 * SECOND);
+    scratch.write("config.yaml", live_config(SHIPPED, ""));
+    scratch.write("a.pcap", pcap(&packets));
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        let server = NatsServer::with(options);
+        let out = scratch.path(&format!("out{flags}"));
+        let engine = scratch.start_engine(&format!("--nats {} {flags} -o out{flags} -w 2", server.url()));
+        // Stopped, then at a pace that cuts batches elsewhere, then to the end.
+        for more in ["--count 12345", "--pace 100x --count 34567", "--count 50000", "--pace 200x", ""] {
+            scratch.replay(&format!("--nats {} {flags} --id tap {more} -r a.pcap", server.url()));
+        }
+        if options == JETSTREAM {
+            server.wait_until_delivered();
+        }
+        let ledger = engine.stop_engine(&out);
+        assert_eq!(shipped_totals(&ledger), [60_000, 60_000, 0, 0], "{flags}: {ledger}");
+        assert_holds(&out, &packets, 60 * SECOND, SHIPPED);
+    }
+}
+
+#[test]
 fn filter_count_and_pace_of_a_replay_hold_and_are_in_the_books() {
     let scratch = Scratch::new();
     let packets = mixed(2, 4_000, 10 * SECOND);

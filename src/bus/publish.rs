@@ -4,9 +4,10 @@
 //! was lost: whoever reads them counts each packet number once. Who can wait (a replay) never has more on the way than
 //! that; who cannot (a live link) goes on, and then the oldest are kept no longer.
 
-use super::subscribe::stream;
-use super::{Bus, BusError, Settings};
+use super::subscribe::{SENT_AGAIN, stream};
+use super::{Bus, BusError, Settings, no_threads};
 use crate::fingerprint::fingerprint;
+use crate::wire::batch::BLOCK;
 use async_nats::jetstream::{self, context::PublishAckFuture, message::PublishMessage};
 use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
@@ -239,16 +240,18 @@ impl Publisher {
         self.delivery.clone()
     }
 
-    fn subject(&self, sequence: u64) -> String {
-        let partition = (sequence % self.partitions + self.first_partition) % self.partitions;
+    /// The subject of a block of packets.
+    fn subject(&self, block: u64) -> String {
+        let partition = (block % self.partitions + self.first_partition) % self.partitions;
         format!("{}.{partition}", self.subject)
     }
 
-    /// The subjects of a batch: one without packets goes to all partitions, first to that of its number.
-    fn subjects(&self, sequence: u64, packets: u64) -> impl Iterator<Item = String> + use<> {
+    /// The subjects of a batch: one without packets goes to all partitions, first to that of the next packet.
+    fn subjects(&self, first_packet: u64, packets: u64) -> impl Iterator<Item = String> + use<> {
         let partitions = if packets > 0 { 1 } else { self.partitions };
+        let block = first_packet / BLOCK;
         let subjects: Vec<String> =
-            (0..partitions).map(|partition| self.subject(sequence + partition)).collect();
+            (0..partitions).map(|partition| self.subject(block + partition)).collect();
         subjects.into_iter()
     }
 
@@ -296,8 +299,8 @@ impl Publisher {
             self.bus.denied()?;
             if std::mem::take(&mut unanswered.again) {
                 let again: Vec<_> = unanswered.batches().collect();
-                for (sequence, payload) in again {
-                    let (to, reply) = (self.subject(sequence), format!("{inbox}.{sequence}"));
+                for (sequence, (to, payload)) in again {
+                    let reply = format!("{inbox}.{sequence}{SENT_AGAIN}");
                     let published = self.bus.client().publish_with_reply(to, reply, payload).await;
                     published.map_err(|error| self.failed(&error))?;
                 }
@@ -313,12 +316,12 @@ impl Publisher {
         unanswered: &mut Unanswered,
     ) -> Result<(), BusError> {
         match message {
-            Outgoing::Batch { sequence, packets, last, payload, .. } => {
-                let mut subjects = self.subjects(sequence, packets);
+            Outgoing::Batch { sequence, first_packet, packets, last, payload } => {
+                let mut subjects = self.subjects(first_packet, packets);
                 let to = subjects.next().unwrap_or_default();
                 // A heartbeat has the number of the next batch and need not be kept.
                 if packets > 0 || last {
-                    unanswered.keep(sequence, Some(payload.clone()));
+                    unanswered.keep(sequence, Some((to.clone(), payload.clone())));
                 }
                 let asks = match self.pacing {
                     Pacing::Waits => packets > 0,
@@ -417,10 +420,11 @@ impl Publisher {
     fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
         let identity = &self.identity;
         let messages: Vec<Logging> = match message {
-            Outgoing::Batch { sequence, first_packet, packets, payload, .. } => {
-                // A heartbeat is no repeat of the batch that has its number.
+            Outgoing::Batch { first_packet, packets, payload, .. } => {
+                // A heartbeat is no repeat of the batch that has its number. A batch that is cut in another way has another
+                // name, or the same packets.
                 let id = (packets > 0).then(|| format!("{identity}-{first_packet}+{packets}"));
-                let subjects = self.subjects(sequence, packets);
+                let subjects = self.subjects(first_packet, packets);
                 subjects
                     .map(|subject| Logging { subject, payload: payload.clone(), id: id.clone(), packets })
                     .collect()
@@ -485,8 +489,8 @@ struct Logging {
 struct Unanswered {
     answers: Subscriber,
     pacing: Pacing,
-    /// By number; single packets are not kept.
-    messages: BTreeMap<u64, Option<Bytes>>,
+    /// By number, each with its subject; single packets are not kept.
+    messages: BTreeMap<u64, Option<(String, Bytes)>>,
     /// Whether an engine has answered, and when anything last did or was first waited for.
     engine: bool,
     since: Instant,
@@ -529,11 +533,11 @@ impl Unanswered {
         self.messages.is_empty() || self.unpaced || waited || gone
     }
 
-    fn keep(&mut self, number: u64, payload: Option<Bytes>) {
+    fn keep(&mut self, number: u64, batch: Option<(String, Bytes)>) {
         if self.messages.is_empty() {
             self.since = Instant::now();
         }
-        self.messages.insert(number, payload);
+        self.messages.insert(number, batch);
         while self.messages.len() > KEPT {
             self.messages.pop_first();
         }
@@ -550,14 +554,15 @@ impl Unanswered {
     }
 
     /// The batches, in order.
-    fn batches(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
-        self.messages.iter().filter_map(|(number, payload)| Some((*number, payload.clone()?)))
+    fn batches(&self) -> impl Iterator<Item = (u64, (String, Bytes))> + '_ {
+        self.messages.iter().filter_map(|(number, batch)| Some((*number, batch.clone()?)))
     }
 
     /// Waits for an answer.
     async fn hear(&mut self) {
         let Some(answer) = self.answers.next().await else { return std::future::pending().await };
-        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        let number = answer.subject.rsplit('.').next();
+        let number = number.and_then(|number| number.trim_end_matches(SENT_AGAIN).parse::<u64>().ok());
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             // Nobody listens. An engine that did will be back; else nobody misses anything.
             if self.engine {
