@@ -185,6 +185,12 @@ struct Link {
     reconnects: AtomicU64,
     denied: Mutex<Option<String>>,
     came_back: Notify,
+    lost: Notify,
+    closed: Notify,
+    /// Once it is lost, it is not to come back.
+    once: AtomicBool,
+    /// Messages that the client had no room for, as far as it has said so.
+    overflowed: AtomicU64,
     round_trips: AtomicU64,
     unshared: AtomicBool,
     hushed: AtomicBool,
@@ -196,6 +202,7 @@ pub struct Bus {
     client: Client,
     link: Arc<Link>,
     servers: String,
+    program: &'static str,
     capacity: usize,
 }
 
@@ -207,13 +214,31 @@ impl Bus {
         program: &'static str,
         capacity: usize,
     ) -> Result<Self, BusError> {
+        Self::connect_with(settings, program, capacity, Arc::default()).await
+    }
+
+    /// Connects once more, to send: a connection that says nothing, and that does not come back once it is lost, so that it
+    /// never sends later what it holds then.
+    async fn connect_once(settings: &Settings, program: &'static str) -> Result<Self, BusError> {
+        let link = Arc::new(Link::default());
+        link.hushed.store(true, SeqCst);
+        let bus = Self::connect_with(settings, program, 256, link).await?;
+        bus.link.once.store(true, SeqCst);
+        Ok(bus)
+    }
+
+    async fn connect_with(
+        settings: &Settings,
+        program: &'static str,
+        capacity: usize,
+        link: Arc<Link>,
+    ) -> Result<Self, BusError> {
         let servers = settings.shown();
         let deadline = Instant::now() + settings.connect_timeout;
-        let link = Arc::new(Link::default());
         loop {
             let options = options(settings, program, capacity, &link).await?;
             let error = match options.connect(settings.servers.clone()).await {
-                Ok(client) => return Ok(Self { client, link, servers, capacity }),
+                Ok(client) => return Ok(Self { client, link, servers, program, capacity }),
                 Err(error) => error,
             };
             let waiting = matches!(
@@ -266,6 +291,17 @@ impl Bus {
     /// Whether the connection is lost at the moment.
     pub fn is_away(&self) -> bool {
         self.link.away.load(SeqCst)
+    }
+
+    /// Waits until the connection is lost.
+    async fn lost(&self) {
+        loop {
+            let lost = self.link.lost.notified();
+            if self.is_away() {
+                return;
+            }
+            lost.await;
+        }
     }
 
     /// Waits until the connection has been lost and found again.
@@ -356,14 +392,17 @@ async fn options(
     capacity: usize,
     link: &Arc<Link>,
 ) -> Result<ConnectOptions, BusError> {
-    let events = link.clone();
+    let (events, once) = (link.clone(), link.clone());
     let (servers, taken) = (settings.shown(), settings.taken());
     let mut options = ConnectOptions::new()
         .name(program)
         .subscription_capacity(capacity)
         .client_capacity(256)
         .connection_timeout(ANSWER)
-        .reconnect_delay_callback(|attempts| {
+        .reconnect_delay_callback(move |attempts| {
+            if once.once.load(SeqCst) {
+                return GIVEN_UP;
+            }
             let exponent = u32::try_from(attempts.min(10)).unwrap_or(10);
             Duration::from_millis(2u64.saturating_pow(exponent + 2)).min(MOST_BACKOFF)
         })
@@ -410,6 +449,7 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
             if !link.away.swap(true, SeqCst) && !link.hushed.load(SeqCst) {
                 warn!("lost the connection to NATS at {servers}, trying to reconnect");
             }
+            link.lost.notify_waiters();
         }
         Event::Connected => {
             if link.away.swap(false, SeqCst) {

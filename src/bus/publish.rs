@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 /// Messages on the way that nobody has taken yet, where the probe can wait.
@@ -34,6 +35,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait at the end for an engine that is gone, or that a live probe need not wait for.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// How long to wait before the durable log is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
 /// After how long without an answer messages are sent again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -376,45 +379,32 @@ impl Publisher {
     /// Sends over JetStream: every message is acknowledged once it is in the stream.
     pub async fn run_log(mut self, settings: &Settings) -> Result<(), BusError> {
         stream(&self.bus, settings).await?;
-        let context = jetstream::new(self.bus.client().clone());
-        let mut sending: VecDeque<(Logging, PublishAckFuture)> = VecDeque::new();
+        let mut line = Line::open(&self.bus, settings).await?;
+        let mut sending: VecDeque<Sending> = VecDeque::new();
         let mut most = 2 * WINDOW;
-        let mut ended = false;
         loop {
-            if ended && sending.is_empty() {
-                break;
-            }
-            if !ended && sending.len() < most {
-                let next = if sending.is_empty() {
-                    self.buffer.next().await
-                } else {
-                    match self.buffer.take() {
-                        Some(message) => Some(message),
-                        // Nothing to send at the moment: see what has arrived.
-                        None => {
-                            self.confirm_first(&context, &mut sending).await?;
-                            continue;
-                        }
-                    }
-                };
-                match next {
-                    None => ended = true,
-                    Some(message) => {
-                        if let Outgoing::Singles(_) = message {
-                            most = SINGLES_LOGGING;
-                        }
-                        self.delivery.stuck.fetch_add(message.packets(), SeqCst);
-                        for message in self.log_messages(message) {
-                            let answer = self.send_log(&context, &message).await?;
-                            sending.push_back((message, answer));
-                        }
-                    }
-                }
+            let next = if sending.is_empty() {
+                let Some(message) = self.buffer.next().await else { return Ok(()) };
+                Some(message)
+            } else if sending.len() < most {
+                self.buffer.take()
             } else {
-                self.confirm_first(&context, &mut sending).await?;
+                None
+            };
+            let Some(message) = next else {
+                // Nothing to send at the moment: see what has arrived.
+                self.confirm_first(&mut line, &mut sending, settings).await?;
+                continue;
+            };
+            if let Outgoing::Singles(_) = message {
+                most = SINGLES_LOGGING;
+            }
+            self.delivery.stuck.fetch_add(message.packets(), SeqCst);
+            for message in self.log_messages(message) {
+                let answer = Some(line.send(&message).await);
+                sending.push_back(Sending { message, answer });
             }
         }
-        self.finish().await
     }
 
     fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
@@ -442,39 +432,128 @@ impl Publisher {
         messages
     }
 
-    async fn send_log(
-        &self,
-        context: &jetstream::Context,
-        message: &Logging,
-    ) -> Result<PublishAckFuture, BusError> {
+    /// Waits until the message that is longest on its way is in the stream.
+    ///
+    /// Where it is not, the messages behind it may not get there first: whoever reads the log takes them in its order. So the
+    /// connection is given up with all that it holds, and what nobody has confirmed is sent again on another one, the first
+    /// alone until it is there. A message that was there already is dropped by the server, or by whoever reads the log.
+    async fn confirm_first(
+        &mut self,
+        line: &mut Line,
+        sending: &mut VecDeque<Sending>,
+        settings: &Settings,
+    ) -> Result<(), BusError> {
+        let began = Instant::now();
+        let mut again = false;
+        while let Some(first) = sending.front_mut() {
+            let Some(answer) = first.answer.take() else { break };
+            let error = match line.answered(answer).await {
+                Ok(()) => {
+                    self.delivery.stuck.fetch_sub(first.message.packets, SeqCst);
+                    sending.pop_front();
+                    break;
+                }
+                Err(error) => error,
+            };
+            again = true;
+            self.bus.denied()?;
+            line.bus.denied()?;
+            loop {
+                if self.pacing == Pacing::Waits && !self.bus.is_away() && began.elapsed() > PATIENCE {
+                    return Err(self.failed(&*error));
+                }
+                tokio::time::sleep(PAUSE).await;
+                // Where there is no connection yet, the next may come.
+                if let Ok(opened) = Line::open(&self.bus, settings).await {
+                    *line = opened;
+                    break;
+                }
+            }
+            first.answer = Some(line.send(&first.message).await);
+        }
+        if again {
+            for Sending { message, answer } in sending {
+                *answer = Some(line.send(message).await);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A connection into the durable log, used until something goes wrong on it, and never after.
+struct Line {
+    bus: Bus,
+    context: jetstream::Context,
+    /// A message could not be sent: none behind it is.
+    broken: bool,
+    _tasks: Tasks,
+}
+
+/// Where the tasks of a connection run. Dropped, they end at once, and what they have not sent is never sent.
+struct Tasks(Option<Runtime>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Line {
+    /// Connects to where `bus` is connected.
+    async fn open(bus: &Bus, settings: &Settings) -> Result<Self, BusError> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let tasks = Tasks(Some(runtime.map_err(no_threads(settings))?));
+        let (settings, program) = (settings.clone(), bus.program);
+        let opening = async move {
+            let bus = Bus::connect_once(&settings, program).await?;
+            let context = jetstream::new(bus.client().clone());
+            Ok((bus, context))
+        };
+        let opened = tasks.0.as_ref().map(|runtime| runtime.spawn(opening));
+        let opened = match opened {
+            Some(opened) => opened.await.map_err(|error| bus.failed("connect once more", &error))?,
+            None => return Err(bus.failed("connect once more", &gone())),
+        };
+        let (bus, context) = opened?;
+        Ok(Self { bus, context, broken: false, _tasks: tasks })
+    }
+
+    /// Sends a message; the answer comes later.
+    async fn send(&mut self, message: &Logging) -> Result<PublishAckFuture, AnyError> {
+        if self.broken || self.bus.is_away() {
+            return Err(gone().into());
+        }
         let mut publish = PublishMessage::build().payload(message.payload.clone());
         if let Some(id) = &message.id {
             publish = publish.message_id(id);
         }
-        let sent = context.send_publish(message.subject.clone(), publish).await;
-        sent.map_err(|error| self.failed(&error))
+        let sent = self.context.send_publish(message.subject.clone(), publish).await;
+        self.broken = sent.is_err();
+        Ok(sent?)
     }
 
-    /// Waits until the message that is longest on its way is in the stream; sends it again until it is.
-    async fn confirm_first(
-        &mut self,
-        context: &jetstream::Context,
-        sending: &mut VecDeque<(Logging, PublishAckFuture)>,
-    ) -> Result<(), BusError> {
-        let Some((message, answer)) = sending.pop_front() else { return Ok(()) };
-        let mut answered = answer.await;
-        let began = Instant::now();
-        while let Err(error) = answered {
-            self.bus.denied()?;
-            if self.pacing == Pacing::Waits && !self.bus.is_away() && began.elapsed() > PATIENCE {
-                return Err(self.failed(&error));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            answered = self.send_log(context, &message).await?.await;
+    /// Waits for the answer that a message is in the stream.
+    async fn answered(&self, answer: Result<PublishAckFuture, AnyError>) -> Result<(), AnyError> {
+        let answer = answer?.into_future();
+        tokio::select! {
+            biased;
+            answered = answer => Ok(answered.map(drop)?),
+            () = self.bus.lost() => Err(gone().into()),
         }
-        self.delivery.stuck.fetch_sub(message.packets, SeqCst);
-        Ok(())
     }
+}
+
+fn gone() -> std::io::Error {
+    std::io::ErrorKind::ConnectionAborted.into()
+}
+
+/// A message on its way into the durable log.
+struct Sending {
+    message: Logging,
+    /// What was heard when it was last sent.
+    answer: Option<Result<PublishAckFuture, AnyError>>,
 }
 
 /// A message for the durable log.

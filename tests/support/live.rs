@@ -347,6 +347,48 @@ pub fn packet_info(packet: &Packet) -> Vec<u8> {
     [field(1, &time), field(2, &flow.concat()), number_field(3, packet.length.into())].concat()
 }
 
+/// The fields of a message: their tags, with numbers or bytes.
+fn fields(mut message: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    let number = |message: &mut &[u8]| {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = message.split_off_first().unwrap();
+            value |= u64::from(byte & 127) << shift;
+            if byte < &128 {
+                break;
+            }
+        }
+        value
+    };
+    let mut fields = Vec::new();
+    while !message.is_empty() {
+        let key = number(&mut message);
+        let (value, length) = match key & 7 {
+            0 => (number(&mut message), 0),
+            1 => (0, 8),
+            2 => (0, number(&mut message) as usize),
+            5 => (0, 4),
+            kind => panic!("a field of kind {kind}"),
+        };
+        fields.push((key >> 3, value, message.split_off(..length).unwrap().to_vec()));
+    }
+    fields
+}
+
+/// The numbers of the packets in a `PacketBatch` message.
+pub fn batch_numbers(message: &[u8]) -> std::ops::Range<u64> {
+    let fields = fields(message);
+    let number = |tag| fields.iter().find(|field| field.0 == tag).map_or(0, |field| field.1);
+    number(5)..number(5) + number(4)
+}
+
+/// The time in a `PacketInfo` message.
+pub fn packet_info_time(message: &[u8]) -> u64 {
+    let time = fields(message).into_iter().find(|field| field.0 == 1).map(|field| fields(&field.2)).unwrap();
+    let number = |tag| time.iter().find(|field| field.0 == tag).map_or(0, |field| field.1);
+    number(1) * SECOND + number(2)
+}
+
 /// What a probe says became of its frames; what it has sent follows from the numbers of its packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accounts {
