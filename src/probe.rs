@@ -363,6 +363,11 @@ impl Probe {
         self.read - self.accounts.filtered
     }
 
+    /// Packets that have gone into the buffer.
+    pub fn sent(&self) -> u64 {
+        self.accounts.sent
+    }
+
     /// The run's books, for programs; `undelivered` packets were read and went no further than this process.
     pub fn report(&self, messages: u64, undelivered: u64, kept: Option<&Kept>, elapsed: Duration) -> Value {
         let Accounts { filtered, non_ip, malformed, kernel_dropped, interface_dropped, .. } = self.accounts;

@@ -204,6 +204,13 @@ fn subscribe(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<
     if printed.refused > 0 {
         say!("{} messages were no packets", printed.refused);
     }
+    if printed.lost > 0 {
+        warn!(
+            "{} messages were lost: they came faster than they could be printed; a larger nats.buffer holds more of them",
+            printed.lost
+        );
+        return Ok(End::Damaged);
+    }
     Ok(End::Done)
 }
 
@@ -318,6 +325,9 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     }
     read?;
     sent.map_err(running)?;
+    if pacing == Pacing::Waits && !settings.jetstream.enabled && probe.sent() > 0 {
+        warn_of_nobody(&subject, &delivery);
+    }
     match kept {
         Some(Kept { dropped, error, .. }) if dropped > 0 => {
             let why = error.unwrap_or_else(|| "the disk did not keep up".into());
@@ -325,6 +335,18 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         }
         _ => Ok(End::Done),
     }
+}
+
+/// Tells that no engine has taken what was replayed.
+fn warn_of_nobody(subject: &str, delivery: &Delivery) {
+    if delivery.taken.load(SeqCst) {
+        return;
+    }
+    let why = match delivery.unheard.load(SeqCst) {
+        true => "nobody listens there",
+        false => "whoever listens there does not say so",
+    };
+    warn!("no engine has taken the packets published to {subject}: {why}");
 }
 
 /// A name that is not too long, by leaving out its beginning.

@@ -20,6 +20,8 @@ use crate::{say, warn};
 const ANSWER: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to connect again.
 const MOST_BACKOFF: Duration = Duration::from_secs(2);
+/// The pause of a connection that is given up where it is lost: it is closed long before that.
+const GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
 
 /// Who we are to the server.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -317,6 +319,32 @@ impl Bus {
         }
     }
 
+    /// What the server does not let us hear, if there is anything.
+    pub fn deaf(&self) -> Result<(), BusError> {
+        match self.denied() {
+            Err(BusError::Denied { servers, why }) if why.to_lowercase().contains("subscription") => {
+                Err(BusError::Denied { servers, why })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Messages that came faster than they were taken from the client and are lost, as far as the client has said so.
+    pub fn overflowed(&self) -> u64 {
+        self.link.overflowed.load(SeqCst)
+    }
+
+    /// Closes the connection, and waits until all that the server has said on it is known: what it denies it says beside the
+    /// messages, and whoever takes those may be ahead.
+    pub async fn close(&self) -> Result<(), BusError> {
+        self.denied()?;
+        if !self.is_away() && self.client.drain().await.is_ok() {
+            // Where so much was said that this is not heard, what was denied is known.
+            let _ = tokio::time::timeout(ANSWER, self.link.closed.notified()).await;
+        }
+        self.denied()
+    }
+
     /// Messages that came in on this connection, our own round trips left out.
     pub fn messages_in(&self) -> u64 {
         let all = self.client.statistics().in_messages.load(SeqCst);
@@ -477,9 +505,14 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
             }
             warn!("NATS at {servers} says: {text}");
         }
-        // A message that had no room is counted where messages are.
-        Event::SlowConsumer(_) | Event::ClientError(_) => {}
+        Event::SlowConsumer(_) => {
+            let lost = link.overflowed.fetch_add(1, SeqCst) + 1;
+            if lost.is_power_of_two() {
+                warn!("messages come from NATS at {servers} faster than they are taken: {lost} lost so far");
+            }
+        }
         Event::LameDuckMode => warn!("NATS at {servers} is about to shut down"),
-        Event::Draining | Event::Closed => {}
+        Event::Closed => link.closed.notify_one(),
+        Event::ClientError(_) | Event::Draining => {}
     }
 }

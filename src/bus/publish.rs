@@ -195,6 +195,10 @@ pub struct Delivery {
     pub messages: AtomicU64,
     /// Packets taken from the buffer that are not known to have left.
     pub stuck: AtomicU64,
+    /// Over core NATS: whether an engine has ever answered, and whether the server has ever said that nobody listens.
+    pub taken: AtomicBool,
+    /// See there.
+    pub unheard: AtomicBool,
 }
 
 /// Sends what comes through a buffer until it is closed.
@@ -300,6 +304,8 @@ impl Publisher {
                 () = tokio::time::sleep(AGAIN) => unanswered.grow_tired(),
             }
             self.bus.denied()?;
+            self.delivery.taken.fetch_or(unanswered.engine, SeqCst);
+            self.delivery.unheard.fetch_or(unanswered.unheard, SeqCst);
             if std::mem::take(&mut unanswered.again) {
                 let again: Vec<_> = unanswered.batches().collect();
                 for (sequence, (to, payload)) in again {
@@ -346,7 +352,7 @@ impl Publisher {
                 for payload in payloads {
                     let number = self.delivery.messages.fetch_add(1, SeqCst) + 1;
                     let client = self.bus.client();
-                    let published = if self.pacing == Pacing::Waits && number.is_multiple_of(ASK_EVERY) {
+                    let published = if self.pacing == Pacing::Waits && number % ASK_EVERY == 1 {
                         unanswered.keep(number, None);
                         client
                             .publish_with_reply(self.subject.clone(), format!("{inbox}.{number}"), payload)
@@ -361,11 +367,11 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits until the server has all of it.
+    /// Waits until the server has all of it, and has said what it denies.
     async fn finish(self) -> Result<(), BusError> {
         loop {
             let error = match self.bus.round_trip().await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.bus.close().await,
                 Err(error) => error,
             };
             self.bus.denied()?;
@@ -573,6 +579,8 @@ struct Unanswered {
     /// Whether an engine has answered, and when anything last did or was first waited for.
     engine: bool,
     since: Instant,
+    /// The server has said that nobody listens.
+    unheard: bool,
     /// Nobody answers: whoever listens does not say what it takes.
     unpaced: bool,
     /// Send them again.
@@ -593,6 +601,7 @@ impl Unanswered {
             messages,
             engine: false,
             since,
+            unheard: false,
             unpaced: false,
             again: false,
             gone: None,
@@ -643,6 +652,7 @@ impl Unanswered {
         let number = answer.subject.rsplit('.').next();
         let number = number.and_then(|number| number.trim_end_matches(SENT_AGAIN).parse::<u64>().ok());
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            self.unheard = true;
             // Nobody listens. An engine that did will be back; else nobody misses anything.
             if self.engine {
                 self.gone.get_or_insert_with(Instant::now);
