@@ -215,12 +215,19 @@ impl RunBooks {
         self.taken += new;
     }
 
-    /// Another engine of the group has taken the packets from `first` up to `end`.
-    pub fn take_elsewhere(&mut self, first: u64, end: u64) {
-        let (baseline, latest) = self.accounts.get_or_insert_default();
-        latest.sent = latest.sent.max(end);
-        let fresh = self.seen.add(first.max(baseline.sent), end);
-        self.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+    /// Packets that the probe has sent, as far as was heard here.
+    pub fn sent(&self) -> u64 {
+        self.accounts.map_or(0, |(_, latest)| latest.sent)
+    }
+
+    /// Another engine of the group has taken these packets; those that the probe is not known to have sent are left out.
+    pub fn take_elsewhere(&mut self, packets: Range<u64>) {
+        let Some((baseline, latest)) = &self.accounts else { return };
+        let (first, end) = (packets.start.max(baseline.sent), packets.end.min(latest.sent));
+        if first < end {
+            let fresh = self.seen.add(first, end);
+            self.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+        }
     }
 
     /// Adds the books of another part.

@@ -29,6 +29,8 @@ const BATCHES: usize = 512;
 const SINGLES: usize = 64 << 10;
 /// Ranges of packets in one message to other engines, bytes of the largest such message, and how many may wait.
 const RANGES: usize = 4096;
+const MAX_TAKEN_BYTES: usize = 1 << 20;
+const TAKEN: usize = 64;
 /// Ticks after which an engine says that it is there.
 const PRESENCE: u32 = 5;
 /// How long to wait at the end for what other engines have taken.
@@ -95,6 +97,9 @@ impl Shared {
                 }
                 arrival = others.next(&mut never) => {
                     let Some(arrival) = arrival else { return };
+                    if arrival.payload.len() > MAX_TAKEN_BYTES {
+                        continue;
+                    }
                     match Taken::decode(arrival.payload.clone()) {
                         Ok(taken) if taken.engine != self.engine && taken.engine != 0 => {
                             self.heard.store(true, SeqCst);
@@ -248,7 +253,10 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
     ];
     let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     let taken_subject = settings.taken();
-    let others = Subscription::core(bus, &taken_subject, None).await?;
+    // On a connection of its own: few of them may wait there.
+    let taken_bus = Bus::connect(settings, program, TAKEN).await?;
+    taken_bus.hush();
+    let others = Subscription::core(&taken_bus, &taken_subject, None).await?;
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
@@ -258,7 +266,7 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
         pumps.spawn(pump(kind, subscription, messages.clone(), stopped.clone()));
     }
     let heard = AtomicBool::new(false);
-    let shared = Arc::new(Shared { bus: bus.clone(), subject: taken_subject, engine, heard });
+    let shared = Arc::new(Shared { bus: taken_bus, subject: taken_subject, engine, heard });
     let (ended, settling) = (messages.clone(), shared.clone());
     tokio::spawn(async move {
         let mut received_singles = 0;

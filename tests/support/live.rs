@@ -157,6 +157,13 @@ impl Live {
         });
     }
 
+    /// The most memory that it has had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Seconds of processor time that it has used.
     pub fn processor_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
@@ -470,6 +477,13 @@ impl Batch {
         ]
         .concat()
     }
+}
+
+/// What an engine, that is not ours, says that it has taken of a probe's first run.
+pub fn taken(probe: &str, packets: std::ops::Range<u64>) -> Vec<u8> {
+    let numbers = [number_field(3, packets.start), number_field(4, packets.end)].concat();
+    let range = [field(1, probe.as_bytes()), fixed_field(2, 1), numbers].concat();
+    [fixed_field(1, 99), field(2, &range)].concat()
 }
 
 // The server.
