@@ -7,7 +7,7 @@ use crate::bus::publish::{Buffer, Outgoing, Pacing};
 use crate::capture::live::{self, Drops};
 use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
-use crate::wire::batch::{BatchBuilder, FULL, Header};
+use crate::wire::batch::{BLOCK, BatchBuilder, FULL, Header};
 use crate::wire::single;
 use crate::wire::v1::Accounts;
 use bytes::{Bytes, BytesMut};
@@ -61,6 +61,8 @@ pub struct Probe {
     stop: Arc<AtomicBool>,
     /// Packets in a full batch: as many as the server takes in one message.
     full: usize,
+    /// Packets in the batch that is being filled once it is full, or its block is.
+    room: usize,
     builder: BatchBuilder,
     singles: Vec<Bytes>,
     scratch: BytesMut,
@@ -75,7 +77,7 @@ pub struct Probe {
     bytes_sent: u64,
     /// When the batch that is being filled was begun.
     begun: Instant,
-    /// When all partitions were last told something, and the batches since.
+    /// When all partitions were last told something, and the blocks begun since.
     said: Instant,
     unsaid: u64,
     /// Subjects that batches are spread over.
@@ -95,8 +97,8 @@ impl Probe {
     ) -> Self {
         // The C library then keeps the memory of messages instead of giving it back after each.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_MEMORY)));
-        // To send a batch costs a live probe more than its bytes do. A replay cuts the same batches every time.
-        let most = if pacing == Pacing::Goes { 2 * FULL } else { FULL };
+        // To send a batch costs a live probe more than its bytes do.
+        let most = if pacing == Pacing::Goes { BLOCK as usize } else { FULL };
         let full = (max_payload.saturating_sub(HEADER) / MOST_A_PACKET).clamp(1, most);
         Self {
             identity,
@@ -105,6 +107,7 @@ impl Probe {
             buffer,
             stop,
             full,
+            room: full,
             builder: BatchBuilder::new(0),
             singles: Vec::new(),
             scratch: BytesMut::new(),
@@ -119,7 +122,7 @@ impl Probe {
             begun: Instant::now(),
             said: Instant::now(),
             unsaid: 0,
-            partitions: partitions.into(),
+            partitions: partitions.max(1).into(),
         }
     }
 
@@ -194,7 +197,7 @@ impl Probe {
                     self.begun = Instant::now();
                 }
                 self.builder.push(packet, self.latest);
-                if self.builder.len() >= self.full {
+                if self.builder.len() >= self.room {
                     self.flush();
                 }
             }
@@ -278,6 +281,7 @@ impl Probe {
                     self.send_batch(packets);
                 } else if packets > 0 {
                     self.builder.clear(self.latest);
+                    self.measure_room();
                     (self.before, self.watermark) = (self.accounts, self.latest);
                 }
             }
@@ -322,11 +326,18 @@ impl Probe {
         self.buffer.push(Outgoing::Batch { sequence, first_packet, packets, last: false, payload });
         (self.before, self.watermark) = (self.accounts, self.latest);
         self.sequence += 1;
-        self.unsaid += 1;
+        self.measure_room();
+        self.unsaid += u64::from(first_packet.is_multiple_of(BLOCK));
         if self.unsaid >= self.partitions {
             // Each partition has got one.
             (self.unsaid, self.said) = (0, Instant::now());
         }
+    }
+
+    /// A packet's number decides where it goes, so no batch goes on behind the end of a block.
+    fn measure_room(&mut self) {
+        let left = BLOCK - self.accounts.sent % BLOCK;
+        self.room = self.full.min(left as usize);
     }
 
     /// Tells all partitions how far the probe has come: a batch without packets, which stands before those that are being
@@ -351,6 +362,8 @@ impl Probe {
             after,
             last,
             started: self.identity.started,
+            block: BLOCK,
+            stride: BLOCK * self.partitions,
             clock: live::now(),
             ..Header::default()
         }
@@ -375,6 +388,11 @@ impl Probe {
     /// Frames taken that passed the filter.
     pub fn passed(&self) -> u64 {
         self.read - self.accounts.filtered
+    }
+
+    /// Packets that have gone into the buffer.
+    pub fn sent(&self) -> u64 {
+        self.accounts.sent
     }
 
     /// The run's books, for programs; `undelivered` packets were read and went no further than this process.

@@ -40,7 +40,7 @@ use std::time::Duration;
 pub enum End {
     /// All done: exit status 0.
     Done,
-    /// Done, but some input was damaged: exit status 3.
+    /// Done, but some input was damaged, or lost on its way: exit status 3.
     Damaged,
 }
 

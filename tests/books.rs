@@ -230,6 +230,67 @@ fn accounts_that_arrive_after_newer_ones_take_nothing_back() {
     assert_eq!(ledger["bytes"]["read"], 10 * 100 + 50 * 60, "{ledger}");
 }
 
+// What other engines say.
+
+const TAKEN: &str = "gons.packets.taken.ns-engine";
+
+#[test]
+fn nobody_can_say_of_packets_that_were_not_sent_that_another_engine_has_taken_them() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    let (mut client, started) = (server.connect(), now());
+    let packets = in_a_row(3_000);
+    let batch =
+        |first: u64| Batch::new("tap", started, first / 1_000, first, &packets[first as usize..][..1_000]);
+    let forge = |client: &mut Client| {
+        client.publish(TAKEN, &taken("tap", 0..1 << 50));
+        client.publish(TAKEN, &taken("tap", 1_000..2_000));
+    };
+    // Before anything is known of the run, and after.
+    forge(&mut client);
+    client.publish_batch(&batch(0));
+    forge(&mut client);
+    client.publish_batch(&batch(1_000));
+    client.publish_batch(&batch(2_000));
+    client.flush();
+    assert_counted(&engine.stop_engine(&scratch.path("out")), 3_000);
+}
+
+#[test]
+fn what_another_engine_says_that_it_took_is_not_lost() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));
+    let (mut client, started) = (server.connect(), now());
+    let packets = in_a_row(3_000);
+    let batch =
+        |first: u64| Batch::new("tap", started, first / 1_000, first, &packets[first as usize..][..1_000]);
+    client.publish(TAKEN, &taken("tap", 1_000..1_900));
+    client.publish_batch(&batch(0));
+    client.publish_batch(&batch(2_000));
+    client.flush();
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    assert_eq!(["counted", "lost"].map(|part| number(&ledger["packets"][part])), [2_000, 100], "{ledger}");
+}
+
+#[test]
+fn what_is_kept_of_what_other_engines_say_is_bounded() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
+    let mut client = server.connect();
+    let before = engine.peak_memory();
+    for number in 0..400 {
+        let name = format!("{number}{}", "x".repeat(900_000));
+        client.publish(TAKEN, &taken(&name, 0..1));
+    }
+    client.flush();
+    // A packet behind them, and its window, so that they have been taken.
+    client.publish_batch(&Batch { last: true, ..Batch::new("tap", now(), 0, 0, &in_a_row(10)) });
+    client.flush();
+    let grown = engine.peak_memory() - before;
+    assert_counted(&engine.stop_engine(&scratch.path("out")), 10);
+    assert!(grown < 200 << 20, "{} MiB of memory for what engines say", grown >> 20);
+}
+
 // Names.
 
 #[test]

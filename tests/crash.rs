@@ -6,14 +6,14 @@
 mod support;
 
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use support::crash::*;
-use support::live::{self, Live, input, number};
+use support::live::{self, Live, batch_numbers, input, number, packet_info_time};
 use support::*;
 
 /// Twenty windows, and the first packet of one more.
@@ -449,6 +449,52 @@ fn a_server_that_is_killed_twice_loses_nothing() {
     engine.wait_until_ready(&site);
     engine.stop(0);
     case.assert_left(&out, "a server that was killed");
+    case.assert_told(&site, "a server that was killed");
+}
+
+/// Much of the capture is on its way at once: what the server had not stored when it was killed may not come behind what
+/// was sent after it.
+#[test]
+fn a_server_that_is_killed_keeps_a_replay_in_order() {
+    let mut site = Site::new();
+    site.scratch.generate("-o a.pcap --packets 600000 --flows 2000 --duration 400s").assert(0, "");
+    let capture = site.scratch.path("a.pcap");
+    for (name, encoding, share) in [("batches", "batch", 3 << 20), ("singles", "single", 1 << 20)] {
+        let more = if encoding == "single" { "--encoding single --count 60000" } else { "" };
+        let mut probe = site.start_probe(name, &capture, more);
+        for _ in 0..3 {
+            let before = site.logged_bytes();
+            wait_for("more in the log", || {
+                (probe.is_over() || site.logged_bytes() >= before + share).then_some(())
+            });
+            site.server.kill();
+            site.server.start_again();
+        }
+        assert_ended_well(&mut probe);
+    }
+    let stored = site.stored();
+    assert_batches_in_order(&stored);
+    let singles = stored.iter().filter(|(subject, _)| subject == "gons.packets.raw");
+    let times: Vec<u64> = singles.map(|(_, message)| packet_info_time(message)).collect();
+    assert_eq!(times.len(), 60_000);
+    assert!(times.is_sorted(), "single packets in another order than they were sent");
+}
+
+/// Asserts that no batch of a partition holds packets before those that have been there, but for repeats.
+fn assert_batches_in_order(stored: &[(String, Vec<u8>)]) {
+    let mut seen: BTreeMap<&str, (BTreeSet<u64>, u64)> = BTreeMap::new();
+    let mut packets = 0;
+    for (subject, message) in stored.iter().filter(|(subject, _)| subject.contains("batch")) {
+        let range = batch_numbers(message);
+        let (firsts, end) = seen.entry(subject).or_default();
+        if range.is_empty() || !firsts.insert(range.start) {
+            continue;
+        }
+        assert!(range.start >= *end, "{subject}: {range:?} came after {end}");
+        *end = range.end;
+        packets += range.end - range.start;
+    }
+    assert_eq!(packets, 600_000);
 }
 
 // What was found by reading, and kept from coming back.

@@ -170,6 +170,29 @@ fn a_replay_of_the_same_name_published_twice_is_counted_once() {
 }
 
 #[test]
+fn a_replay_that_is_cut_in_another_way_is_counted_once() {
+    let scratch = Scratch::new();
+    let packets = mixed(11, 60_000, 60 * SECOND);
+    scratch.write("config.yaml", live_config(SHIPPED, ""));
+    scratch.write("a.pcap", pcap(&packets));
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        let server = NatsServer::with(options);
+        let out = scratch.path(&format!("out{flags}"));
+        let engine = scratch.start_engine(&format!("--nats {} {flags} -o out{flags} -w 2", server.url()));
+        // Stopped, then at a pace that cuts batches elsewhere, then to the end.
+        for more in ["--count 12345", "--pace 100x --count 34567", "--count 50000", "--pace 200x", ""] {
+            scratch.replay(&format!("--nats {} {flags} --id tap {more} -r a.pcap", server.url()));
+        }
+        if options == JETSTREAM {
+            server.wait_until_delivered();
+        }
+        let ledger = engine.stop_engine(&out);
+        assert_eq!(shipped_totals(&ledger), [60_000, 60_000, 0, 0], "{flags}: {ledger}");
+        assert_holds(&out, &packets, 60 * SECOND, SHIPPED);
+    }
+}
+
+#[test]
 fn filter_count_and_pace_of_a_replay_hold_and_are_in_the_books() {
     let scratch = Scratch::new();
     let packets = mixed(2, 4_000, 10 * SECOND);
@@ -772,6 +795,54 @@ fn sorted(lines: Vec<Value>) -> Vec<BTreeMap<String, Value>> {
 }
 
 #[test]
+fn subscribing_says_how_many_messages_came_faster_than_it_could_print_them() {
+    let scratch = Scratch::new();
+    let server = NatsServer::start();
+    scratch.write("config.yaml", live_config(SHIPPED, "  buffer: 64KiB\n"));
+    let mut watching = scratch.start_probe(&format!("--mode sub --nats {}", server.url()));
+    watching.wait_until_says("subscribed to");
+    // Frozen, so that all of it comes at once.
+    watching.signal("STOP");
+    let (mut client, message) = (server.connect(), packet_info(&golden_packets()[0]));
+    let sent = 150_000;
+    (0..sent).for_each(|_| client.publish(SINGLE, &message));
+    client.flush();
+    watching.stop_frozen();
+    let run = watching.wait();
+    assert_eq!(run.code, Some(3), "{}", run.stderr);
+    let lost = run.stderr.lines().find_map(|line| {
+        let (before, _) = line.split_once(" messages were lost")?;
+        before.rsplit(' ').next()?.parse::<usize>().ok()
+    });
+    let printed = run.stdout.lines().count();
+    assert!(printed > 0 && printed < sent, "{printed} lines: {}", run.stderr);
+    assert_eq!(lost, Some(sent - printed), "{}", run.stderr);
+}
+
+#[test]
+fn a_replay_says_that_no_engine_has_taken_it() {
+    let scratch = with_capture();
+    let server = NatsServer::start();
+    let says = |subscribed: bool, encoding: &str| {
+        let mut client = server.connect();
+        if subscribed {
+            client.subscribe("gons.packets.>");
+        }
+        let args = format!("-q --nats {} --encoding {encoding} -r a.pcap", server.url());
+        let run = scratch.start(PROBE, &args).finish();
+        assert_eq!(run.code, Some(0), "{run:?}");
+        run.stderr
+    };
+    for encoding in ["batch", "single"] {
+        assert!(says(false, encoding).contains("nobody listens there"), "{encoding}");
+        assert!(says(true, encoding).contains("no engine has taken"), "{encoding}");
+        let engine = scratch.start_engine(&format!("--nats {} -o out-{encoding}", server.url()));
+        assert_eq!(says(false, encoding), "", "{encoding}");
+        engine.stop_engine(&scratch.path(&format!("out-{encoding}")));
+    }
+}
+
+#[test]
 fn subscribing_passes_over_garbage() {
     let scratch = Scratch::new();
     let server = NatsServer::start();
@@ -926,6 +997,24 @@ fn a_subject_that_is_denied_is_named() {
     );
     let nats = format!("  url: \"{}\"\n  user: alice\n  password: x\n", server.url());
     assert_fails(&scratch, &nats, &["gons.packets"]);
+}
+
+/// The answer to the last message comes beside the word that it was denied, and may be looked at first.
+#[test]
+fn a_replay_that_is_denied_has_sent_nothing_every_time() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(10, 2, SECOND)));
+    let server = NatsServer::with(
+        "authorization: {users: [{user: alice, password: x, permissions: {publish: {allow: [\"_INBOX.>\"]}, \
+         subscribe: {allow: [\"_INBOX.>\"]}}}]}",
+    );
+    let url = server.url().replace("nats://", "nats://alice:x@");
+    for encoding in ["single", "single", "single", "single", "single", "single", "batch"] {
+        let args = format!("--json --nats {url} --encoding {encoding} -r a.pcap");
+        let (report, run) = scratch.start_probe(&args).report_and_run(1);
+        assert_eq!(number(&report["packets"]["sent"]), 0, "{encoding}: {run:?}");
+        assert!(run.stderr.contains("gons.packets"), "{encoding}: {run:?}");
+    }
 }
 
 #[test]

@@ -11,13 +11,13 @@ use netspectra::capture::live::{self, Live, Options};
 use netspectra::capture::savefile::{Kept, Rotation, Savefile};
 use netspectra::config::{self, Config};
 use netspectra::decode::LinkType;
+use netspectra::fingerprint::fingerprint;
 use netspectra::intake::Taken;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::tail::{TailError, tail};
-use netspectra::wire::batch::LONGEST_NAME;
+use netspectra::wire::batch::{BLOCK, LONGEST_NAME};
 use netspectra::{say, warn};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -204,6 +204,13 @@ fn subscribe(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<
     if printed.refused > 0 {
         say!("{} messages were no packets", printed.refused);
     }
+    if printed.lost > 0 {
+        warn!(
+            "{} messages were lost: they came faster than they could be printed; a larger nats.buffer holds more of them",
+            printed.lost
+        );
+        return Ok(End::Damaged);
+    }
     Ok(End::Done)
 }
 
@@ -233,11 +240,11 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let identity = Identity {
         name: flags.id.clone().unwrap_or_else(|| shortened(format!("{host}:{name}"))),
-        // A replay under a name is the same run each time: its batches are those of the time before.
+        // A replay under a name is the same run each time: its packets are those of the time before.
         run: match (&flags.read, &flags.id) {
-            (Some(file), Some(_)) => {
-                fingerprint(file, flags.filter.as_deref()).map_err(usage)?.unwrap_or(started)
-            }
+            (Some(file), Some(_)) => run_number(file, flags.filter.as_deref(), settings.jetstream.partitions)
+                .map_err(usage)?
+                .unwrap_or(started),
             _ => started,
         },
         started,
@@ -318,6 +325,9 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     }
     read?;
     sent.map_err(running)?;
+    if pacing == Pacing::Waits && !settings.jetstream.enabled && probe.sent() > 0 {
+        warn_of_nobody(&subject, &delivery);
+    }
     match kept {
         Some(Kept { dropped, error, .. }) if dropped > 0 => {
             let why = error.unwrap_or_else(|| "the disk did not keep up".into());
@@ -325,6 +335,18 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
         }
         _ => Ok(End::Done),
     }
+}
+
+/// Tells that no engine has taken what was replayed.
+fn warn_of_nobody(subject: &str, delivery: &Delivery) {
+    if delivery.taken.load(SeqCst) {
+        return;
+    }
+    let why = match delivery.unheard.load(SeqCst) {
+        true => "nobody listens there",
+        false => "whoever listens there does not say so",
+    };
+    warn!("no engine has taken the packets published to {subject}: {why}");
 }
 
 /// A name that is not too long, by leaving out its beginning.
@@ -355,19 +377,22 @@ fn gave_up() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "waited in vain")
 }
 
-/// A number for a replay that has a name: the same file and filter are the same run each time. `None` for what can be read
-/// only once.
-fn fingerprint(file: &Path, filter: Option<&str>) -> std::io::Result<Option<u64>> {
+/// A number for a replay that has a name, the same each time where the packets have the same numbers and go to the same
+/// partitions: by the file, the filter, and this version, which may find other packets in it than another. `None` for what
+/// can be read only once.
+fn run_number(file: &Path, filter: Option<&str>, partitions: u32) -> std::io::Result<Option<u64>> {
     let metadata = std::fs::metadata(file);
     let Some(metadata) = metadata.ok().filter(std::fs::Metadata::is_file) else { return Ok(None) };
-    let (mut ends, length) = (Vec::new(), metadata.len());
+    let length = metadata.len();
+    let version = env!("CARGO_PKG_VERSION");
+    let (filter, filter_length) = (filter.unwrap_or_default(), filter.map(str::len).unwrap_or(usize::MAX));
+    let identity = format!("{version} {BLOCK} {partitions} {length} {filter_length} {filter}");
+    let mut identity = identity.into_bytes();
     let mut open = std::fs::File::open(file)?;
-    Read::by_ref(&mut open).take(FINGERPRINT).read_to_end(&mut ends)?;
+    Read::by_ref(&mut open).take(FINGERPRINT).read_to_end(&mut identity)?;
     open.seek(SeekFrom::Start(length.saturating_sub(FINGERPRINT)))?;
-    open.take(FINGERPRINT).read_to_end(&mut ends)?;
-    let mut hasher = DefaultHasher::new();
-    (length, ends, filter).hash(&mut hasher);
-    Ok(Some(hasher.finish()))
+    open.take(FINGERPRINT).read_to_end(&mut identity)?;
+    Ok(Some(fingerprint(&identity)))
 }
 
 /// Opens what is to be captured or replayed; gives its name too.

@@ -20,6 +20,8 @@ use crate::{say, warn};
 const ANSWER: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to connect again.
 const MOST_BACKOFF: Duration = Duration::from_secs(2);
+/// The pause of a connection that is given up where it is lost: it is closed long before that.
+const GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
 
 /// Who we are to the server.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -185,6 +187,12 @@ struct Link {
     reconnects: AtomicU64,
     denied: Mutex<Option<String>>,
     came_back: Notify,
+    lost: Notify,
+    closed: Notify,
+    /// Once it is lost, it is not to come back.
+    once: AtomicBool,
+    /// Messages that the client had no room for, as far as it has said so.
+    overflowed: AtomicU64,
     round_trips: AtomicU64,
     unshared: AtomicBool,
     hushed: AtomicBool,
@@ -196,6 +204,7 @@ pub struct Bus {
     client: Client,
     link: Arc<Link>,
     servers: String,
+    program: &'static str,
     capacity: usize,
 }
 
@@ -207,13 +216,31 @@ impl Bus {
         program: &'static str,
         capacity: usize,
     ) -> Result<Self, BusError> {
+        Self::connect_with(settings, program, capacity, Arc::default()).await
+    }
+
+    /// Connects once more, to send: a connection that says nothing, and that does not come back once it is lost, so that it
+    /// never sends later what it holds then.
+    async fn connect_once(settings: &Settings, program: &'static str) -> Result<Self, BusError> {
+        let link = Arc::new(Link::default());
+        link.hushed.store(true, SeqCst);
+        let bus = Self::connect_with(settings, program, 256, link).await?;
+        bus.link.once.store(true, SeqCst);
+        Ok(bus)
+    }
+
+    async fn connect_with(
+        settings: &Settings,
+        program: &'static str,
+        capacity: usize,
+        link: Arc<Link>,
+    ) -> Result<Self, BusError> {
         let servers = settings.shown();
         let deadline = Instant::now() + settings.connect_timeout;
-        let link = Arc::new(Link::default());
         loop {
             let options = options(settings, program, capacity, &link).await?;
             let error = match options.connect(settings.servers.clone()).await {
-                Ok(client) => return Ok(Self { client, link, servers, capacity }),
+                Ok(client) => return Ok(Self { client, link, servers, program, capacity }),
                 Err(error) => error,
             };
             let waiting = matches!(
@@ -268,6 +295,17 @@ impl Bus {
         self.link.away.load(SeqCst)
     }
 
+    /// Waits until the connection is lost.
+    async fn lost(&self) {
+        loop {
+            let lost = self.link.lost.notified();
+            if self.is_away() {
+                return;
+            }
+            lost.await;
+        }
+    }
+
     /// Waits until the connection has been lost and found again.
     pub async fn came_back(&self) {
         self.link.came_back.notified().await;
@@ -279,6 +317,32 @@ impl Bus {
             Some(why) => Err(BusError::Denied { servers: self.servers.clone(), why: why.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// What the server does not let us hear, if there is anything.
+    pub fn deaf(&self) -> Result<(), BusError> {
+        match self.denied() {
+            Err(BusError::Denied { servers, why }) if why.to_lowercase().contains("subscription") => {
+                Err(BusError::Denied { servers, why })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Messages that came faster than they were taken from the client and are lost, as far as the client has said so.
+    pub fn overflowed(&self) -> u64 {
+        self.link.overflowed.load(SeqCst)
+    }
+
+    /// Closes the connection, and waits until all that the server has said on it is known: what it denies it says beside the
+    /// messages, and whoever takes those may be ahead.
+    pub async fn close(&self) -> Result<(), BusError> {
+        self.denied()?;
+        if !self.is_away() && self.client.drain().await.is_ok() {
+            // Where so much was said that this is not heard, what was denied is known.
+            let _ = tokio::time::timeout(ANSWER, self.link.closed.notified()).await;
+        }
+        self.denied()
     }
 
     /// Messages that came in on this connection, our own round trips left out.
@@ -356,14 +420,17 @@ async fn options(
     capacity: usize,
     link: &Arc<Link>,
 ) -> Result<ConnectOptions, BusError> {
-    let events = link.clone();
+    let (events, once) = (link.clone(), link.clone());
     let (servers, taken) = (settings.shown(), settings.taken());
     let mut options = ConnectOptions::new()
         .name(program)
         .subscription_capacity(capacity)
         .client_capacity(256)
         .connection_timeout(ANSWER)
-        .reconnect_delay_callback(|attempts| {
+        .reconnect_delay_callback(move |attempts| {
+            if once.once.load(SeqCst) {
+                return GIVEN_UP;
+            }
             let exponent = u32::try_from(attempts.min(10)).unwrap_or(10);
             Duration::from_millis(2u64.saturating_pow(exponent + 2)).min(MOST_BACKOFF)
         })
@@ -410,6 +477,7 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
             if !link.away.swap(true, SeqCst) && !link.hushed.load(SeqCst) {
                 warn!("lost the connection to NATS at {servers}, trying to reconnect");
             }
+            link.lost.notify_waiters();
         }
         Event::Connected => {
             if link.away.swap(false, SeqCst) {
@@ -437,9 +505,14 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
             }
             warn!("NATS at {servers} says: {text}");
         }
-        // A message that had no room is counted where messages are.
-        Event::SlowConsumer(_) | Event::ClientError(_) => {}
+        Event::SlowConsumer(_) => {
+            let lost = link.overflowed.fetch_add(1, SeqCst) + 1;
+            if lost.is_power_of_two() {
+                warn!("messages come from NATS at {servers} faster than they are taken: {lost} lost so far");
+            }
+        }
         Event::LameDuckMode => warn!("NATS at {servers} is about to shut down"),
-        Event::Draining | Event::Closed => {}
+        Event::Closed => link.closed.notify_one(),
+        Event::ClientError(_) | Event::Draining => {}
     }
 }

@@ -4,9 +4,10 @@
 //! was lost: whoever reads them counts each packet number once. Who can wait (a replay) never has more on the way than
 //! that; who cannot (a live link) goes on, and then the oldest are kept no longer.
 
-use super::subscribe::stream;
-use super::{Bus, BusError, Settings};
+use super::subscribe::{SENT_AGAIN, stream};
+use super::{Bus, BusError, Settings, no_threads};
 use crate::fingerprint::fingerprint;
+use crate::wire::batch::BLOCK;
 use async_nats::jetstream::{self, context::PublishAckFuture, message::PublishMessage};
 use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 /// Messages on the way that nobody has taken yet, where the probe can wait.
@@ -33,6 +35,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait at the end for an engine that is gone, or that a live probe need not wait for.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// How long to wait before the durable log is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
 /// After how long without an answer messages are sent again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -191,6 +195,10 @@ pub struct Delivery {
     pub messages: AtomicU64,
     /// Packets taken from the buffer that are not known to have left.
     pub stuck: AtomicU64,
+    /// Over core NATS: whether an engine has ever answered, and whether the server has ever said that nobody listens.
+    pub taken: AtomicBool,
+    /// See there.
+    pub unheard: AtomicBool,
 }
 
 /// Sends what comes through a buffer until it is closed.
@@ -239,16 +247,18 @@ impl Publisher {
         self.delivery.clone()
     }
 
-    fn subject(&self, sequence: u64) -> String {
-        let partition = (sequence % self.partitions + self.first_partition) % self.partitions;
+    /// The subject of a block of packets.
+    fn subject(&self, block: u64) -> String {
+        let partition = (block % self.partitions + self.first_partition) % self.partitions;
         format!("{}.{partition}", self.subject)
     }
 
-    /// The subjects of a batch: one without packets goes to all partitions, first to that of its number.
-    fn subjects(&self, sequence: u64, packets: u64) -> impl Iterator<Item = String> + use<> {
+    /// The subjects of a batch: one without packets goes to all partitions, first to that of the next packet.
+    fn subjects(&self, first_packet: u64, packets: u64) -> impl Iterator<Item = String> + use<> {
         let partitions = if packets > 0 { 1 } else { self.partitions };
+        let block = first_packet / BLOCK;
         let subjects: Vec<String> =
-            (0..partitions).map(|partition| self.subject(sequence + partition)).collect();
+            (0..partitions).map(|partition| self.subject(block + partition)).collect();
         subjects.into_iter()
     }
 
@@ -294,10 +304,12 @@ impl Publisher {
                 () = tokio::time::sleep(AGAIN) => unanswered.grow_tired(),
             }
             self.bus.denied()?;
+            self.delivery.taken.fetch_or(unanswered.engine, SeqCst);
+            self.delivery.unheard.fetch_or(unanswered.unheard, SeqCst);
             if std::mem::take(&mut unanswered.again) {
                 let again: Vec<_> = unanswered.batches().collect();
-                for (sequence, payload) in again {
-                    let (to, reply) = (self.subject(sequence), format!("{inbox}.{sequence}"));
+                for (sequence, (to, payload)) in again {
+                    let reply = format!("{inbox}.{sequence}{SENT_AGAIN}");
                     let published = self.bus.client().publish_with_reply(to, reply, payload).await;
                     published.map_err(|error| self.failed(&error))?;
                 }
@@ -313,12 +325,12 @@ impl Publisher {
         unanswered: &mut Unanswered,
     ) -> Result<(), BusError> {
         match message {
-            Outgoing::Batch { sequence, packets, last, payload, .. } => {
-                let mut subjects = self.subjects(sequence, packets);
+            Outgoing::Batch { sequence, first_packet, packets, last, payload } => {
+                let mut subjects = self.subjects(first_packet, packets);
                 let to = subjects.next().unwrap_or_default();
                 // A heartbeat has the number of the next batch and need not be kept.
                 if packets > 0 || last {
-                    unanswered.keep(sequence, Some(payload.clone()));
+                    unanswered.keep(sequence, Some((to.clone(), payload.clone())));
                 }
                 let asks = match self.pacing {
                     Pacing::Waits => packets > 0,
@@ -340,7 +352,7 @@ impl Publisher {
                 for payload in payloads {
                     let number = self.delivery.messages.fetch_add(1, SeqCst) + 1;
                     let client = self.bus.client();
-                    let published = if self.pacing == Pacing::Waits && number.is_multiple_of(ASK_EVERY) {
+                    let published = if self.pacing == Pacing::Waits && number % ASK_EVERY == 1 {
                         unanswered.keep(number, None);
                         client
                             .publish_with_reply(self.subject.clone(), format!("{inbox}.{number}"), payload)
@@ -355,11 +367,11 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits until the server has all of it.
+    /// Waits until the server has all of it, and has said what it denies.
     async fn finish(self) -> Result<(), BusError> {
         loop {
             let error = match self.bus.round_trip().await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.bus.close().await,
                 Err(error) => error,
             };
             self.bus.denied()?;
@@ -373,54 +385,42 @@ impl Publisher {
     /// Sends over JetStream: every message is acknowledged once it is in the stream.
     pub async fn run_log(mut self, settings: &Settings) -> Result<(), BusError> {
         stream(&self.bus, settings).await?;
-        let context = jetstream::new(self.bus.client().clone());
-        let mut sending: VecDeque<(Logging, PublishAckFuture)> = VecDeque::new();
+        let mut line = Line::open(&self.bus, settings).await?;
+        let mut sending: VecDeque<Sending> = VecDeque::new();
         let mut most = 2 * WINDOW;
-        let mut ended = false;
         loop {
-            if ended && sending.is_empty() {
-                break;
-            }
-            if !ended && sending.len() < most {
-                let next = if sending.is_empty() {
-                    self.buffer.next().await
-                } else {
-                    match self.buffer.take() {
-                        Some(message) => Some(message),
-                        // Nothing to send at the moment: see what has arrived.
-                        None => {
-                            self.confirm_first(&context, &mut sending).await?;
-                            continue;
-                        }
-                    }
-                };
-                match next {
-                    None => ended = true,
-                    Some(message) => {
-                        if let Outgoing::Singles(_) = message {
-                            most = SINGLES_LOGGING;
-                        }
-                        self.delivery.stuck.fetch_add(message.packets(), SeqCst);
-                        for message in self.log_messages(message) {
-                            let answer = self.send_log(&context, &message).await?;
-                            sending.push_back((message, answer));
-                        }
-                    }
-                }
+            let next = if sending.is_empty() {
+                let Some(message) = self.buffer.next().await else { return Ok(()) };
+                Some(message)
+            } else if sending.len() < most {
+                self.buffer.take()
             } else {
-                self.confirm_first(&context, &mut sending).await?;
+                None
+            };
+            let Some(message) = next else {
+                // Nothing to send at the moment: see what has arrived.
+                self.confirm_first(&mut line, &mut sending, settings).await?;
+                continue;
+            };
+            if let Outgoing::Singles(_) = message {
+                most = SINGLES_LOGGING;
+            }
+            self.delivery.stuck.fetch_add(message.packets(), SeqCst);
+            for message in self.log_messages(message) {
+                let answer = Some(line.send(&message).await);
+                sending.push_back(Sending { message, answer });
             }
         }
-        self.finish().await
     }
 
     fn log_messages(&mut self, message: Outgoing) -> Vec<Logging> {
         let identity = &self.identity;
         let messages: Vec<Logging> = match message {
-            Outgoing::Batch { sequence, first_packet, packets, payload, .. } => {
-                // A heartbeat is no repeat of the batch that has its number.
+            Outgoing::Batch { first_packet, packets, payload, .. } => {
+                // A heartbeat is no repeat of the batch that has its number. A batch that is cut in another way has another
+                // name, or the same packets.
                 let id = (packets > 0).then(|| format!("{identity}-{first_packet}+{packets}"));
-                let subjects = self.subjects(sequence, packets);
+                let subjects = self.subjects(first_packet, packets);
                 subjects
                     .map(|subject| Logging { subject, payload: payload.clone(), id: id.clone(), packets })
                     .collect()
@@ -438,39 +438,128 @@ impl Publisher {
         messages
     }
 
-    async fn send_log(
-        &self,
-        context: &jetstream::Context,
-        message: &Logging,
-    ) -> Result<PublishAckFuture, BusError> {
+    /// Waits until the message that is longest on its way is in the stream.
+    ///
+    /// Where it is not, the messages behind it may not get there first: whoever reads the log takes them in its order. So the
+    /// connection is given up with all that it holds, and what nobody has confirmed is sent again on another one, the first
+    /// alone until it is there. A message that was there already is dropped by the server, or by whoever reads the log.
+    async fn confirm_first(
+        &mut self,
+        line: &mut Line,
+        sending: &mut VecDeque<Sending>,
+        settings: &Settings,
+    ) -> Result<(), BusError> {
+        let began = Instant::now();
+        let mut again = false;
+        while let Some(first) = sending.front_mut() {
+            let Some(answer) = first.answer.take() else { break };
+            let error = match line.answered(answer).await {
+                Ok(()) => {
+                    self.delivery.stuck.fetch_sub(first.message.packets, SeqCst);
+                    sending.pop_front();
+                    break;
+                }
+                Err(error) => error,
+            };
+            again = true;
+            self.bus.denied()?;
+            line.bus.denied()?;
+            loop {
+                if self.pacing == Pacing::Waits && !self.bus.is_away() && began.elapsed() > PATIENCE {
+                    return Err(self.failed(&*error));
+                }
+                tokio::time::sleep(PAUSE).await;
+                // Where there is no connection yet, the next may come.
+                if let Ok(opened) = Line::open(&self.bus, settings).await {
+                    *line = opened;
+                    break;
+                }
+            }
+            first.answer = Some(line.send(&first.message).await);
+        }
+        if again {
+            for Sending { message, answer } in sending {
+                *answer = Some(line.send(message).await);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A connection into the durable log, used until something goes wrong on it, and never after.
+struct Line {
+    bus: Bus,
+    context: jetstream::Context,
+    /// A message could not be sent: none behind it is.
+    broken: bool,
+    _tasks: Tasks,
+}
+
+/// Where the tasks of a connection run. Dropped, they end at once, and what they have not sent is never sent.
+struct Tasks(Option<Runtime>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Line {
+    /// Connects to where `bus` is connected.
+    async fn open(bus: &Bus, settings: &Settings) -> Result<Self, BusError> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let tasks = Tasks(Some(runtime.map_err(no_threads(settings))?));
+        let (settings, program) = (settings.clone(), bus.program);
+        let opening = async move {
+            let bus = Bus::connect_once(&settings, program).await?;
+            let context = jetstream::new(bus.client().clone());
+            Ok((bus, context))
+        };
+        let opened = tasks.0.as_ref().map(|runtime| runtime.spawn(opening));
+        let opened = match opened {
+            Some(opened) => opened.await.map_err(|error| bus.failed("connect once more", &error))?,
+            None => return Err(bus.failed("connect once more", &gone())),
+        };
+        let (bus, context) = opened?;
+        Ok(Self { bus, context, broken: false, _tasks: tasks })
+    }
+
+    /// Sends a message; the answer comes later.
+    async fn send(&mut self, message: &Logging) -> Result<PublishAckFuture, AnyError> {
+        if self.broken || self.bus.is_away() {
+            return Err(gone().into());
+        }
         let mut publish = PublishMessage::build().payload(message.payload.clone());
         if let Some(id) = &message.id {
             publish = publish.message_id(id);
         }
-        let sent = context.send_publish(message.subject.clone(), publish).await;
-        sent.map_err(|error| self.failed(&error))
+        let sent = self.context.send_publish(message.subject.clone(), publish).await;
+        self.broken = sent.is_err();
+        Ok(sent?)
     }
 
-    /// Waits until the message that is longest on its way is in the stream; sends it again until it is.
-    async fn confirm_first(
-        &mut self,
-        context: &jetstream::Context,
-        sending: &mut VecDeque<(Logging, PublishAckFuture)>,
-    ) -> Result<(), BusError> {
-        let Some((message, answer)) = sending.pop_front() else { return Ok(()) };
-        let mut answered = answer.await;
-        let began = Instant::now();
-        while let Err(error) = answered {
-            self.bus.denied()?;
-            if self.pacing == Pacing::Waits && !self.bus.is_away() && began.elapsed() > PATIENCE {
-                return Err(self.failed(&error));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            answered = self.send_log(context, &message).await?.await;
+    /// Waits for the answer that a message is in the stream.
+    async fn answered(&self, answer: Result<PublishAckFuture, AnyError>) -> Result<(), AnyError> {
+        let answer = answer?.into_future();
+        tokio::select! {
+            biased;
+            answered = answer => Ok(answered.map(drop)?),
+            () = self.bus.lost() => Err(gone().into()),
         }
-        self.delivery.stuck.fetch_sub(message.packets, SeqCst);
-        Ok(())
     }
+}
+
+fn gone() -> std::io::Error {
+    std::io::ErrorKind::ConnectionAborted.into()
+}
+
+/// A message on its way into the durable log.
+struct Sending {
+    message: Logging,
+    /// What was heard when it was last sent.
+    answer: Option<Result<PublishAckFuture, AnyError>>,
 }
 
 /// A message for the durable log.
@@ -485,11 +574,13 @@ struct Logging {
 struct Unanswered {
     answers: Subscriber,
     pacing: Pacing,
-    /// By number; single packets are not kept.
-    messages: BTreeMap<u64, Option<Bytes>>,
+    /// By number, each with its subject; single packets are not kept.
+    messages: BTreeMap<u64, Option<(String, Bytes)>>,
     /// Whether an engine has answered, and when anything last did or was first waited for.
     engine: bool,
     since: Instant,
+    /// The server has said that nobody listens.
+    unheard: bool,
     /// Nobody answers: whoever listens does not say what it takes.
     unpaced: bool,
     /// Send them again.
@@ -510,6 +601,7 @@ impl Unanswered {
             messages,
             engine: false,
             since,
+            unheard: false,
             unpaced: false,
             again: false,
             gone: None,
@@ -529,11 +621,11 @@ impl Unanswered {
         self.messages.is_empty() || self.unpaced || waited || gone
     }
 
-    fn keep(&mut self, number: u64, payload: Option<Bytes>) {
+    fn keep(&mut self, number: u64, batch: Option<(String, Bytes)>) {
         if self.messages.is_empty() {
             self.since = Instant::now();
         }
-        self.messages.insert(number, payload);
+        self.messages.insert(number, batch);
         while self.messages.len() > KEPT {
             self.messages.pop_first();
         }
@@ -550,15 +642,17 @@ impl Unanswered {
     }
 
     /// The batches, in order.
-    fn batches(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
-        self.messages.iter().filter_map(|(number, payload)| Some((*number, payload.clone()?)))
+    fn batches(&self) -> impl Iterator<Item = (u64, (String, Bytes))> + '_ {
+        self.messages.iter().filter_map(|(number, batch)| Some((*number, batch.clone()?)))
     }
 
     /// Waits for an answer.
     async fn hear(&mut self) {
         let Some(answer) = self.answers.next().await else { return std::future::pending().await };
-        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        let number = answer.subject.rsplit('.').next();
+        let number = number.and_then(|number| number.trim_end_matches(SENT_AGAIN).parse::<u64>().ok());
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            self.unheard = true;
             // Nobody listens. An engine that did will be back; else nobody misses anything.
             if self.engine {
                 self.gone.get_or_insert_with(Instant::now);

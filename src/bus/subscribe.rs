@@ -37,6 +37,9 @@ pub enum Kind {
     Batch,
 }
 
+/// Ends the address for the answer to a batch that was sent before and not answered.
+pub const SENT_AGAIN: char = 'r';
+
 /// A message and how to say that it was taken.
 #[derive(Debug)]
 pub struct Incoming {
@@ -46,6 +49,13 @@ pub struct Incoming {
     pub payload: Bytes,
     /// Where an empty answer says that it was taken.
     pub reply: Option<Subject>,
+}
+
+impl Incoming {
+    /// Whether its probe has sent it before, and was not answered.
+    pub fn is_sent_again(&self) -> bool {
+        self.reply.as_ref().is_some_and(|reply| reply.ends_with(SENT_AGAIN))
+    }
 }
 
 /// A message of the durable log.

@@ -28,8 +28,9 @@ pub const TICK: Duration = Duration::from_millis(200);
 const STOOD_STILL: Duration = Duration::from_secs(1);
 /// Single packets in a row that are taken to be dated ahead by mistake; the next one is believed.
 const MOST_AHEAD: u32 = 8;
-/// Batches whose lengths are remembered, in case one comes again that is longer.
-const MOST_TAILS: usize = 64;
+/// The same of one partition of the durable log: they are in every record of a commit. A probe that spreads blocks leaves
+/// none but where packets are missing.
+const MAX_PARTITION_GAPS: usize = 1 << 10;
 
 /// How an engine takes messages.
 #[derive(Clone, Debug)]
@@ -116,14 +117,19 @@ impl Seen {
         if merged.start < merged.end {
             self.ranges.insert(merged.start, merged.end);
         }
-        while self.ranges.len() > MOST_GAPS {
-            // The first gap is filled for good: what comes from it now has come twice, as far as anyone can tell.
+        self.forget_beyond(MOST_GAPS);
+        fresh
+    }
+
+    /// Fills the first gaps for good where there are more than so many: what comes from one of them now has come twice, as
+    /// far as anyone can tell.
+    fn forget_beyond(&mut self, most: usize) {
+        while self.ranges.len() > most {
             let Some((first, _)) = self.ranges.pop_first() else { break };
             if let Some((_, next_end)) = self.ranges.pop_first() {
                 self.ranges.insert(first, next_end);
             }
         }
-        fresh
     }
 }
 
@@ -142,10 +148,8 @@ pub struct RunBooks {
     pub newest: u64,
     /// Nothing more comes.
     pub ended: bool,
-    /// Numbers of packets or of batches that have come.
+    /// Numbers of packets that have come: in the run, or among those of the run that come to this partition.
     pub seen: Seen,
-    /// Of the latest batches, by number: packets in them.
-    tails: BTreeMap<u64, u64>,
     /// Packets taken, and those that came twice.
     pub taken: u64,
     /// Packets that came more than once.
@@ -206,34 +210,26 @@ impl RunBooks {
         }
     }
 
-    /// Which of a batch's packets, by number in the run, are new; each batch is told from the others by its own number,
-    /// of which every `step`-th comes here.
-    pub fn fresh_of(&mut self, batch: &Batch, step: u64) -> Vec<Range<u64>> {
-        let packets = u64::from(batch.packets);
-        let all = batch.first_packet..batch.first_packet.saturating_add(packets);
+    /// Which of a batch's packets, by number in the run, are new in a part that one of the probe's subjects comes to. Packets
+    /// have numbers, so it does not matter how a run that is repeated is cut into batches.
+    pub fn fresh_of(&mut self, batch: &Batch) -> Vec<Range<u64>> {
+        let (first, here) = (batch.first_packet, batch.first_in_subject());
+        let mut fresh = self.fresh(here, batch.packets.into());
+        self.seen.forget_beyond(MAX_PARTITION_GAPS);
+        fresh.iter_mut().for_each(|range| *range = range.start - here + first..range.end - here + first);
+        fresh
+    }
+
+    /// The same where all subjects come to one part.
+    pub fn fresh_packets_of(&mut self, batch: &Batch) -> Vec<Range<u64>> {
+        self.fresh(batch.first_packet, batch.packets.into())
+    }
+
+    fn fresh(&mut self, first: u64, packets: u64) -> Vec<Range<u64>> {
         if packets == 0 {
             return Vec::new();
         }
-        let number = batch.sequence / step.max(1);
-        let had = match self.seen.add(number, number + 1).is_empty() {
-            false => 0,
-            // A run that was stopped and is repeated goes on where a batch was cut short.
-            true => self.tails.get(&number).copied().unwrap_or(u64::MAX).min(packets),
-        };
-        let had_before = self.tails.entry(number).or_default();
-        *had_before = packets.max(*had_before);
-        while self.tails.len() > MOST_TAILS {
-            self.tails.pop_first();
-        }
-        self.count(packets, packets - had);
-        let fresh = all.start + had..all.end;
-        if fresh.is_empty() { Vec::new() } else { vec![fresh] }
-    }
-
-    /// The same where every batch comes here: by the packets' own numbers.
-    pub fn fresh_packets_of(&mut self, batch: &Batch) -> Vec<Range<u64>> {
-        let packets = u64::from(batch.packets);
-        let fresh = self.seen.add(batch.first_packet, batch.first_packet.saturating_add(packets));
+        let fresh = self.seen.add(first, first.saturating_add(packets));
         self.count(packets, fresh.iter().map(|range| range.end - range.start).sum());
         fresh
     }
@@ -243,12 +239,19 @@ impl RunBooks {
         self.taken += new;
     }
 
-    /// Another engine of the group has taken the packets from `first` up to `end`.
-    pub fn take_elsewhere(&mut self, first: u64, end: u64) {
-        let (baseline, latest) = self.accounts.get_or_insert_default();
-        latest.sent = latest.sent.max(end);
-        let fresh = self.seen.add(first.max(baseline.sent), end);
-        self.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+    /// Packets that the probe has sent, as far as was heard here.
+    pub fn sent(&self) -> u64 {
+        self.accounts.map_or(0, |(_, latest)| latest.sent)
+    }
+
+    /// Another engine of the group has taken these packets; those that the probe is not known to have sent are left out.
+    pub fn take_elsewhere(&mut self, packets: Range<u64>) {
+        let Some((baseline, latest)) = &self.accounts else { return };
+        let (first, end) = (packets.start.max(baseline.sent), packets.end.min(latest.sent));
+        if first < end {
+            let fresh = self.seen.add(first, end);
+            self.elsewhere += fresh.iter().map(|range| range.end - range.start).sum::<u64>();
+        }
     }
 
     /// Adds the books of another part.

@@ -7,13 +7,14 @@
 //! What is lost is known by number: a probe numbers its packets, and what it has sent less what came is lost. A message
 //! that comes twice counts once.
 
-use super::books::{Books, MOST_GAPS, Rules, Seen};
+use super::books::{Books, Rules, Seen};
+use super::claims::Claims;
 use super::skew::Skews;
 use super::{Intake, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::{Incoming, Kind};
 use crate::capture::live;
-use crate::wire::batch::{Batch, Item, MOST};
+use crate::wire::batch::{Batch, Item};
 use crate::wire::single;
 use crate::wire::v1::TakenRange;
 use async_nats::Subject;
@@ -44,8 +45,8 @@ struct State {
     books: Books,
     /// Packets taken that the other engines of the group have not been told of, by run.
     untold: BTreeMap<usize, Seen>,
-    /// What other engines have taken of runs that are not known here yet.
-    foreign: VecDeque<TakenRange>,
+    /// What other engines say that they have taken, of what the probe is not known here to have sent yet.
+    claims: Claims,
     /// A worker has found nothing and waits to be woken.
     waiting: bool,
     /// Nothing is put in any more, and why if nobody stopped it.
@@ -75,7 +76,7 @@ impl Messages {
             bytes: 0,
             books: Books::new(rules, 1),
             untold: BTreeMap::new(),
-            foreign: VecDeque::new(),
+            claims: Claims::default(),
             waiting: false,
             ended: false,
             failure: None,
@@ -110,7 +111,11 @@ impl Messages {
             }
             match kind {
                 Kind::Single => state.books.runs[0].parts[0].lost += 1,
-                Kind::Batch => drop(self.read(&mut state, message.payload)),
+                Kind::Batch => {
+                    if let Some((number, _)) = state.read(message.payload) {
+                        state.heed_claims(number);
+                    }
+                }
             }
             return None;
         }
@@ -121,22 +126,6 @@ impl Messages {
             self.wakers.wake();
         }
         None
-    }
-
-    /// Reads a batch and takes its probe's accounts; gives the number of its run. What is none is counted.
-    fn read(&self, state: &mut State, payload: Bytes) -> Option<(usize, Batch)> {
-        let batch = Batch::read(payload).ok();
-        let known = batch.and_then(|batch| Some((state.books.run_of(&batch, 0)?, batch)));
-        let Some(((number, new), batch)) = known else {
-            state.books.runs[0].parts[0].refused += 1;
-            return None;
-        };
-        if new {
-            for range in std::mem::take(&mut state.foreign) {
-                state.take_elsewhere(range);
-            }
-        }
-        Some((number, batch))
     }
 
     /// Single packets that were lost before they could be put in.
@@ -203,10 +192,15 @@ impl Messages {
         ranges.collect()
     }
 
-    /// Another engine of the group has taken these.
+    /// Another engine of the group says that it has taken these.
     pub fn told(&self, ranges: Vec<TakenRange>) {
         let mut state = self.state();
-        ranges.into_iter().for_each(|range| state.take_elsewhere(range));
+        for range in ranges {
+            let known = state.books.known(&range.probe, range.run);
+            if let (true, Some(number)) = (state.claims.add(range), known) {
+                state.heed_claims(number);
+            }
+        }
     }
 
     /// Packets that are missing so far.
@@ -223,7 +217,7 @@ impl Messages {
             match kind {
                 Kind::Single => return Some(self.singles(state, message, arrived)),
                 Kind::Batch => {
-                    if let Some(piece) = self.batch(state, message.payload, arrived) {
+                    if let Some(piece) = self.batch(state, message, arrived) {
                         return Some(piece);
                     }
                 }
@@ -273,10 +267,17 @@ impl Messages {
         (Piece::Singles(packets), position)
     }
 
-    fn batch(&self, state: &mut State, payload: Bytes, arrived: Instant) -> Option<(Piece, Position)> {
-        let (number, batch) = self.read(state, payload)?;
+    fn batch(&self, state: &mut State, message: Incoming, arrived: Instant) -> Option<(Piece, Position)> {
+        let sent_again = message.is_sent_again();
+        let (number, batch) = state.read(message.payload)?;
         self.skews.hear(&batch, live::now());
+        if sent_again {
+            // Another engine may have taken it when it was sent first.
+            state.heed_claims(number);
+        }
         let fresh = state.books.runs[number].parts[0].fresh_packets_of(&batch);
+        // Else the server has given it to us alone: nobody could know of its packets before.
+        state.heed_claims(number);
         for range in &fresh {
             state.untold.entry(number).or_default().add(range.start, range.end);
         }
@@ -310,18 +311,21 @@ impl State {
         closed
     }
 
-    fn take_elsewhere(&mut self, range: TakenRange) {
-        if range.first >= range.end || range.end > MOST {
-            return;
+    /// Reads a batch and takes its probe's accounts; gives the number of its run. What is none is counted.
+    fn read(&mut self, payload: Bytes) -> Option<(usize, Batch)> {
+        let batch = Batch::read(payload).ok();
+        let known = batch.and_then(|batch| Some((self.books.run_of(&batch, 0)?.0, batch)));
+        if known.is_none() {
+            self.books.runs[0].parts[0].refused += 1;
         }
-        let Some(number) = self.books.known(&range.probe, range.run) else {
-            self.foreign.push_back(range);
-            if self.foreign.len() > MOST_GAPS {
-                self.foreign.pop_front();
-            }
-            return;
-        };
-        self.books.runs[number].parts[0].take_elsewhere(range.first, range.end);
+        known
+    }
+
+    /// Takes what other engines say of a run, as far as its probe is known to have sent it.
+    fn heed_claims(&mut self, number: usize) {
+        let books = &mut self.books.runs[number].parts[0];
+        let ranges = self.claims.take(&books.name, books.run, books.sent());
+        ranges.into_iter().for_each(|range| books.take_elsewhere(range));
     }
 }
 

@@ -28,8 +28,10 @@ use tokio::task::JoinSet;
 /// asked for.
 const BATCHES: usize = 512;
 const SINGLES: usize = 64 << 10;
-/// Ranges of packets in one message to other engines.
+/// Ranges of packets in one message to other engines, bytes of the largest such message, and how many may wait.
 const RANGES: usize = 4096;
+const MAX_TAKEN_BYTES: usize = 1 << 20;
+const TAKEN: usize = 64;
 /// Ticks after which an engine says that it is there.
 const PRESENCE: u32 = 5;
 /// How long to wait at the end for what other engines have taken.
@@ -94,6 +96,9 @@ impl Shared {
                 }
                 arrival = others.next(&mut never) => {
                     let Some(arrival) = arrival else { return };
+                    if arrival.payload.len() > MAX_TAKEN_BYTES {
+                        continue;
+                    }
                     match Taken::decode(arrival.payload.clone()) {
                         Ok(taken) if taken.engine != self.engine && taken.engine != 0 => {
                             self.heard.store(true, SeqCst);
@@ -213,6 +218,14 @@ fn answer(bus: &Bus, mut replies: mpsc::UnboundedReceiver<Subject>) {
     });
 }
 
+/// What the server denies it may say later than it answers: an engine that hears nothing does not go on.
+fn hears(buses: &[Bus], intake: &impl Intake, fail: impl FnOnce(String)) {
+    if let Err(error) = buses.iter().try_for_each(Bus::deaf) {
+        fail(error.to_string());
+        intake.stop();
+    }
+}
+
 /// Does something now and then, for as long as the engine lives.
 fn each_tick(tick: impl Fn() + Send + 'static) {
     tokio::spawn(async move {
@@ -232,13 +245,17 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
     let group = Some(settings.queue_group.as_str());
     let single_bus = Bus::connect(settings, program, SINGLES).await?;
     single_bus.hush();
+    let buses = [bus.clone(), single_bus.clone()];
     let subscriptions = [
         (Kind::Batch, Subscription::core(bus, &settings.batches(), group).await?),
         (Kind::Single, Subscription::core(&single_bus, &settings.single, group).await?),
     ];
     let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     let taken_subject = settings.taken();
-    let others = Subscription::core(bus, &taken_subject, None).await?;
+    // On a connection of its own: few of them may wait there.
+    let taken_bus = Bus::connect(settings, program, TAKEN).await?;
+    taken_bus.hush();
+    let others = Subscription::core(&taken_bus, &taken_subject, None).await?;
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
@@ -248,7 +265,7 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
         pumps.spawn(pump(kind, subscription, messages.clone(), stopped.clone()));
     }
     let heard = AtomicBool::new(false);
-    let shared = Arc::new(Shared { bus: bus.clone(), subject: taken_subject, engine, heard });
+    let shared = Arc::new(Shared { bus: taken_bus, subject: taken_subject, engine, heard });
     let (ended, settling) = (messages.clone(), shared.clone());
     tokio::spawn(async move {
         let mut received_singles = 0;
@@ -262,7 +279,10 @@ async fn subscribe(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusE
     });
     answer(bus, to_answer);
     let ticking = messages.clone();
-    each_tick(move || ticking.tick());
+    each_tick(move || {
+        hears(&buses, &*ticking, |why| ticking.fail(why));
+        ticking.tick();
+    });
     tokio::spawn(shared.run(others, messages.clone()));
     Ok((From::Core(messages), to))
 }
@@ -287,6 +307,7 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
     let ends = Box::new(move || {
         stop.send_replace(true);
     });
+    let buses: Vec<Bus> = subscriptions.iter().map(|(_, _, bus)| bus.clone()).collect();
     let log = Arc::new(Log::new(rules, division, None, resume, taken, ends));
     for (number, mut subscription, bus) in subscriptions {
         let (log, mut stopped) = (log.clone(), stopped.clone());
@@ -313,7 +334,10 @@ async fn divide(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusErro
     }
     answer(bus, to_answer);
     let ticking = log.clone();
-    each_tick(move || ticking.wake());
+    each_tick(move || {
+        hears(&buses, &*ticking, |why| ticking.fail(why));
+        ticking.wake();
+    });
     let to = format!("{} and {} at {}", settings.single, settings.batches(), bus.servers());
     Ok((From::Log(log, String::new()), to))
 }

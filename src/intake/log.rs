@@ -549,9 +549,7 @@ impl LogReader {
             self.partitions[at].refused += 1;
             return None;
         };
-        // A probe with other partitions than ours is told by the stream, but not by core NATS.
-        let step = if self.log.passing { 1 } else { self.log.partitions.into() };
-        let fresh = self.books.runs[run].parts[part].fresh_of(&batch, step);
+        let fresh = self.books.runs[run].parts[part].fresh_of(&batch);
         let position = self.position(at, run, if fresh.is_empty() { 0 } else { batch.watermark });
         self.partitions[at].took(logged, &self.log);
         if !fresh.is_empty() || batch.packets == 0 {
@@ -782,54 +780,74 @@ mod tests {
         }
     }
 
-    /// What two probes put into the log, by partition: their packets, at these times, in batches of three, and in the end
-    /// that there are no more. Each packet has a number of its own.
-    fn log_of(runs: &[Vec<u64>]) -> Vec<Vec<Vec<u8>>> {
+    /// Packets that go to one partition before the next.
+    const BLOCK: usize = 6;
+
+    /// Where packets are cut into batches of at most so many.
+    fn cuts(packets: usize, most: usize) -> Vec<Range<usize>> {
+        let mut cuts = Vec::new();
+        let mut first = 0;
+        while first < packets {
+            let end = (first + most).min((first / BLOCK + 1) * BLOCK).min(packets);
+            cuts.push(first..end);
+            first = end;
+        }
+        cuts
+    }
+
+    /// What two probes put into the log, by partition: their packets, at these times, and in the end that there are no more.
+    /// Each packet has a number of its own. They try several times, each time so many packets, in batches of so many.
+    fn log_of(runs: &[Vec<u64>], tries: &[(usize, usize)]) -> Vec<Vec<Vec<u8>>> {
         let mut log: Vec<Vec<Vec<u8>>> = vec![Vec::new(); PARTITIONS as usize];
-        let batches = |times: &[u64]| times.chunks(3).count() as u64;
-        let most = runs.iter().map(|times| batches(times)).max().unwrap_or(0);
-        for sequence in 0..=most {
-            for (run, times) in runs.iter().enumerate() {
-                let own = batches(times);
-                if sequence > own {
-                    continue;
-                }
-                let first = (sequence * 3).min(times.len() as u64);
-                let chunk = times.chunks(3).nth(sequence as usize).unwrap_or_default();
-                let before = &times[..first as usize];
-                let mut latest = before.iter().copied().filter(|time| *time < STRAYS).max().unwrap_or(0);
-                let watermark = latest;
-                let mut builder = BatchBuilder::new(watermark);
-                for (at, time) in chunk.iter().enumerate() {
-                    let packet = packet(first + at as u64 + 1000 * run as u64, *time);
-                    if *time < STRAYS {
-                        latest = latest.max(*time);
-                        builder.push(&packet, latest);
+        for (packets, most) in tries {
+            let runs: Vec<&[u64]> = runs.iter().map(|times| &times[..times.len().min(*packets)]).collect();
+            let cuts: Vec<_> = runs.iter().map(|times| cuts(times.len(), *most)).collect();
+            for sequence in 0..=cuts.iter().map(Vec::len).max().unwrap_or(0) {
+                for (run, times) in runs.iter().enumerate().filter(|(run, _)| sequence <= cuts[*run].len()) {
+                    let range = cuts[run].get(sequence).cloned().unwrap_or(times.len()..times.len());
+                    let payload = batch_of(run, times, sequence, range.clone());
+                    if range.is_empty() {
+                        log.iter_mut().for_each(|partition| partition.push(payload.clone()));
                     } else {
-                        builder.push_stray(&packet, latest);
+                        log[range.start / BLOCK % PARTITIONS as usize].push(payload);
                     }
-                }
-                let sent = |packets| Accounts { sent: packets, ..Accounts::default() };
-                let payload = builder.finish(Header {
-                    probe: format!("probe {run}"),
-                    run: 7,
-                    sequence,
-                    first_packet: first,
-                    watermark,
-                    latest,
-                    before: sent(first),
-                    after: sent(first + chunk.len() as u64),
-                    last: chunk.is_empty(),
-                    ..Header::default()
-                });
-                if chunk.is_empty() {
-                    log.iter_mut().for_each(|partition| partition.push(payload.to_vec()));
-                } else {
-                    log[(sequence % u64::from(PARTITIONS)) as usize].push(payload.to_vec());
                 }
             }
         }
         log
+    }
+
+    /// A batch of a run, of these of its packets; without any, it is the last.
+    fn batch_of(run: usize, times: &[u64], sequence: usize, range: Range<usize>) -> Vec<u8> {
+        let known = times[..range.start].iter().copied().filter(|time| *time < STRAYS);
+        let mut latest = known.max().unwrap_or(0);
+        let watermark = latest;
+        let mut builder = BatchBuilder::new(watermark);
+        for at in range.clone() {
+            let packet = packet((at + 1000 * run) as u64, times[at]);
+            if times[at] < STRAYS {
+                latest = latest.max(times[at]);
+                builder.push(&packet, latest);
+            } else {
+                builder.push_stray(&packet, latest);
+            }
+        }
+        let sent = |packets: usize| Accounts { sent: packets as u64, ..Accounts::default() };
+        let header = Header {
+            probe: format!("probe {run}"),
+            run: 7,
+            sequence: sequence as u64,
+            first_packet: range.start as u64,
+            watermark,
+            latest,
+            before: sent(range.start),
+            after: sent(range.end),
+            last: range.is_empty(),
+            block: BLOCK as u64,
+            stride: BLOCK as u64 * u64::from(PARTITIONS),
+            ..Header::default()
+        };
+        builder.finish(header).to_vec()
     }
 
     fn rules(lateness: u64) -> Rules {
@@ -927,6 +945,8 @@ mod tests {
             ),
             sorted in any::<bool>(),
             lateness in 0u64..150,
+            tries in proptest::collection::vec((0usize..40, 1usize..8), 0..3),
+            cut in 1usize..8,
             lives in proptest::collection::vec((1usize..4, 0usize..6), 0..5),
             last in 1usize..4,
         ) {
@@ -934,7 +954,9 @@ mod tests {
             if sorted {
                 runs.iter_mut().for_each(|times| times.sort_unstable());
             }
-            let log = log_of(&runs);
+            // Those that were stopped, and one to the end.
+            let tries = [&tries[..], &[(usize::MAX, cut)]].concat();
+            let log = log_of(&runs, &tries);
             let mut written = Written::default();
             for (peers, commits) in lives {
                 written.read_on(&log, peers, lateness, commits);

@@ -1,11 +1,13 @@
 //! What feeds the workers: each kind of input gives them pieces of work and decodes them into windows.
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
-//! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`claims`] of what other engines say
+//! that they have taken, and [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
 //! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
 pub mod books;
 pub mod bus;
+pub mod claims;
 pub mod frames;
 pub mod listen;
 pub mod log;

@@ -20,6 +20,11 @@ pub const LONGEST_NAME: usize = 128;
 /// Packets in a full batch: about 90 kB of IPv4.
 pub const FULL: usize = 4096;
 
+/// Packets that go to one subject before the next: the largest batch that a probe sends.
+pub const BLOCK: u64 = 2 * FULL as u64;
+/// Longest block and stride that a probe may have.
+const MAX_STRIDE: u64 = 1 << 40;
+
 /// What a batch says beside its packets. Field by field as in `proto/packets.proto`.
 #[derive(Clone, PartialEq, Message)]
 pub struct Header {
@@ -56,8 +61,14 @@ pub struct Header {
     /// When the run began, on the probe's clock.
     #[prost(fixed64, tag = "11")]
     pub started: u64,
+    /// Packets that go to one subject before the next; 0 where batches are spread by their own number.
+    #[prost(uint64, tag = "12")]
+    pub block: u64,
+    /// Packets after which the first subject gets the next block.
+    #[prost(uint64, tag = "13")]
+    pub stride: u64,
     /// When the batch was made, on the probe's clock; 0 where it does not say.
-    #[prost(fixed64, tag = "12")]
+    #[prost(fixed64, tag = "14")]
     pub clock: u64,
     /// What its times are told from; [`BatchBuilder::finish`] sets it.
     #[prost(fixed64, tag = "16")]
@@ -155,6 +166,7 @@ impl Batch {
         {
             return Err(range("sent", batch.after.sent));
         }
+        batch.check_block()?;
         if batch.latest < batch.watermark {
             return Err(range("latest", batch.latest));
         }
@@ -193,6 +205,31 @@ impl Batch {
             return Err(range("latest", batch.latest));
         }
         Ok(batch)
+    }
+
+    /// Checks that its packets are of one block, where the run has blocks.
+    fn check_block(&self) -> Result<(), WireError> {
+        let Header { block, stride, first_packet, .. } = self.header;
+        if block == 0 && stride == 0 {
+            return Ok(());
+        }
+        if block == 0 || !stride.is_multiple_of(block) || !(block..=MAX_STRIDE).contains(&stride) {
+            return Err(WireError::Range { field: "stride", value: stride.into() });
+        }
+        if first_packet % block + u64::from(self.packets) > block {
+            return Err(WireError::Range { field: "block", value: block.into() });
+        }
+        Ok(())
+    }
+
+    /// The number of its first packet among those of the run that go to the same subject, where the run has blocks; else its
+    /// number in the run.
+    pub fn first_in_subject(&self) -> u64 {
+        let Header { block, stride, first_packet, .. } = self.header;
+        match stride {
+            0 => first_packet,
+            _ => first_packet / stride * block + first_packet % block,
+        }
     }
 
     /// The numbers of its packets in the run.
@@ -580,11 +617,31 @@ mod tests {
             |batch: &mut Batch| batch.header.first_packet = u64::MAX,
             |batch: &mut Batch| batch.header.probe.clear(),
             |batch: &mut Batch| batch.header.watermark = 1,
+            |batch: &mut Batch| batch.header.block = 1,
+            |batch: &mut Batch| (batch.header.block, batch.header.stride) = (2, 3),
+            |batch: &mut Batch| (batch.header.block, batch.header.stride) = (1, u64::MAX),
+            |batch: &mut Batch| batch.header.stride = 2,
         ] {
             let mut spoilt = batch.clone();
             spoil(&mut spoilt);
             Batch::read(bytes_of(&spoilt)).expect_err("a batch to refuse");
         }
         Batch::read(bytes_of(&batch)).expect("the batch itself");
+    }
+
+    #[test]
+    fn a_batch_over_the_end_of_a_block_is_refused() {
+        let packet = Packet { source: Address::v4(1), destination: Address::v4(2), ..Packet::default() };
+        let (batch, _) = built(&[(0, packet); 4], 0);
+        let mut batch = Batch::read(batch).expect("our own batch");
+        (batch.header.block, batch.header.stride) = (8, 24);
+        for (first, in_subject) in
+            [(0, Some(0)), (4, Some(4)), (5, None), (8, Some(0)), (24, Some(8)), (52, Some(20))]
+        {
+            batch.header.first_packet = first;
+            (batch.header.before.sent, batch.header.after.sent) = (first, first + 4);
+            let read = Batch::read(bytes_of(&batch)).ok();
+            assert_eq!(read.map(|batch| batch.first_in_subject()), in_subject, "{first}");
+        }
     }
 }

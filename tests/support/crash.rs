@@ -236,6 +236,18 @@ impl Site {
         number(&self.monitor("/jsz").unwrap()["bytes"])
     }
 
+    /// The messages of the durable log, each with its subject.
+    pub fn stored(&self) -> Vec<(String, Vec<u8>)> {
+        let count = number(&self.monitor("/jsz").unwrap()["messages"]);
+        let mut client = self.server.connect();
+        client.subscribe("stored");
+        let config = r#"{"deliver_subject":"stored","deliver_policy":"all","ack_policy":"none"}"#;
+        let request = format!(r#"{{"stream_name":"GONS_PACKETS","config":{config}}}"#);
+        client.publish("$JS.API.CONSUMER.CREATE.GONS_PACKETS", request.as_bytes());
+        client.flush();
+        (0..count).map(|_| client.next()).collect()
+    }
+
     /// A page of the server's monitoring; `None` while the server is away.
     fn monitor(&self, page: &str) -> Option<Value> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.monitor)).ok()?;

@@ -158,6 +158,13 @@ impl Live {
         });
     }
 
+    /// The most memory that it has had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Seconds of processor time that it has used.
     pub fn processor_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
@@ -348,6 +355,48 @@ pub fn packet_info(packet: &Packet) -> Vec<u8> {
     [field(1, &time), field(2, &flow.concat()), number_field(3, packet.length.into())].concat()
 }
 
+/// The fields of a message: their tags, with numbers or bytes.
+fn fields(mut message: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    let number = |message: &mut &[u8]| {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = message.split_off_first().unwrap();
+            value |= u64::from(byte & 127) << shift;
+            if byte < &128 {
+                break;
+            }
+        }
+        value
+    };
+    let mut fields = Vec::new();
+    while !message.is_empty() {
+        let key = number(&mut message);
+        let (value, length) = match key & 7 {
+            0 => (number(&mut message), 0),
+            1 => (0, 8),
+            2 => (0, number(&mut message) as usize),
+            5 => (0, 4),
+            kind => panic!("a field of kind {kind}"),
+        };
+        fields.push((key >> 3, value, message.split_off(..length).unwrap().to_vec()));
+    }
+    fields
+}
+
+/// The numbers of the packets in a `PacketBatch` message.
+pub fn batch_numbers(message: &[u8]) -> std::ops::Range<u64> {
+    let fields = fields(message);
+    let number = |tag| fields.iter().find(|field| field.0 == tag).map_or(0, |field| field.1);
+    number(5)..number(5) + number(4)
+}
+
+/// The time in a `PacketInfo` message.
+pub fn packet_info_time(message: &[u8]) -> u64 {
+    let time = fields(message).into_iter().find(|field| field.0 == 1).map(|field| fields(&field.2)).unwrap();
+    let number = |tag| time.iter().find(|field| field.0 == tag).map_or(0, |field| field.1);
+    number(1) * SECOND + number(2)
+}
+
 /// What a probe says became of its frames; what it has sent follows from the numbers of its packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accounts {
@@ -429,6 +478,13 @@ impl Batch {
         ]
         .concat()
     }
+}
+
+/// What an engine, that is not ours, says that it has taken of a probe's first run.
+pub fn taken(probe: &str, packets: std::ops::Range<u64>) -> Vec<u8> {
+    let numbers = [number_field(3, packets.start), number_field(4, packets.end)].concat();
+    let range = [field(1, probe.as_bytes()), fixed_field(2, 1), numbers].concat();
+    [fixed_field(1, 99), field(2, &range)].concat()
 }
 
 // The server.
