@@ -3,6 +3,8 @@
 //! An account travels through the dataflow at the time of an epoch, so that it is there when the epoch's snapshot is:
 //! what a commit records is what its snapshots hold, to the packet.
 
+use crate::capture::filter::Headers;
+use crate::decode::link::NotIp;
 use crate::intake::Notice;
 use crate::intake::books::RunBooks;
 use crate::intake::log::LogPosition;
@@ -30,6 +32,44 @@ pub enum Found {
     Run(RunBooks),
 }
 
+/// Frames without an IP header that hold the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NonIp {
+    /// Their link type.
+    pub link: u32,
+    /// What they hold.
+    pub what: NotIp,
+    /// How many there are.
+    pub frames: u64,
+}
+
+/// What was noticed in the frames of an input while they were decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noticed {
+    /// Frames without an IP header, in the order of their link types and what they hold.
+    pub non_ip: Vec<NonIp>,
+    /// Headers behind which the filter has passed a packet.
+    pub passed_behind: BTreeSet<Headers>,
+    /// Headers behind which it would have passed one, had it looked there.
+    pub hidden_behind: BTreeSet<Headers>,
+}
+
+impl Noticed {
+    /// Counts frames without an IP header.
+    pub fn count(&mut self, more: NonIp) {
+        match self.non_ip.binary_search_by_key(&(more.link, more.what), |non_ip| (non_ip.link, non_ip.what)) {
+            Ok(at) => self.non_ip[at].frames += more.frames,
+            Err(at) => self.non_ip.insert(at, more),
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        other.non_ip.into_iter().for_each(|more| self.count(more));
+        self.passed_behind.extend(other.passed_behind);
+        self.hidden_behind.extend(other.hidden_behind);
+    }
+}
+
 /// What a worker tells of an epoch.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Account {
@@ -37,8 +77,8 @@ pub struct Account {
     pub counts: Vec<(InputKey, Counts)>,
     /// At the end, what was found in the inputs.
     pub found: Vec<(InputKey, Found)>,
-    /// Link types that were met and are not decoded.
-    pub unknown_links: BTreeSet<u32>,
+    /// At the end, what was noticed in the inputs.
+    pub noticed: Vec<(InputKey, Noticed)>,
     /// From this epoch on: where its partitions of the durable log stand.
     pub positions: Vec<LogPosition>,
     /// What all other workers are to be told at once.
@@ -48,10 +88,10 @@ pub struct Account {
 impl Account {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { counts, found, unknown_links, positions, notices } = self;
+        let Self { counts, found, noticed, positions, notices } = self;
         counts.is_empty()
             && found.is_empty()
-            && unknown_links.is_empty()
+            && noticed.is_empty()
             && positions.is_empty()
             && notices.is_empty()
     }
@@ -70,13 +110,13 @@ pub struct Accounts {
     #[serde(skip)]
     runs: BTreeMap<InputKey, RunBooks>,
     #[serde(skip)]
-    unknown_links: BTreeSet<u32>,
+    noticed: BTreeMap<InputKey, Noticed>,
 }
 
 impl Accounts {
     /// Adds one; they come in the order of their epochs.
     pub fn add(&mut self, account: Account) {
-        let Account { counts, found, unknown_links, positions, notices: _ } = account;
+        let Account { counts, found, noticed, positions, notices: _ } = account;
         for (input, more) in counts {
             match self.counts.binary_search_by(|(key, _)| key.cmp(&input)) {
                 Ok(at) => self.counts[at].1 += more,
@@ -93,7 +133,9 @@ impl Accounts {
                 Found::Run(books) => merge_run(&mut self.runs, input, books),
             }
         }
-        self.unknown_links.extend(unknown_links);
+        for (input, more) in noticed {
+            self.noticed.entry(input).or_default().merge(more);
+        }
         self.positions.extend(positions.into_iter().map(|position| (position.partition, position)));
     }
 
@@ -107,11 +149,12 @@ impl Accounts {
         if let Some(singles) = runs.get_mut(&InputKey::default()) {
             singles.refused += self.positions.values().map(|position| position.refused).sum::<u64>();
         }
-        let counts = |key: &InputKey| {
-            self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()
-        };
-        let frames = self.frames.iter().map(|(key, report)| (report.clone(), counts(key)));
-        frames.chain(runs.iter().map(|(key, books)| (books.report(), counts(key)))).collect()
+        let frames = self.frames.iter().map(|(key, report)| (report.clone(), self.counts_of(key)));
+        frames.chain(runs.iter().map(|(key, books)| (books.report(), self.counts_of(key)))).collect()
+    }
+
+    fn counts_of(&self, key: &InputKey) -> Counts {
+        self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()
     }
 
     /// Whether it is known what was found in all inputs.
@@ -119,9 +162,11 @@ impl Accounts {
         !self.frames.is_empty() || !self.runs.is_empty()
     }
 
-    /// Link types that were met and are not decoded.
-    pub fn unknown_links(&self) -> &BTreeSet<u32> {
-        &self.unknown_links
+    /// The inputs in whose frames something was noticed: name, accounts, and what it was.
+    pub fn noticed(&self) -> Vec<(String, Counts, Noticed)> {
+        let name =
+            |key: &InputKey| self.frames.get(key).map(|report| report.name.clone()).unwrap_or_default();
+        self.noticed.iter().map(|(key, noticed)| (name(key), self.counts_of(key), noticed.clone())).collect()
     }
 }
 

@@ -5,7 +5,7 @@
 //! runs more than `MOST_UNWRITTEN` closed epochs ahead of what is written: the committing worker keeps an epoch's
 //! capability until its snapshots are, and that frontier flows back to the sources. It also tells them what is done with.
 
-use crate::account::{Account, Accounts};
+use crate::account::{Account, Accounts, Noticed};
 use crate::archive::SpillingArchive;
 use crate::capture::live;
 use crate::cluster::Formed;
@@ -194,9 +194,9 @@ impl Progress {
         &self.close
     }
 
-    /// Link types that were met and are not decoded.
-    pub fn unknown_links(&self) -> BTreeSet<u32> {
-        self.books().accounts.unknown_links().clone()
+    /// The inputs in whose frames something was noticed: name, accounts, and what it was.
+    pub fn noticed(&self) -> Vec<(String, Counts, Noticed)> {
+        self.books().accounts.noticed()
     }
 
     /// Windows written, each once however often it was revised.
@@ -391,6 +391,11 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
     for ((epoch, input), counts) in std::mem::replace(&mut placer.counts, kept) {
         accounts.entry(epoch).or_default().counts.push((reader.key(input), counts));
     }
+    if before.is_none() && !placer.noticed.is_empty() {
+        let noticed = std::mem::take(&mut placer.noticed).into_iter();
+        let noticed = noticed.map(|(input, noticed)| (reader.key(input), noticed)).collect();
+        accounts.entry(0).or_default().noticed = noticed;
+    }
     accounts
 }
 
@@ -513,10 +518,6 @@ fn read<'s>(
             }
             if let Err(why) = reader.decode(&mut placer) {
                 progress.failure.set(why);
-            }
-            let unknown_links = std::mem::take(&mut placer.unknown_links);
-            if !unknown_links.is_empty() {
-                tell(&Account { unknown_links, ..Account::default() }, 0, account_capability);
             }
             let mut decoded = 0;
             for (epoch, mut batch) in placer.batches.drain(..) {

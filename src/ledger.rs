@@ -49,7 +49,7 @@ pub struct InputReport {
     pub packets: u64,
     /// Accounts that were kept before the packets came here: what a probe did not send on, and why.
     pub before: Counts,
-    /// What is known never to have arrived; `None` for a file, which loses nothing.
+    /// What is known never to have arrived; `None` for a file that speaks of no drops.
     pub losses: Option<Losses>,
     /// Packets that came more than once and were counted once.
     pub repeated: u64,
@@ -57,6 +57,12 @@ pub struct InputReport {
     pub clamped: u64,
     /// Where it is damaged or cut off and how; everything before that is counted.
     pub damage: Option<String>,
+    /// Its records whose lengths contradict each other; they are malformed, and what follows them is counted.
+    #[serde(default)]
+    pub contradictory: Option<String>,
+    /// What else people should know of it.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl InputReport {
@@ -65,6 +71,11 @@ impl InputReport {
         self.packets += other.packets;
         self.clamped = self.clamped.max(other.clamped);
         self.damage = self.damage.take().or(other.damage);
+        self.contradictory = self.contradictory.take().or(other.contradictory);
+        self.losses = self.losses.or(other.losses);
+        if self.notes.is_empty() {
+            self.notes = other.notes;
+        }
     }
 }
 
@@ -86,6 +97,15 @@ impl Losses {
     pub fn total(self) -> u64 {
         let Self { interface, kernel, probe, bus } = self;
         interface + kernel + probe + bus
+    }
+
+    /// Those that a capture file speaks of, for people.
+    pub fn of_a_capture(self) -> String {
+        let Self { interface, kernel, .. } = self;
+        let packets = if self.total() == 1 { "1 packet".into() } else { format!("{} packets", self.total()) };
+        format!(
+            "its capture dropped {packets} and says so ({kernel} by the kernel, {interface} by the interface); they are lost"
+        )
     }
 }
 
@@ -144,7 +164,12 @@ impl Ledger {
         let mut total = Counts::default();
         let mut lost = 0;
         let input = |(report, decoded): &(InputReport, Counts)| {
-            let InputReport { name, format, packets, before, losses, damage, .. } = report.clone();
+            let InputReport { name, format, packets, before, losses, damage, contradictory, .. } =
+                report.clone();
+            let damage = match (contradictory, damage) {
+                (Some(first), Some(second)) => Some(format!("{first}; {second}")),
+                (first, second) => first.or(second),
+            };
             let mut counts = before;
             counts += *decoded;
             total += counts;
@@ -183,6 +208,11 @@ impl Ledger {
         format!(
             "read {read} = counted {counted} + filtered {filtered} + non_ip {non_ip} + malformed {malformed}; late {late}, lost {lost}"
         )
+    }
+
+    /// Packets that are known never to have arrived.
+    pub fn lost(&self) -> u64 {
+        self.packets.lost
     }
 
     /// The accounts of all inputs.

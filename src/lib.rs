@@ -32,6 +32,7 @@ pub mod interpolate;
 pub mod ledger;
 pub mod log;
 pub mod memory;
+pub mod non_ip;
 pub mod probe;
 pub mod program;
 pub mod programs;

@@ -1,6 +1,8 @@
 //! The end of a run, told to people as a table and to programs as JSON.
 
+use crate::account::Noticed;
 use crate::ledger::{Counts, Ledger};
+use crate::non_ip;
 use crate::sinks::text::{Text, window_name};
 use crate::sinks::{SinkError, Writer};
 use comfy_table::{CellAlignment, Table, presets};
@@ -100,6 +102,8 @@ pub struct Report<'a> {
     pub ledger: &'a Ledger,
     /// Its accounts.
     pub counts: Counts,
+    /// What was noticed in the frames of its inputs: name, accounts, and what it was.
+    pub noticed: Vec<(String, Counts, Noticed)>,
     /// What its snapshots held.
     pub highlights: Highlights,
     /// How long it took.
@@ -141,8 +145,14 @@ impl Report<'_> {
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
             "bits_per_second": (self.counts.bytes_read as f64 * 8.0 / seconds).round(),
             "outputs": self.outputs,
+            "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
         })
+    }
+
+    /// The inputs of which a part worth telling is not IP.
+    fn non_ip(&self) -> impl Iterator<Item = non_ip::Share<'_>> {
+        self.noticed.iter().filter_map(|(name, counts, noticed)| non_ip::Share::of(name, *counts, noticed))
     }
 
     /// For people.
@@ -161,14 +171,16 @@ impl Report<'_> {
             scaled(bytes_read as f64 * 8.0 / seconds, ""),
         ));
         out.push_str(&format!(
-            "counted {} + filtered {} + not IP {} + malformed {} = read {}; late {}, lost 0\n",
+            "counted {} + filtered {} + not IP {} + malformed {} = read {}; late {}, lost {}\n",
             grouped(counted),
             grouped(filtered),
             grouped(non_ip),
             grouped(malformed),
             grouped(read),
             grouped(late),
+            grouped(self.ledger.lost()),
         ));
+        self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
         out.push_str(&format!(
             "{} window(s) in {}\n",
             self.highlights.windows.len(),

@@ -7,17 +7,20 @@ use netspectra::bus::{Bus, BusError, Settings};
 use netspectra::capture::Chunk;
 use netspectra::capture::dealer::Dealer;
 use netspectra::capture::filter::Filter;
-use netspectra::capture::live::{self, Live, Options};
+use netspectra::capture::live::{self, Drops, Live, Options};
 use netspectra::capture::savefile::{Kept, Rotation, Savefile};
 use netspectra::config::{self, Config};
 use netspectra::decode::LinkType;
 use netspectra::fingerprint::fingerprint;
 use netspectra::intake::Taken;
+use netspectra::ledger::{InputReport, Losses};
+use netspectra::non_ip;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
 use netspectra::tail::{TailError, tail};
 use netspectra::wire::batch::{BLOCK, LONGEST_NAME};
 use netspectra::{say, warn};
+use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -461,6 +464,24 @@ fn warn_of_savefile(savefile: &Option<Savefile>, told: &mut bool) {
     }
 }
 
+/// Tells what people should know of a file that was replayed, with the frames of link types that are not decoded.
+fn tell_input(input: &InputReport, unknown: &BTreeMap<LinkType, u64>) {
+    let name = &input.name;
+    for (link, frames) in unknown {
+        warn!("{}", non_ip::undecoded(name, *link, *frames));
+    }
+    input.notes.iter().for_each(|note| warn!("{name}: {note}"));
+    if let Some(losses) = input.losses {
+        warn!("{name}: {}", losses.of_a_capture());
+    }
+    if let Some(contradictory) = &input.contradictory {
+        warn!("{name}: {contradictory}; everything else is published");
+    }
+    if let Some(damage) = &input.damage {
+        warn!("{name}: {damage}; what came before that is published");
+    }
+}
+
 /// What reads frames and feeds the probe.
 struct Front<'a> {
     flags: &'a Flags,
@@ -540,6 +561,7 @@ impl Front<'_> {
         let mut clock: Option<(Instant, u64)> = None;
         let mut failed = None;
         let mut lossy = false;
+        let mut unknown: BTreeMap<LinkType, u64> = BTreeMap::new();
         while !self.is_over(probe) && failed.is_none() {
             match dealer.deal(&mut chunk).map_err(running)? {
                 Taken::End => break,
@@ -559,16 +581,16 @@ impl Front<'_> {
                 if over {
                     return;
                 }
-                if let (Pace::Times(factor), false) = (self.flags.pace, is_stray) {
+                // A record that contradicts itself has no time to wait for.
+                if let (Pace::Times(factor), false) =
+                    (self.flags.pace, is_stray || frame.link == LinkType::DAMAGED)
+                {
                     over = !self.pace(frame.time, factor, &mut clock, probe);
                     if over {
                         return;
                     }
                 }
-                match filter
-                    .as_mut()
-                    .map_or(Ok(true), |filter| filter.passes(frame.link, bytes, frame.length))
-                {
+                match filter.as_mut().map_or(Ok(true), |filter| filter.passes(&frame, bytes)) {
                     Ok(true) => {}
                     Ok(false) => return probe.filtered(if is_stray { 0 } else { frame.time }, frame.length),
                     Err(error) => {
@@ -576,8 +598,13 @@ impl Front<'_> {
                         return;
                     }
                 }
-                if let Some(savefile) = savefile {
+                if let Some(savefile) = savefile
+                    && frame.link != LinkType::DAMAGED
+                {
                     savefile.frame(frame.time, frame.length, bytes);
+                }
+                if frame.link != LinkType::ETHERNET && !frame.link.is_known() {
+                    *unknown.entry(frame.link).or_default() += 1;
                 }
                 if is_stray {
                     probe.stray(frame.link, frame.time, frame.length, bytes);
@@ -586,10 +613,11 @@ impl Front<'_> {
                 }
             });
         }
+        unknown.remove(&LinkType::DAMAGED);
         for input in dealer.reports() {
-            if let Some(damage) = input.damage {
-                warn!("{}: {damage}; what came before that is published", input.name);
-            }
+            tell_input(&input, &unknown);
+            let Losses { kernel, interface, .. } = input.losses.unwrap_or_default();
+            probe.note_drops(Drops { kernel, interface });
         }
         failed.map_or(Ok(()), |error| Err(running(error)))
     }

@@ -8,13 +8,15 @@
 //! number of workers is dealt the same chunks.
 
 use super::clock::Clock;
+use super::findings::Findings;
+use super::gzip::Members;
+use super::live::Drops;
 use super::source::{Pace, Peek, Source, Stream, Wake};
-use super::{Chunk, Format, HEADER_BYTES, Scanned, Stop};
+use super::{Chunk, Format, HEADER_BYTES, Scanned, Stop, foreign};
 use crate::decode::LinkType;
 use crate::fingerprint::fingerprint;
 use crate::intake::{Taken, Wakers};
-use crate::ledger::InputReport;
-use flate2::read::MultiGzDecoder;
+use crate::ledger::{InputReport, Losses};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
@@ -85,6 +87,8 @@ struct Input {
     /// Bytes consumed, for messages and progress; counts decompressed bytes.
     offset: u64,
     latest: u64,
+    /// The findings that are in the report.
+    told: (Findings, Drops),
 }
 
 /// An input that waits for its turn.
@@ -134,8 +138,7 @@ impl Dealer {
             let name = path.display().to_string();
             let io_error = |error| InputError::Io { name: name.clone(), error };
             let (waiting, first_time) = if path == Path::new("-") {
-                let identity = (u64::MAX, u64::MAX);
-                refuse_twice(&mut seen, identity, &name)?;
+                refuse_twice(&mut seen, identity_of_stdin(), &name)?;
                 (
                     Waiting::Open {
                         number,
@@ -303,6 +306,13 @@ pub fn describe(names: &[PathBuf]) -> Result<String, InputError> {
     Ok(names.iter().map(describe).collect::<Result<Vec<_>, _>>()?.join(" "))
 }
 
+/// Tells standard input from all files, but for the one that it is.
+fn identity_of_stdin() -> (u64, u64) {
+    let found = rustix::fs::fstat(io::stdin()).ok();
+    let file = found.filter(|found| rustix::fs::FileType::from_raw_mode(found.st_mode).is_file());
+    file.map_or((u64::MAX, u64::MAX), |file| (file.st_dev, file.st_ino))
+}
+
 fn refuse_twice(
     seen: &mut Vec<((u64, u64), String)>,
     identity: (u64, u64),
@@ -362,6 +372,29 @@ enum Next {
 }
 
 impl Input {
+    fn new(name: String, suffix: &str, format: Format, (source, offset): (Source, u64)) -> Self {
+        let report =
+            InputReport { name, format: format!("{}{suffix}", format.name()), ..InputReport::default() };
+        Self { report, source, format, offset, latest: 0, told: Default::default() }
+    }
+
+    /// Puts what the format has found into the report, where it is news.
+    fn report_findings(&mut self) {
+        let mut findings = *self.format.findings();
+        findings.start = 0;
+        let found = (findings, self.format.drops());
+        if std::mem::replace(&mut self.told, found) == found {
+            return;
+        }
+        let Drops { kernel, interface } = found.1;
+        self.report.clamped = findings.clamped;
+        self.report.contradictory = findings.contradictory();
+        self.report.notes = findings.notes();
+        if kernel > 0 || interface > 0 {
+            self.report.losses = Some(Losses { kernel, interface, ..Losses::default() });
+        }
+    }
+
     /// Takes the next chunk of whole records.
     fn next(&mut self, chunk: &mut Chunk) -> Next {
         let mut want = CHUNK;
@@ -374,9 +407,11 @@ impl Input {
                     return Next::End;
                 }
             };
+            self.format.locate(self.offset);
             let (packets, scanned) = self.scan(chunk, peek != Peek::Some);
             let held = chunk.bytes.len() as u64;
             let consumed = scanned.as_ref().map_or_else(|consumed| *consumed, |scanned| scanned.consumed);
+            self.report_findings();
             self.offset += consumed;
             self.source.consume(&mut chunk.bytes, consumed);
             let over = match scanned.map(|scanned| scanned.stop) {
@@ -444,10 +479,17 @@ impl Input {
             Ok(scanned)
         };
         self.latest = clock.latest();
-        self.report.clamped = self.format.clamped();
         chunk.strays = clock.into_strays();
         (packets, scanned)
     }
+}
+
+/// The format of an input that begins like this, or what it is instead.
+fn open_format(name: &str, head: &[u8]) -> Result<(Format, usize), InputError> {
+    Format::open(head).map_err(|why| {
+        let why = foreign::advice(head, name).unwrap_or(why);
+        InputError::NoCapture { name: name.to_owned(), why }
+    })
 }
 
 /// Opens a regular file.
@@ -460,11 +502,9 @@ fn open_file(path: &Path, wake: &Wake) -> Result<Input, InputError> {
         let whole = io::Cursor::new(head).chain(file);
         return open_stream(&name, Box::new(whole), Pace::WholeBlocks, wake);
     }
-    let (format, header) =
-        Format::open(&head).map_err(|why| InputError::NoCapture { name: name.clone(), why })?;
-    let report = InputReport { name, format: format.name().to_owned(), ..InputReport::default() };
+    let (format, header) = open_format(&name, &head)?;
     let offset = header as u64;
-    Ok(Input { report, source: Source::File(file, offset), format, offset, latest: 0 })
+    Ok(Input::new(name, "", format, (Source::File(file, offset), offset)))
 }
 
 /// Opens what can only be read once, in order, compressed or not.
@@ -480,13 +520,11 @@ fn open_stream(
     let compression = Compression::of(&magic);
     let mut decoder = compression.decoder(Box::new(io::Cursor::new(magic).chain(pipe))).map_err(io_error)?;
     let mut head = read_up_to(&mut decoder, HEADER_BYTES).map_err(|error| no_capture(error.to_string()))?;
-    let (format, header) = Format::open(&head).map_err(no_capture)?;
+    let (format, header) = open_format(name, &head)?;
     let rest = head.split_off(header);
     let source =
         Stream::new(Box::new(io::Cursor::new(rest).chain(decoder)), pace, wake.clone()).map_err(io_error)?;
-    let format_name = format!("{}{}", format.name(), compression.suffix());
-    let report = InputReport { name: name.to_owned(), format: format_name, ..InputReport::default() };
-    Ok(Input { report, source: Source::Stream(source), format, offset: header as u64, latest: 0 })
+    Ok(Input::new(name.to_owned(), compression.suffix(), format, (Source::Stream(source), header as u64)))
 }
 
 /// Bytes that are looked at for a file's first frame.
@@ -506,8 +544,7 @@ fn first_look(name: &str, mut file: File) -> Result<(Format, u64), InputError> {
     {
         return Err(InputError::NoCapture { name: name.to_owned(), why: error.to_string() });
     }
-    let (mut format, header) =
-        Format::open(&head).map_err(|why| InputError::NoCapture { name: name.to_owned(), why })?;
+    let (mut format, header) = open_format(name, &head)?;
     let (mut times, mut clock) = (Vec::new(), Clock::new(0));
     format.scan(&head[header..], |frame| {
         times.push(frame.time);
@@ -566,8 +603,33 @@ impl Compression {
     fn decoder(self, compressed: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::None => compressed,
-            Self::Gzip => Box::new(MultiGzDecoder::new(io::BufReader::with_capacity(256 << 10, compressed))),
-            Self::Zstd => Box::new(zstd::Decoder::new(compressed)?),
+            Self::Gzip => Box::new(Members::new(io::BufReader::with_capacity(256 << 10, compressed))),
+            Self::Zstd => {
+                let mut decoder = zstd::Decoder::new(compressed)?;
+                decoder.window_log_max(MOST_WINDOW_LOG)?;
+                Box::new(Zstd(decoder))
+            }
+        })
+    }
+}
+
+/// A zstd window that is kept in memory has at most so many bytes, as a power of two: 1 GiB.
+const MOST_WINDOW_LOG: u32 = 30;
+
+/// Decompressed zstd, whose errors say what to do.
+struct Zstd<R: io::BufRead>(zstd::Decoder<'static, R>);
+
+impl<R: io::BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.to_string() {
+            why if why.contains("too much memory") => {
+                let most = 1u64 << (MOST_WINDOW_LOG - 20);
+                let why = format!(
+                    "needs a zstd window of over {most} MiB, more than is kept in memory here; unpack it with `zstd -dc --long=31`"
+                );
+                io::Error::new(error.kind(), why)
+            }
+            _ => error,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Capture files in: bytes to frames, several files to one stream in time.
 //!
-//! [`source`] reads bytes (plain, gzip, zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, [`dealer`] deals
+//! [`source`] reads bytes (plain, [`gzip`], zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, and [`findings`]
+//! holds what else they say; [`foreign`] names what is no capture. [`dealer`] deals
 //! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. [`live`] captures from an interface,
 //! [`rings`] does so for every worker, with [`fanout`] to divide the frames; [`savefile`] keeps them. [`clock`] finds the
 //! frames of a file that are dated ahead by mistake. Nothing here looks inside a frame.
@@ -9,6 +10,9 @@ pub mod clock;
 pub mod dealer;
 pub mod fanout;
 pub mod filter;
+pub mod findings;
+pub mod foreign;
+pub mod gzip;
 pub mod live;
 pub mod pcap;
 pub mod pcapng;
@@ -17,6 +21,7 @@ pub mod savefile;
 pub mod source;
 
 use crate::decode::LinkType;
+use findings::Findings;
 
 /// One captured frame, located in the chunk that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +34,10 @@ pub struct Frame {
     pub captured: u32,
     /// Bytes it had on the wire.
     pub length: u32,
-    /// What the bytes are.
+    /// What the bytes are; [`LinkType::DAMAGED`] where their record contradicts itself.
     pub link: LinkType,
+    /// The byte order of the capture's own headers.
+    pub big_endian: bool,
 }
 
 /// Bytes that start and end at a record, for one worker.
@@ -88,6 +95,18 @@ pub enum Stop {
     Damaged(String),
 }
 
+/// Why a format gave no frame.
+enum Halt {
+    /// As [`Stop::Needs`].
+    Needs(usize),
+    /// As [`Stop::Damaged`].
+    Damaged(String),
+    /// The header of another capture follows.
+    Another,
+    /// The lengths of the next record are not those of a frame.
+    Odd,
+}
+
 /// Bytes of a frame that a capture can hold at least, whatever its snap length says: libpcap's own limit.
 const LEAST_LIMIT: u32 = 262_144;
 /// Bytes of a frame beyond which a record is damage, whatever the snap length says.
@@ -116,16 +135,41 @@ impl Format {
     pub fn open(bytes: &[u8]) -> Result<(Self, usize), String> {
         if let Some(pcapng) = pcapng::Pcapng::open(bytes) {
             // The section header is a block like any other.
-            return Ok((Self::Pcapng(pcapng), 0));
+            return Ok((Self::Pcapng(pcapng?), 0));
         }
         pcap::Pcap::open(bytes).map(|pcap| (Self::Pcap(pcap), pcap::FILE_HEADER))
     }
 
-    /// How many frames' times could not be kept and were clamped.
-    pub fn clamped(&self) -> u64 {
+    /// Whether a capture may begin with these bytes: by its magic numbers alone.
+    pub fn is_start(bytes: &[u8]) -> bool {
+        pcap::Pcap::is_start(bytes) || pcapng::Pcapng::is_start(bytes)
+    }
+
+    /// What it has said beside its frames.
+    pub fn findings(&self) -> &Findings {
         match self {
-            Self::Pcap(_) => 0,
-            Self::Pcapng(pcapng) => pcapng.clamped(),
+            Self::Pcap(pcap) => &pcap.findings,
+            Self::Pcapng(pcapng) => &pcapng.findings,
+        }
+    }
+
+    fn findings_mut(&mut self) -> &mut Findings {
+        match self {
+            Self::Pcap(pcap) => &mut pcap.findings,
+            Self::Pcapng(pcapng) => &mut pcapng.findings,
+        }
+    }
+
+    /// Says where in its input the bytes that are scanned next begin.
+    pub fn locate(&mut self, offset: u64) {
+        self.findings_mut().start = offset;
+    }
+
+    /// What its capture says it dropped, of all interfaces so far.
+    pub fn drops(&self) -> live::Drops {
+        match self {
+            Self::Pcap(pcap) => pcap.findings.drops,
+            Self::Pcapng(pcapng) => pcapng.drops(),
         }
     }
 
@@ -163,10 +207,50 @@ impl Format {
                 Self::Pcap(pcap) => pcap.next(bytes, &mut at),
                 Self::Pcapng(pcapng) => pcapng.next(bytes, &mut at),
             };
-            match next {
-                Ok(frame) => visit(frame),
-                Err(stop) => return Scanned { consumed: at as u64, stop },
-            }
+            let frame = match next {
+                Ok(frame) => frame,
+                Err(halt) => match self.go_on(bytes, &mut at, halt) {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => continue,
+                    Err(stop) => return Scanned { consumed: at as u64, stop },
+                },
+            };
+            visit(frame);
         }
+    }
+
+    /// What to do where there was no frame: an odd one, nothing where another capture begins, or the end.
+    #[cold]
+    #[inline(never)]
+    fn go_on(&mut self, bytes: &[u8], at: &mut usize, halt: Halt) -> Result<Option<Frame>, Stop> {
+        let halt = match (halt, &mut *self) {
+            (Halt::Odd, Self::Pcap(pcap)) => match pcap.odd(bytes, at) {
+                Ok(frame) => return Ok(Some(frame)),
+                Err(halt) => halt,
+            },
+            (halt, _) => halt,
+        };
+        match halt {
+            Halt::Needs(bytes) => Err(Stop::Needs(bytes)),
+            Halt::Damaged(what) => Err(Stop::Damaged(what)),
+            Halt::Another | Halt::Odd => self.begin_another(bytes, at).map(|()| None),
+        }
+    }
+
+    /// Goes on with the capture whose header is at `at`.
+    fn begin_another(&mut self, bytes: &[u8], at: &mut usize) -> Result<(), Stop> {
+        let rest = &bytes[*at..];
+        if rest.len() < HEADER_BYTES {
+            return Err(Stop::Needs(HEADER_BYTES));
+        }
+        let (mut next, header) = Self::open(rest)
+            .map_err(|why| Stop::Damaged(format!("another capture begins here, but it {why}")))?;
+        let mut findings = *self.findings();
+        findings.drops = self.drops();
+        findings.captures.note(findings.start, *at);
+        *next.findings_mut() = findings;
+        *self = next;
+        *at += header;
+        Ok(())
     }
 }

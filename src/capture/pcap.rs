@@ -2,7 +2,7 @@
 //!
 //! Source: draft-ietf-opsawg-pcap, and libpcap's `sf-pcap.c` for the older variants.
 
-use super::{Frame, Stop, frame_limit};
+use super::{Findings, Frame, Halt, foreign, frame_limit};
 use crate::decode::LinkType;
 
 /// Bytes of the file header.
@@ -15,6 +15,14 @@ pub const RECORD_HEADER: usize = 16;
 pub fn file_header(link: LinkType, snaplen: u32) -> [u8; FILE_HEADER] {
     let mut header = [0; FILE_HEADER];
     write_words(&mut header, [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, snaplen, link.0]);
+    header
+}
+
+/// The header of a file of either byte order: version 2.4, times in microseconds.
+pub fn file_header_in(big_endian: bool, link: LinkType, snaplen: u32) -> [u8; FILE_HEADER] {
+    let words = [0xa1b2_c3d4, if big_endian { 2 << 16 | 4 } else { 2 | 4 << 16 }, 0, 0, snaplen, link.0];
+    let mut header = [0; FILE_HEADER];
+    write_words(&mut header, words.map(|word: u32| if big_endian { word.swap_bytes() } else { word }));
     header
 }
 
@@ -36,7 +44,7 @@ fn write_words<const WORDS: usize>(header: &mut [u8], words: [u32; WORDS]) {
 }
 
 /// How a pcap file is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pcap {
     /// Little-endian, with record headers of 16 bytes and lengths in their places.
     plain: bool,
@@ -48,6 +56,7 @@ pub struct Pcap {
     swapped_lengths: SwappedLengths,
     link: LinkType,
     limit: u32,
+    pub(super) findings: Findings,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +67,14 @@ enum SwappedLengths {
 }
 
 impl Pcap {
+    /// Whether these bytes begin with the magic of a file header.
+    pub fn is_start(bytes: &[u8]) -> bool {
+        const MAGICS: [u32; 3] = [0xa1b2_c3d4, 0xa1b2_3c4d, 0xa1b2_cd34];
+        bytes.first_chunk().is_some_and(|magic| {
+            MAGICS.contains(&u32::from_le_bytes(*magic)) || MAGICS.contains(&u32::from_be_bytes(*magic))
+        })
+    }
+
     /// Reads the file header.
     pub fn open(bytes: &[u8]) -> Result<Self, String> {
         let Some(header) = bytes.first_chunk::<FILE_HEADER>() else {
@@ -93,7 +110,8 @@ impl Pcap {
         let limit = frame_limit(u32_at(header, 16, big_endian));
         let plain = !big_endian && record_header == RECORD_HEADER && swapped_lengths == SwappedLengths::Never;
         let link = LinkType(link);
-        Ok(Self { plain, big_endian, nanos_a_unit, record_header, swapped_lengths, link, limit })
+        let findings = Findings::default();
+        Ok(Self { plain, big_endian, nanos_a_unit, record_header, swapped_lengths, link, limit, findings })
     }
 
     /// The link type of all its frames.
@@ -103,27 +121,45 @@ impl Pcap {
 
     /// The frame of the record at `at`, which moves behind it; or why there is none.
     #[inline(always)]
-    pub fn next(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
+    pub(super) fn next(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Halt> {
         // The common case is compiled by itself, with its byte order and header known.
         if self.plain { self.record::<false>(bytes, at) } else { self.unusual(bytes, at) }
     }
 
     #[inline(never)]
-    fn unusual(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
+    fn unusual(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Halt> {
         self.record::<true>(bytes, at)
     }
 
     #[inline(always)]
-    fn record<const UNUSUAL: bool>(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Stop> {
-        let (big_endian, record_header) =
-            if UNUSUAL { (self.big_endian, self.record_header) } else { (false, RECORD_HEADER) };
+    fn record<const UNUSUAL: bool>(&self, bytes: &[u8], at: &mut usize) -> Result<Frame, Halt> {
+        let record_header = if UNUSUAL { self.record_header } else { RECORD_HEADER };
         let rest = &bytes[*at..];
         let Some(header) = rest.first_chunk::<RECORD_HEADER>() else {
-            return Err(Stop::Needs(record_header));
+            return Err(Halt::Needs(record_header));
         };
         if rest.len() < record_header {
-            return Err(Stop::Needs(record_header));
+            return Err(Halt::Needs(record_header));
         }
+        let (time, captured, length) = self.read::<UNUSUAL>(header);
+        // No bytes, more than the frame had, or more than any has: one comparison, for the wrapped 0 is the most.
+        if captured.wrapping_sub(1) >= length.min(self.limit) {
+            return Err(Halt::Odd);
+        }
+        let end = record_header + captured as usize;
+        if rest.len() < end {
+            return Err(Halt::Needs(end));
+        }
+        let start = *at + record_header;
+        *at += end;
+        let big_endian = UNUSUAL && self.big_endian;
+        Ok(Frame { time, start, captured, length, link: self.link, big_endian })
+    }
+
+    /// Time in nanoseconds, captured length and length on the wire.
+    #[inline(always)]
+    fn read<const UNUSUAL: bool>(&self, header: &[u8; RECORD_HEADER]) -> (u64, u32, u32) {
+        let big_endian = UNUSUAL && self.big_endian;
         let seconds = u32_at(header, 0, big_endian);
         let fraction = u32_at(header, 4, big_endian);
         let (mut captured, mut length) = (u32_at(header, 8, big_endian), u32_at(header, 12, big_endian));
@@ -137,24 +173,51 @@ impl Pcap {
                 (captured, length) = (length, captured);
             }
         }
-        if captured > self.limit {
-            return Err(self.damaged(captured));
-        }
-        let end = record_header + captured as usize;
-        if rest.len() < end {
-            return Err(Stop::Needs(end));
-        }
         // A fraction of a second or more is carried over, as every reader does.
         let time = u64::from(seconds) * 1_000_000_000 + u64::from(fraction) * self.nanos_a_unit;
-        let start = *at + record_header;
-        *at += end;
-        Ok(Frame { time, start, captured, length, link: self.link })
+        (time, captured, length)
     }
 
+    /// The frame of the record at `at` where [`Self::next`] found its lengths odd: empty, of lengths that contradict each
+    /// other, no record at all, or the header of another capture.
     #[cold]
-    fn damaged(&self, captured: u32) -> Stop {
+    pub(super) fn odd(&mut self, bytes: &[u8], at: &mut usize) -> Result<Frame, Halt> {
+        let rest = &bytes[*at..];
+        if super::Format::is_start(rest) {
+            return Err(Halt::Another);
+        }
+        let (Some(header), Some(whole)) = (rest.first_chunk(), rest.get(..self.record_header)) else {
+            return Err(Halt::Needs(self.record_header));
+        };
+        let (time, captured, length) = self.read::<true>(header);
+        if whole.iter().all(|byte| *byte == 0) {
+            return Err(Halt::Damaged(
+                "zeros where a record should be: the file was not written to its end".into(),
+            ));
+        }
+        let is_compressed = matches!(rest, [0x1f, 0x8b, 8, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..]);
+        if is_compressed || captured > self.limit {
+            return Err(self.damaged(captured, rest));
+        }
+        let end = self.record_header + captured as usize;
+        if rest.len() < end {
+            return Err(Halt::Needs(end));
+        }
+        let start = *at + self.record_header;
+        let frame = Frame { time, start, captured, length, link: self.link, big_endian: self.big_endian };
+        let frame = if captured > length { self.findings.contradiction(*at, frame) } else { frame };
+        *at += end;
+        Ok(frame)
+    }
+
+    fn damaged(&self, captured: u32, rest: &[u8]) -> Halt {
         let limit = self.limit;
-        Stop::Damaged(format!("a record of {captured} captured bytes, more than any frame has ({limit})"))
+        Halt::Damaged(match foreign::name(rest) {
+            Some(name) => {
+                format!("{name} where a record should be; captures are joined once they are unpacked")
+            }
+            None => format!("a record of {captured} captured bytes, more than any frame has ({limit})"),
+        })
     }
 }
 
@@ -170,7 +233,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Format, Scanned};
+    use super::super::{Format, Scanned, Stop};
     use super::*;
 
     fn file_header(magic: u32, big_endian: bool, minor: u16) -> Vec<u8> {
@@ -213,6 +276,69 @@ mod tests {
         let (frames, scanned) = frames(0xa1b2_c3d4, false, 4, &[5, 7, 0, 60, 6, 0, u32::MAX, 60], &[]);
         assert_eq!(frames.len(), 1);
         assert!(matches!(scanned, Scanned { consumed: 16, stop: Stop::Damaged(_) }), "{scanned:?}");
+    }
+
+    #[test]
+    fn records_that_contradict_themselves_are_damaged_frames_and_those_behind_them_are_read() {
+        for big_endian in [false, true] {
+            let records = [5, 0, 3, 2, 0, 6, 0, 3, 0, 0, 7, 0, 0, 3];
+            let pcap = Pcap::open(&file_header(0xa1b2_c3d4, big_endian, 4)).expect("a header");
+            let word = |value: &u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+            let bytes: Vec<u8> = records.iter().flat_map(word).collect();
+            // The captured bytes are three of each word behind a header, the fourth is of the next header's place.
+            let bytes = [&bytes[..19], &bytes[20..39], &bytes[40..]].concat();
+            let (mut frames, mut format) = (Vec::new(), Format::Pcap(pcap));
+            let scanned = format.scan(&bytes, |frame| frames.push((frame.link, frame.time, frame.captured)));
+            assert_eq!(
+                frames,
+                [(LinkType::DAMAGED, 0, 3), (LinkType::DAMAGED, 0, 3), (LinkType(1), 7_000_000_000, 0)]
+            );
+            assert_eq!(scanned.stop, Stop::Needs(16));
+            let told = format.findings().contradictory().expect("they are told");
+            assert!(
+                told.contains("2 records") && told.contains("byte 0") && told.contains("3 captured"),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
+    fn zeros_where_a_record_should_be_are_damage() {
+        let (frames, scanned) = frames(0xa1b2_c3d4, false, 4, &[5, 7, 0, 60, 0, 0, 0, 0], &[]);
+        assert_eq!((frames.len(), scanned.consumed), (1, 16));
+        assert!(matches!(scanned.stop, Stop::Damaged(why) if why.contains("zeros")));
+    }
+
+    #[test]
+    fn a_capture_behind_a_capture_is_read_on_whatever_its_format() {
+        let record = |big_endian: bool| {
+            let word = |value: u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+            [5, 7, 1, 60].into_iter().flat_map(word).chain([9]).collect::<Vec<u8>>()
+        };
+        let ng: Vec<u8> = [0x0a0d_0d0a, 28, 0x1a2b_3c4d, 1, u32::MAX, u32::MAX, 28, 1, 20, 113, 0, 20]
+            .iter()
+            .flat_map(|word: &u32| word.to_le_bytes())
+            .collect();
+        let parts = [
+            record(false),
+            file_header(0xa1b2_3c4d, true, 4),
+            record(true),
+            ng,
+            file_header(0xa1b2_c3d4, false, 4),
+            record(false),
+            file_header(0xa1b2_c3d4, true, 4),
+        ];
+        let mut format = Format::Pcap(Pcap::open(&file_header(0xa1b2_c3d4, false, 4)).expect("a header"));
+        let mut times = Vec::new();
+        let bytes = parts.concat();
+        let scanned = format.scan(&bytes, |frame| times.push((frame.time, frame.big_endian)));
+        assert_eq!(times, [(5_000_007_000, false), (5_000_000_007, true), (5_000_007_000, false)]);
+        assert_eq!(scanned, Scanned { consumed: bytes.len() as u64, stop: Stop::Needs(16) });
+        let notes = format.findings().notes();
+        assert!(
+            notes.iter().any(|note| note.contains("5 captures") && note.contains("byte 17")),
+            "{notes:?}"
+        );
     }
 
     #[test]

@@ -1,4 +1,9 @@
 //! From a link-layer frame to the bytes of its outermost IP header.
+//!
+//! Here are the link types and the common headers; [`super::encapsulation`] steps over all others.
+
+pub use super::encapsulation::NotIp;
+use super::encapsulation::{Layer, TRIALS, walk};
 
 /// A capture's link type, the numbers of <https://www.tcpdump.org/linktypes.html>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +36,9 @@ impl LinkType {
     pub const IPV6: Self = Self(229);
     /// Linux cooked capture, version 2.
     pub const LINUX_SLL2: Self = Self(276);
+
+    /// Of no capture: a record whose lengths contradict each other. Its frame is malformed.
+    pub const DAMAGED: Self = Self(u32::MAX);
 
     /// All link types whose packets are decoded.
     pub const KNOWN: &[Self] = &[
@@ -77,8 +85,8 @@ pub struct Found<'a> {
     pub bytes: &'a [u8],
 }
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// What is directly behind an Ethernet header; `None` where that is no IP header.
 #[inline(always)]
@@ -91,49 +99,13 @@ pub fn behind_ethernet(frame: &[u8]) -> Option<(IpVersion, &[u8])> {
     }
 }
 
-/// Finds the outermost IP header behind any VLAN, MPLS, PPPoE or cooked header; `None` where there is none.
+/// Finds the outermost IP header behind any link-layer headers; `None` where there is none.
 #[inline]
 pub fn find_ip(link: LinkType, frame: &[u8]) -> Option<Found<'_>> {
-    if link == LinkType::ETHERNET {
-        return behind_ether_type(be16(frame, 12)?, frame.get(14..)?);
+    if link != LinkType::ETHERNET {
+        return find(link, frame).ok();
     }
-    let found = |version, bytes| Some(Found { version, vlan: 0, bytes });
-    match link {
-        LinkType::RAW | LinkType::RAW_BSD | LinkType::RAW_OPENBSD => found(IpVersion::ByNibble, frame),
-        LinkType::IPV4 => found(IpVersion::V4, frame),
-        LinkType::IPV6 => found(IpVersion::V6, frame),
-        LinkType::NULL | LinkType::LOOP => {
-            let (family, bytes) = frame.split_first_chunk::<4>()?;
-            // The family is in the capturing host's byte order; it is small, so the order shows.
-            match u32::from_le_bytes(*family).min(u32::from_be_bytes(*family)) {
-                2 => found(IpVersion::V4, bytes),
-                // Linux, NetBSD and OpenBSD, FreeBSD, Darwin.
-                10 | 24 | 28 | 30 => found(IpVersion::V6, bytes),
-                _ => None,
-            }
-        }
-        LinkType::LINUX_SLL => behind_ether_type(be16(frame, 14)?, frame.get(16..)?),
-        LinkType::LINUX_SLL2 => behind_ether_type(be16(frame, 0)?, frame.get(20..)?),
-        LinkType::PPP | LinkType::PPP_HDLC => match frame {
-            [0x0f | 0x8f, 0x00, rest @ ..] if link == LinkType::PPP_HDLC => {
-                behind_ether_type(be16(rest, 0)?, rest.get(2..)?)
-            }
-            [0xff, 0x03, rest @ ..] => behind_ppp(rest),
-            _ => behind_ppp(frame),
-        },
-        LinkType::PPP_ETHER => behind_pppoe(frame),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-/// Walks VLAN tags, then whatever the innermost EtherType names.
-#[inline(always)]
-fn behind_ether_type(ether_type: u16, bytes: &[u8]) -> Option<Found<'_>> {
+    let (ether_type, bytes) = (be16(frame, 12)?, frame.get(14..)?);
     match ether_type {
         ETHERTYPE_IPV4 => Some(Found { version: IpVersion::V4, vlan: 0, bytes }),
         ETHERTYPE_IPV6 => Some(Found { version: IpVersion::V6, vlan: 0, bytes }),
@@ -141,55 +113,88 @@ fn behind_ether_type(ether_type: u16, bytes: &[u8]) -> Option<Found<'_>> {
     }
 }
 
+/// What a frame holds where [`find_ip`] finds no IP header; `None` where it finds one.
+pub fn what_is_not_ip(link: LinkType, frame: &[u8]) -> Option<NotIp> {
+    find(link, frame).err()
+}
+
+#[inline(always)]
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Steps over VLAN tags, the common case, and leaves all else to [`walk`].
 fn behind_tags(mut ether_type: u16, mut bytes: &[u8]) -> Option<Found<'_>> {
     let mut vlan = None;
     loop {
-        let found = match ether_type {
-            ETHERTYPE_IPV4 => Some(Found { version: IpVersion::V4, vlan: 0, bytes }),
-            ETHERTYPE_IPV6 => Some(Found { version: IpVersion::V6, vlan: 0, bytes }),
-            // 802.1Q, 802.1ad, and the tags that came before that standard.
-            0x8100 | 0x88a8 | 0x9100 | 0x9200 | 0x9300 => {
+        let version = match ether_type {
+            ETHERTYPE_IPV4 => IpVersion::V4,
+            ETHERTYPE_IPV6 => IpVersion::V6,
+            0x8100 | 0x88a8 => {
                 vlan = vlan.or(Some(be16(bytes, 0)? & 0xfff));
                 ether_type = be16(bytes, 2)?;
                 bytes = bytes.get(4..)?;
                 continue;
             }
-            0x8847 | 0x8848 => behind_mpls(bytes),
-            0x8864 => behind_pppoe(bytes),
-            _ => None,
+            other => return walk(Layer::EtherType(other), bytes, vlan, TRIALS).ok(),
         };
-        return found.map(|found| Found { vlan: vlan.unwrap_or(0), ..found });
+        return Some(Found { version, vlan: vlan.unwrap_or(0), bytes });
     }
 }
 
-/// Pops labels (RFC 3032) to the bottom of the stack; what lies there has to look like IP.
-fn behind_mpls(mut bytes: &[u8]) -> Option<Found<'_>> {
-    loop {
-        let (label, rest) = bytes.split_first_chunk::<4>()?;
-        bytes = rest;
-        if label[2] & 1 == 1 {
-            let looks_like_ip = matches!(bytes.first()? >> 4, 4 | 6);
-            return looks_like_ip.then_some(Found { version: IpVersion::ByNibble, vlan: 0, bytes });
-        }
+fn find(link: LinkType, frame: &[u8]) -> Result<Found<'_>, NotIp> {
+    let found = |version, bytes| Ok(Found { version, vlan: 0, bytes });
+    let into = |layer, bytes| walk(layer, bytes, None, TRIALS);
+    let skip = |length: usize| frame.get(length..).ok_or(NotIp::CutOff);
+    let ether_type = |at| be16(frame, at).ok_or(NotIp::CutOff);
+    match link {
+        LinkType::ETHERNET => into(Layer::Ethernet, frame),
+        LinkType::RAW | LinkType::RAW_BSD | LinkType::RAW_OPENBSD => found(IpVersion::ByNibble, frame),
+        LinkType::IPV4 => found(IpVersion::V4, frame),
+        LinkType::IPV6 => found(IpVersion::V6, frame),
+        LinkType::NULL | LinkType::LOOP => behind_family(frame),
+        LinkType::LINUX_SLL => behind_protocol(ether_type(14)?, skip(16)?),
+        LinkType::LINUX_SLL2 => behind_protocol(ether_type(0)?, skip(20)?),
+        LinkType::PPP | LinkType::PPP_HDLC => match frame {
+            [0x0f | 0x8f, 0x00, rest @ ..] if link == LinkType::PPP_HDLC => {
+                behind_protocol(ether_type(2)?, rest.get(2..).ok_or(NotIp::CutOff)?)
+            }
+            [0xff, 0x03, rest @ ..] => into(Layer::Ppp, rest),
+            _ => into(Layer::Ppp, frame),
+        },
+        LinkType::PPP_ETHER => into(Layer::Ppp, skip(6)?),
+        _ => Err(NotIp::LinkType),
     }
 }
 
-/// A PPPoE session packet (RFC 2516).
-fn behind_pppoe(bytes: &[u8]) -> Option<Found<'_>> {
-    behind_ppp(bytes.get(6..)?)
+/// A protocol field that has EtherTypes, or Linux's own numbers below them (`ETH_P_802_2` and others).
+fn behind_protocol(number: u16, bytes: &[u8]) -> Result<Found<'_>, NotIp> {
+    match number {
+        4 => walk(Layer::Llc, bytes, None, TRIALS),
+        0..0x600 => Err(NotIp::EtherType(number)),
+        _ => walk(Layer::EtherType(number), bytes, None, TRIALS),
+    }
 }
 
-/// A PPP protocol field, compressed to one byte or not (RFC 1661, 6.5), and what it names.
-fn behind_ppp(bytes: &[u8]) -> Option<Found<'_>> {
-    let (protocol, bytes) = match bytes {
-        [first, rest @ ..] if first & 1 == 1 => (u16::from(*first), rest),
-        [first, second, rest @ ..] => (u16::from_be_bytes([*first, *second]), rest),
-        _ => return None,
+/// A BSD loopback header: an address family in the capturing host's byte order, which shows because it is small. Some
+/// systems write an EtherType, 16 bits of a family, or a PPP header there; so tshark reads them too.
+fn behind_family(frame: &[u8]) -> Result<Found<'_>, NotIp> {
+    if let [0xff, 0x03, rest @ ..] = frame {
+        return walk(Layer::Ppp, rest, None, TRIALS);
+    }
+    let (family, bytes) = frame.split_first_chunk::<4>().ok_or(NotIp::CutOff)?;
+    let family = match u32::from_le_bytes(*family).min(u32::from_be_bytes(*family)) {
+        half @ 0x100..0x600 if half & 0xff == 0 => half >> 8,
+        family => family,
     };
-    match protocol {
-        0x0021 => Some(Found { version: IpVersion::V4, vlan: 0, bytes }),
-        0x0057 => Some(Found { version: IpVersion::V6, vlan: 0, bytes }),
-        0x0281 | 0x0283 => behind_mpls(bytes),
-        _ => None,
+    let found = |version| Ok(Found { version, vlan: 0, bytes });
+    match (family, u16::try_from(family)) {
+        (2, _) => found(IpVersion::V4),
+        // Linux, NetBSD and OpenBSD, FreeBSD, Darwin.
+        (10 | 24 | 28 | 30, _) => found(IpVersion::V6),
+        // Windows; IPX elsewhere.
+        (23, _) if bytes.first().is_some_and(|first| first >> 4 == 6) => found(IpVersion::V6),
+        (_, Ok(number @ 0x600..)) => walk(Layer::EtherType(number), bytes, None, TRIALS),
+        _ => Err(NotIp::Family(family)),
     }
 }

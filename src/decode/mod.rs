@@ -1,8 +1,9 @@
 //! From a frame's bytes to the contract's packet: the outermost IP header and the ports directly behind it.
 //!
-//! [`link`] finds the IP header; [`fast`] reads the common headers and leaves the rest to [`general`], which stands on
+//! [`link`] finds the IP header, with [`encapsulation`] for what is before it; [`fast`] reads the common headers and leaves the rest to [`general`], which stands on
 //! etherparse. A property test holds that both agree on any bytes. Nothing here allocates, and no bytes panic.
 
+pub mod encapsulation;
 pub mod fast;
 pub mod general;
 pub mod link;
@@ -36,7 +37,9 @@ pub fn decode_plain(link: LinkType, frame: &[u8], time: u64, length: u32) -> Opt
 
 /// Decodes a frame captured at `time` (nanoseconds since the Unix epoch) whose length on the wire was `length` bytes.
 pub fn decode(link: LinkType, frame: &[u8], time: u64, length: u32) -> Decoded {
-    let Some(found) = link::find_ip(link, frame) else { return Decoded::NonIp };
+    let Some(found) = link::find_ip(link, frame) else {
+        return if link == LinkType::DAMAGED { Decoded::Malformed } else { Decoded::NonIp };
+    };
     match fast::read(found.version, found.bytes).or_else(|| general::read(&found)) {
         Some(headers) => Decoded::Ip(headers.packet(found.vlan, time, length)),
         None => Decoded::Malformed,
@@ -248,6 +251,28 @@ mod tests {
         assert_eq!(transport(&labelled).destination_port(), 54);
         let pppoe = ethernet(0x8864, &[&[0x11, 0, 0, 1, 0, 30, 0, 0x21], &inner[..]].concat());
         assert_eq!(transport(&pppoe).destination_port(), 54);
+    }
+
+    #[test]
+    fn loopback_headers_of_all_systems_are_read() {
+        let v4 = ipv4(17, 0, 0, &[0, 53, 0, 54]);
+        let v6 = [&[0x60, 0, 0, 0, 0, 4, 17, 64][..], &[0x20; 32], &[0, 53, 0, 54]].concat();
+        let is_ip = |header: [u8; 4], packet: &[u8]| {
+            let frame = [&header[..], packet].concat();
+            [LinkType::NULL, LinkType::LOOP].map(|link| matches!(decode(link, &frame, 0, 0), Decoded::Ip(_)))
+        };
+        for header in
+            [[2, 0, 0, 0], [0, 0, 0, 2], [0, 2, 0, 0], [0, 0, 8, 0], [0, 8, 0, 0], [0xff, 3, 0, 0x21]]
+        {
+            assert_eq!(is_ip(header, &v4), [true; 2], "{header:?}");
+        }
+        for family in [10, 23, 24, 28, 30] {
+            assert_eq!([is_ip([family, 0, 0, 0], &v6), is_ip([0, 0, 0, family], &v6)], [[true; 2]; 2]);
+        }
+        assert_eq!([is_ip([0, 0, 0x86, 0xdd], &v6), is_ip([0xdd, 0x86, 0, 0], &v6)], [[true; 2]; 2]);
+        for header in [[7, 0, 0, 0], [23, 0, 0, 0], [8, 0, 0, 0], [1, 2, 3, 4]] {
+            assert_eq!(is_ip(header, &v4), [false; 2], "{header:?}");
+        }
     }
 
     #[test]

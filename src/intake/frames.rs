@@ -1,11 +1,12 @@
 //! Chunks of frames, dealt from files or captured from an interface: filtered, decoded and put into windows.
 
 use super::{Intake, Placer, Position, Reader, Taken};
-use crate::account::{Found, InputKey};
-use crate::capture::Chunk;
+use crate::account::{Found, InputKey, NonIp, Noticed};
 use crate::capture::dealer::Dealer;
-use crate::capture::filter::Filter;
+use crate::capture::filter::{Filter, Headers};
 use crate::capture::rings::Rings;
+use crate::capture::{Chunk, Frame};
+use crate::decode::link::{NotIp, what_is_not_ip};
 use crate::decode::{self, Decoded};
 use crate::ledger::{Counts, InputReport};
 use std::sync::Arc;
@@ -134,6 +135,7 @@ impl<D: Deal> Reader for FrameReader<D> {
         let filter = &mut self.filter;
         let mut counts = Counts::default();
         let mut failed = None;
+        let mut noticed = into.noticed.remove(&self.chunk.input).unwrap_or_default();
         self.chunk.frames(|frame, bytes, is_stray| {
             counts.read += 1;
             counts.bytes_read += u64::from(frame.length);
@@ -141,9 +143,12 @@ impl<D: Deal> Reader for FrameReader<D> {
                 into.observe(frame.time);
             }
             if let Some(filter) = filter {
-                match filter.passes(frame.link, bytes, frame.length) {
-                    Ok(true) => {}
-                    Ok(false) => return counts.filtered += 1,
+                match filter.passes(&frame, bytes) {
+                    Ok(true) => notice_passed(&mut noticed, &frame, bytes),
+                    Ok(false) => {
+                        notice_filtered(&mut noticed, filter, &frame, bytes);
+                        return counts.filtered += 1;
+                    }
                     Err(error) => {
                         counts.filtered += 1;
                         failed = Some(error);
@@ -159,18 +164,42 @@ impl<D: Deal> Reader for FrameReader<D> {
                 Decoded::Ip(packet) => into.place(packet),
                 Decoded::Malformed => counts.malformed += 1,
                 Decoded::NonIp => {
-                    if !frame.link.is_known() {
-                        into.unknown_links.insert(frame.link.0);
-                    }
+                    notice_non_ip(&mut noticed, &frame, bytes);
                     counts.non_ip += 1;
                 }
             }
         });
+        if noticed != Noticed::default() {
+            into.noticed.insert(self.chunk.input, noticed);
+        }
         into.finish(self.chunk.input, Some(counts));
         failed.map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     fn key(&self, input: usize) -> InputKey {
         key(self.owner, input)
+    }
+}
+
+#[inline(never)]
+fn notice_non_ip(noticed: &mut Noticed, frame: &Frame, bytes: &[u8]) {
+    let what = what_is_not_ip(frame.link, bytes).unwrap_or(NotIp::CutOff);
+    noticed.count(NonIp { link: frame.link.0, what, frames: 1 });
+}
+
+fn notice_passed(noticed: &mut Noticed, frame: &Frame, bytes: &[u8]) {
+    if let Some(headers) = Headers::of(frame.link, bytes) {
+        noticed.passed_behind.insert(headers);
+    }
+}
+
+/// Looks once for each kind of headers whether the filter has missed a packet behind them, unless it has found one there.
+fn notice_filtered(noticed: &mut Noticed, filter: &mut Filter, frame: &Frame, bytes: &[u8]) {
+    if let Some(headers) = Headers::of(frame.link, bytes)
+        && !noticed.passed_behind.contains(&headers)
+        && !noticed.hidden_behind.contains(&headers)
+        && filter.would_pass_behind(headers, frame, bytes)
+    {
+        noticed.hidden_behind.insert(headers);
     }
 }

@@ -13,7 +13,7 @@ pub mod listen;
 pub mod log;
 pub mod skew;
 
-use crate::account::{Found, InputKey};
+use crate::account::{Found, InputKey, Noticed};
 use crate::intake::log::LogPosition;
 use crate::ledger::Counts;
 use dataflows::groups::Packets;
@@ -166,8 +166,8 @@ pub struct Placer {
     watermark: Watermark,
     /// Accounts of the pieces decoded since they were last taken, by epoch and number of input.
     pub counts: BTreeMap<(Epoch, usize), Counts>,
-    /// Link types that were met and are not decoded.
-    pub unknown_links: BTreeSet<u32>,
+    /// What was noticed in frames, by number of input.
+    pub noticed: BTreeMap<usize, Noticed>,
     open: Vec<Place>,
     /// Where in `open` an epoch's window is.
     places: BTreeMap<(Epoch, Epoch), usize>,
@@ -195,7 +195,7 @@ impl Placer {
             first,
             watermark: Watermark::new(windowing, lateness, 0, 0),
             counts: BTreeMap::new(),
-            unknown_links: BTreeSet::new(),
+            noticed: BTreeMap::new(),
             open: Vec::new(),
             places: BTreeMap::new(),
             batches: Vec::new(),

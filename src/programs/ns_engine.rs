@@ -16,6 +16,7 @@ use crate::intake::frames::Interface;
 use crate::intake::listen::{Listen, Listening};
 use crate::intake::log::Division;
 use crate::ledger::Ledger;
+use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
 use crate::sinks::csv::CsvReader;
 use crate::sinks::delivery::Deliveries;
@@ -260,8 +261,8 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
 fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Failed> {
     let ledger = progress.ledger(true).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
-    for link in progress.unknown_links() {
-        warn!("packets of link type {link} are not decoded and count as non_ip");
+    for (name, counts, noticed) in progress.noticed() {
+        non_ip::warnings(&name, counts, &noticed, None).iter().for_each(|warning| warn!("{warning}"));
     }
     if !quiet {
         say!("{} windows; {}", progress.windows(), ledger.summary());

@@ -8,6 +8,7 @@ use crate::config::{self, writers::Run};
 use crate::engine::{Earlier, Job, Progress};
 use crate::intake::frames::Files;
 use crate::ledger::InputReport;
+use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, running, usage};
 use crate::report::{HighlightsWriter, Report};
 use crate::sinks::delivery::Deliveries;
@@ -156,21 +157,23 @@ fn finish(
     let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
     let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
-    for link in progress.unknown_links() {
-        warn!("packets of link type {link} are not decoded and count as non_ip");
+    let noticed = progress.noticed();
+    for (name, counts, noticed) in &noticed {
+        let warnings = non_ip::warnings(name, *counts, noticed, flags.filter.as_deref());
+        warnings.iter().for_each(|warning| warn!("{warning}"));
     }
-    for input in inputs.iter().filter(|input| input.clamped > 0) {
-        let InputReport { name, clamped, .. } = input;
-        warn!("{name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends");
-    }
-    let mut end = End::Done;
-    for (input, damage) in inputs.iter().filter_map(|input| Some((input, input.damage.as_ref()?))) {
-        warn!("{}: {damage}; the results hold the {} packets before that", input.name, input.packets);
-        end = End::Damaged;
-    }
+    inputs.iter().for_each(tell_input);
+    let is_damaged = |input: &InputReport| input.damage.is_some() || input.contradictory.is_some();
+    let end = if inputs.iter().any(is_damaged) { End::Damaged } else { End::Done };
     let outputs = writing.describe();
-    let report =
-        Report { ledger: &ledger, counts: ledger.counts(), highlights, elapsed: began.elapsed(), outputs };
+    let report = Report {
+        ledger: &ledger,
+        counts: ledger.counts(),
+        noticed,
+        highlights,
+        elapsed: began.elapsed(),
+        outputs,
+    };
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
         (false, quiet) if quiet || writing.is_on_stdout() => String::new(),
@@ -180,6 +183,24 @@ fn finish(
         // Whoever reads may have read enough.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(running(error)),
         _ => Ok(end),
+    }
+}
+
+/// Tells what people should know of an input.
+fn tell_input(input: &InputReport) {
+    let InputReport { name, packets, clamped, losses, damage, contradictory, notes, .. } = input;
+    notes.iter().for_each(|note| warn!("{name}: {note}"));
+    if *clamped > 0 {
+        warn!("{name}: the times of {clamped} packets lie outside of 1970 to 2554 and were put at its ends");
+    }
+    if let Some(losses) = losses {
+        warn!("{name}: {}", losses.of_a_capture());
+    }
+    if let Some(contradictory) = contradictory {
+        warn!("{name}: {contradictory}; everything else is in the results");
+    }
+    if let Some(damage) = damage {
+        warn!("{name}: {damage}; the results hold the {packets} packets before that");
     }
 }
 
