@@ -80,6 +80,24 @@ fn a_batch_run_in_which_a_call_fails_ends_with_a_reason_or_the_right_answer() {
     }
 }
 
+/// Of fifteen such runs ten hung: all workers were parked, waiting for epochs to be written.
+#[test]
+fn a_batch_run_on_a_disk_that_fills_ends_with_the_reason() {
+    let scratch = Scratch::new();
+    scratch.generate("-o a.pcap --packets 50000 --flows 5000 --duration 600s").assert(0, "");
+    for round in 0..5 {
+        let folder = format!("disk{round}");
+        let disk = Disk::new(&scratch.path(&folder), "2m");
+        let args = format!("-q {WINDOW} -w 2 -o {folder}/out a.pcap");
+        let began = Instant::now();
+        let run = Live::start(disk.command(&scratch.path("."), ANALYZER, &args)).wait();
+        run.assert(1, "No space left on device");
+        assert!(began.elapsed() < ENDS, "ended after {:?}", began.elapsed());
+        let left = windows(&disk.seen("out"));
+        assert!(!left.is_empty() && left.len() < 61, "windows of a disk that was full: {left:?}");
+    }
+}
+
 /// Runs an engine until it has ended by itself or has taken all that the durable log holds.
 fn run_engine(mut engine: Live, last: &str) -> Run {
     let began = Instant::now();

@@ -462,7 +462,7 @@ impl Disk {
     }
 
     /// A program that runs in a folder and sees the disk.
-    fn command(&self, folder: &Path, program: &str, args: &str) -> Command {
+    pub fn command(&self, folder: &Path, program: &str, args: &str) -> Command {
         let mut command = Command::new(tool("nsenter"));
         if !getuid().is_root() {
             command.args(["-U", "--preserve-credentials"]);
