@@ -556,7 +556,10 @@ fn time_in_which_the_engine_was_stopped_makes_no_probe_silent() {
     let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
     let (mut client, started) = (server.connect(), now());
     let minute: Vec<_> = (0..60).map(at).collect();
-    client.publish_batch(&Batch::new("slow", started, 0, 0, &minute[..2]));
+    for probe in ["slow", "quick"] {
+        client.publish_batch(&Batch { latest: START, ..Batch::new(probe, started, 0, 0, &[]) });
+    }
+    client.publish_batch(&Batch::new("slow", started, 0, 0, &minute[..4]));
     client.publish_batch(&Batch::new("quick", started, 0, 0, &minute));
     client.flush();
     let first = scratch.path("out").join(window_name(START));
@@ -568,7 +571,7 @@ fn time_in_which_the_engine_was_stopped_makes_no_probe_silent() {
     // So long that it has looked at the clock.
     let woken = Instant::now();
     wait_for("a look at the clock", || (woken.elapsed() > SILENT / 8).then_some(()));
-    client.publish_batch(&Batch::new("slow", started, 1, 2, &minute[2..]));
+    client.publish_batch(&Batch::new("slow", started, 1, 4, &minute[4..]));
     client.flush();
     let ledger = engine.stop_engine(&scratch.path("out"));
     assert_eq!(number(&ledger["packets"]["late"]), 0, "{ledger}");

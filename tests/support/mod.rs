@@ -110,15 +110,15 @@ pub fn packet(milliseconds: u64, source: &str, destination: &str) -> Packet {
 pub const FAR: u64 = 80 * 31_556_952 * SECOND;
 
 /// These packets, and some that are dated ahead by mistake: the first, the last, one an hour ahead, and several in a row.
-pub fn with_strays(mut packets: Vec<Packet>) -> Vec<Packet> {
-    let count = packets.len();
-    for (at, ahead) in
-        [(count, FAR), (count / 2, 3600 * SECOND), (count / 3, FAR), (count / 3, FAR + SECOND), (0, FAR)]
-    {
+pub fn with_strays(packets: Vec<Packet>) -> Vec<Packet> {
+    let (count, mut all) = (packets.len(), packets.clone());
+    let strays =
+        [(count, FAR), (count / 2, 3600 * SECOND), (count / 3, FAR), (count / 3, FAR + SECOND), (0, FAR)];
+    for (at, ahead) in strays {
         let near = packets[at.min(count - 1)].clone();
-        packets.insert(at, Packet { time: near.time + ahead, ..near });
+        all.insert(at, Packet { time: near.time + ahead, ..near });
     }
-    packets
+    all
 }
 
 /// Packets of both families and several protocols in time order over `span` nanoseconds, times in whole
