@@ -1,7 +1,7 @@
 # NetSpectra's tasks. `make demo` and `make test` need nothing but Rust on a Debian machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live live-demo test-deps test crash-test bench live-bench cluster-bench query-bench writer-bench outage-bench fuzz install-deps
+.PHONY: help demo live live-demo test-deps test crash-test bench live-bench cluster-bench query-bench writer-bench outage-bench soak fuzz install-deps
 
 BUILD_DEPS := gcc libc6-dev libpcap-dev
 TEST_DEPS  := nats-server tcpreplay tcpdump iproute2 openssl util-linux mount strace systemd prometheus python3-venv
@@ -116,6 +116,11 @@ writer-bench: install-deps	## what Parquet and JSON lines beside csv cost the ba
 outage-bench: test-deps	## ClickHouse killed for 30 s under 500 000 packets/s: what is lost, doubled, kept in memory, and when it has caught up
 	cargo build --release
 	python3 benches/outage.py
+
+soak: test-deps	## an hour of event time in 7 minutes, all writers, kills of nats-server, wrong clocks: what grows, is it exact (SOAK_FLAGS=--quick)
+	$(call install,python3)
+	cargo build --release
+	python3 benches/soak.py --seed $(SEED) $(SOAK_FLAGS)
 
 query-bench: install-deps	## what standing queries, sketches and alerts cost: a window with few changes, and the batch job
 	$(call install,python3)

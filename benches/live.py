@@ -24,14 +24,14 @@ SINGLE, BATCH, PACED, JETSTREAM = "single, core", "batch, core", "batch, core, p
 class Program:
     """A program that runs: its standard error is in a file, and it is ended with the `with` block."""
 
-    def __init__(self, name, command, folder, namespace=None):
+    def __init__(self, name, command, folder, namespace=None, stdin=subprocess.DEVNULL):
         self.name, self.usage = name, None
         self.log, self.output = folder / f"{name}.err", folder / f"{name}.out"
         inside = ["ip", "netns", "exec", namespace] if namespace else []
         with open(self.log, "wb") as log, open(self.output, "wb") as output:
             # `ip netns exec` becomes the program, so this is the program's own process.
             self.child = subprocess.Popen(
-                [*inside, *map(str, command)], stdin=subprocess.DEVNULL, stdout=output, stderr=log, cwd=folder
+                [*inside, *map(str, command)], stdin=stdin, stdout=output, stderr=log, cwd=folder
             )
 
     def __enter__(self):

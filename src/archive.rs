@@ -1,8 +1,8 @@
 //! Keeps the groups of closed windows for late packets: the latest in memory, the others in an unnamed file.
 //!
-//! Every closed window is kept, for a packet of it may still come; the file goes with the process. What a window leaves
-//! in the file when it is taken is used again before the file grows, so the file is never longer than what was in it
-//! at one time.
+//! Every closed window is kept until it is forgotten, for a packet of it may still come; the file goes with the process.
+//! What a window leaves in the file when it is taken or forgotten is used again before the file grows, so the file is never
+//! longer than what was in it at one time.
 
 use dataflows::block::Block;
 use dataflows::groups::Archive;
@@ -170,6 +170,16 @@ impl Archive for SpillingArchive {
         }
         blocks
     }
+
+    fn forget(&mut self, window: Epoch) {
+        self.in_memory_windows.remove(&window);
+        for kept in self.windows.remove(&window).unwrap_or_default() {
+            match kept {
+                Kept::Memory(block) => self.in_memory -= bytes_in_memory(&block),
+                Kept::File { extents, .. } => extents.iter().for_each(|extent| self.space.release(extent)),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +231,27 @@ mod tests {
         assert_eq!(archive.take(0), [block(0, 400_000 + 59 * 6)]);
         assert_eq!(archive.take(3), [block(3, 200_000 + 58 * 6)]);
         assert_eq!(archive.take(12), [block(12, 200_012)]);
+    }
+
+    /// A run of 1 s windows kept all of them, for as long as it lived.
+    #[test]
+    fn windows_that_are_forgotten_leave_their_room_to_later_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut archive = archive(folder.path());
+        for window in 0..60 {
+            archive.put(block(window, 200_000));
+            if let Some(old) = window.checked_sub(30) {
+                archive.forget(old);
+            }
+        }
+        let length = archive.file.as_ref().and_then(|file| file.metadata().ok()).expect("a file").len();
+        assert!(length <= 31 * 200_000 * 8, "{length} bytes for 30 windows");
+        assert_eq!(
+            (archive.windows.len(), archive.take(29), archive.take(30)),
+            (30, vec![], vec![block(30, 200_000)])
+        );
+        (0..60).for_each(|window| archive.forget(window));
+        assert_eq!((archive.in_memory, archive.space.end, archive.space.free.len()), (0, 0, 0));
     }
 
     #[test]

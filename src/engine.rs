@@ -20,7 +20,7 @@ use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Closed, Packets, Recall};
 use dataflows::rows::{Schema, Snapshot, TaskRows};
-use dataflows::turns::touches;
+use dataflows::turns::{Lately, touches};
 use dataflows::window::{Epoch, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -552,6 +552,7 @@ fn commit<'s>(
         job: job.clone(),
         progress: progress.clone(),
         held: BTreeMap::new(),
+        lately: Lately::new(peers),
         manifest: job.earlier.manifest.clone(),
     };
     rows.binary_frontier::<_, BlockBuilder, _, _, _, _>(
@@ -627,8 +628,10 @@ struct Gathered {
 struct Committer {
     job: Arc<Job>,
     progress: Arc<Progress>,
-    /// Revision of each window of this run, and the packets that it holds.
+    /// Revision of each window of this run, and the packets that it holds; where they can be read back, of the latest ones.
     held: BTreeMap<Epoch, (u32, Option<u64>)>,
+    /// Those that are held, where all others can be read back.
+    lately: Lately,
     /// What was committed last, where commits are recorded.
     manifest: Option<Manifest>,
 }
@@ -647,7 +650,7 @@ impl Committer {
         for (window, blocks) in windows {
             let earlier = match self.held.get(&window) {
                 Some(earlier) => Some(*earlier),
-                None if self.job.earlier.may_hold(window) => {
+                None if self.job.earlier.may_hold(window) || self.lately.has_forgotten(window) => {
                     let recall = self.job.earlier.recall.as_ref();
                     let summary = recall.map_or(Ok(None), |recall| recall.summary(window));
                     summary.unwrap_or_else(|why| {
@@ -667,6 +670,12 @@ impl Committer {
             books.held = all.zip(packets).zip(before).map(|((all, now), before)| all + now - before.min(all));
             self.held.insert(window, (revision, packets));
             snapshots.push(Arc::new(snapshot));
+        }
+        if self.job.earlier.recall.is_some() && !snapshots.is_empty() {
+            let written = snapshots.iter().map(|snapshot| snapshot.window);
+            for window in self.lately.note(written) {
+                self.held.remove(&window);
+            }
         }
         let manifest = self.manifest.as_mut().map(|manifest| {
             manifest.number += 1;

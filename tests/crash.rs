@@ -157,6 +157,29 @@ fn late_packets_after_a_restart_revise_windows_committed_before_it() {
 }
 
 #[test]
+fn late_packets_for_windows_that_a_long_run_keeps_no_longer_are_added_to_what_it_has_written() {
+    let site = Site::new();
+    let out = site.out();
+    // More windows than are kept.
+    let newer = mixed(38, 6_400, 640 * SECOND);
+    let older = mixed(39, 300, 30 * SECOND);
+    let captures = [("newer.pcap", &newer), ("older.pcap", &older)];
+    let [newer_capture, older_capture] =
+        captures.map(|(name, packets)| site.scratch.write(name, pcap(packets)));
+    let args = format!("--nats {} --jetstream --window 1s -o out -w 2", site.server.url());
+    let engine = Live::start(site.scratch.command(live::ENGINE, &args));
+    site.publish("newer", &newer_capture);
+    let most = windows_of(&newer, SECOND) - 1;
+    wait_for("windows of a long run", || (windows(&out).len() >= most).then_some(()));
+    site.publish("older", &older_capture);
+    let ledger = engine.stop_engine(&out);
+    assert_eq!(number(&input(&ledger, "older")["late"]), 300, "{ledger}");
+    site.scratch.analyze("-q --window 1s -o offline newer.pcap older.pcap").assert(0, "");
+    let offline = live::tables(&site.scratch.path("offline"));
+    assert_same(&offline, &live::tables(&out), "windows that were read back");
+}
+
+#[test]
 fn a_packet_dated_ahead_by_mistake_holds_up_no_engine_that_starts_again() {
     let site = Site::exact();
     let out = site.out();

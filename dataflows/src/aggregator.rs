@@ -98,10 +98,14 @@ impl<'s> Flow<'s> {
         (self.closed.archive)()
     }
 
-    /// On the committing worker, where an earlier run is gone on with: what this task has kept of a window then.
-    pub fn kept_before(&self) -> Option<impl Fn(Epoch) -> Option<Vec<u64>> + use<>> {
+    /// On the committing worker, where it can be read back: what this task has kept of a window in an earlier run, or in this
+    /// one where the window has been forgotten since ([`turns::Turns::forgotten`]).
+    pub fn kept_before(&self) -> Option<impl Fn(Epoch, bool) -> Option<Vec<u64>> + use<>> {
         let (recall, task) = (self.closed.recall.clone()?, self.task);
-        Some(move |window| recall.may_hold(window).then(|| recall.kept(task, window))?)
+        let kept = move |window, is_forgotten| {
+            (is_forgotten || recall.may_hold(window)).then(|| recall.kept(task, window))?
+        };
+        Some(kept)
     }
 
     /// Whether what [`Self::keep`] is given is written: commits are recorded, and a later run may go on.

@@ -44,14 +44,16 @@ pub trait Archive {
     fn put(&mut self, block: Block);
     /// Gives back all blocks of a window and forgets them.
     fn take(&mut self, window: Epoch) -> Vec<Block>;
+    /// Forgets a window.
+    fn forget(&mut self, window: Epoch);
 }
 
-/// Brings back the exact groups of windows that an earlier run has closed, from what it has written.
+/// Brings back the exact groups of windows that an earlier run has closed, or this one long ago, from what was written.
 pub trait Recall {
     /// The groups of a key set in a window: each a key, packets, bytes, first and last time, no key twice.
     fn recall(&self, mask: Mask, window: Epoch) -> Vec<(Key, [u64; 4])>;
 
-    /// Whether an earlier run has a snapshot of this window.
+    /// Whether there is a snapshot of this window.
     fn holds(&self, window: Epoch) -> bool;
 
     /// What the task of this number kept of a window, in [`crate::aggregator::Flow::keep`]; `None` where there is nothing.
@@ -387,14 +389,17 @@ fn merge<'s>(
                             session.give_container(&mut block);
                         }
                     }
+                    if let Some(archive) = &mut archive {
+                        closing.turns.forgotten.into_iter().for_each(|window| archive.forget(window));
+                    }
                 }
             }
         },
     )
 }
 
-/// On one worker: the groups that an earlier run has written of a window, for their owners, in the first epoch that
-/// needs them. From then on the archive has them.
+/// On one worker: the groups that were written of a window that the archive does not have, for their owners, in the epoch
+/// that needs them. From then on the archive has them again.
 fn recalled<'s>(
     turns: Stream<'s, Epoch, Block>,
     mask: Mask,
@@ -403,7 +408,6 @@ fn recalled<'s>(
     let peers = turns.scope().peers();
     turns.unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Recall", move |_, _| {
         let mut epochs: Epochs<Turns> = Epochs::default();
-        let mut recalled: BTreeSet<Epoch> = BTreeSet::new();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
@@ -414,8 +418,7 @@ fn recalled<'s>(
             while let Some((held, turns)) = epochs.close(&[frontier]) {
                 let Some(recall) = &recall else { continue };
                 let mut session = output.session_with_builder(&held);
-                let earlier = turns.needed.into_keys().filter(|window| recall.may_hold(*window));
-                for window in earlier.filter(|window| recalled.insert(*window)) {
+                for window in turns.recalled {
                     let (mut batches, mut shares) = (Batches::default(), Vec::new());
                     shares.resize_with(peers, Tables::default);
                     for (key, values) in recall.recall(mask, window) {

@@ -125,7 +125,7 @@ pub(crate) fn sketched<'s, S: Sketch>(
                 blocks.iter().for_each(|block| visit(block, |key, counts| take(&mut sketch, key, counts)));
                 give(to_block(window, &*sketch));
             });
-            merge(flow, sketches, None, None::<fn(Epoch) -> Option<Vec<u64>>>, new)
+            merge(flow, sketches, None, None::<fn(Epoch, bool) -> Option<Vec<u64>>>, new)
         }
         None => {
             let merged = merge(flow, sketch(flow, new.clone()), flow.archive(), flow.kept_before(), new);
@@ -198,7 +198,7 @@ fn merge<'s, S: Sketch>(
     flow: &Flow<'s>,
     sketches: Stream<'s, Epoch, Block>,
     mut archive: Option<Box<dyn Archive>>,
-    kept_before: Option<impl Fn(Epoch) -> Option<Vec<u64>> + 'static>,
+    kept_before: Option<impl Fn(Epoch, bool) -> Option<Vec<u64>> + 'static>,
     new: impl Fn() -> S + 'static,
 ) -> Merged<'s, S> {
     let is_committer = flow.scope().index() == COMMITTER;
@@ -211,6 +211,8 @@ fn merge<'s, S: Sketch>(
         move |_, _| {
             let pool = Pool::new(new);
             let mut epochs: Epochs<ByWindow> = Epochs::default();
+            // No window behind this one was ever forgotten.
+            let mut last_forgotten: Option<Epoch> = None;
             move |(sketches, sketches_frontier), (turns, turns_frontier), output| {
                 let port = output.output_index();
                 sketches.for_each(|message, block| epochs.gather(&message, port, block));
@@ -225,8 +227,10 @@ fn merge<'s, S: Sketch>(
                             |words: &[u64]| sketch.merge(words).expect("a task has one kind of sketch");
                         let earlier =
                             archive.as_mut().map(|archive| archive.take(window)).unwrap_or_default();
+                        let is_forgotten = last_forgotten >= Some(window);
                         if earlier.is_empty()
-                            && let Some(kept) = kept_before.as_ref().and_then(|kept| kept(window))
+                            && let Some(kept) =
+                                kept_before.as_ref().and_then(|kept| kept(window, is_forgotten))
                         {
                             add(&kept);
                         }
@@ -236,6 +240,10 @@ fn merge<'s, S: Sketch>(
                             archive.put(to_block(window, &*sketch));
                         }
                         session.give((window, Rc::new(sketch)));
+                    }
+                    last_forgotten = last_forgotten.max(turns.forgotten.iter().max().copied());
+                    if let Some(archive) = &mut archive {
+                        turns.forgotten.iter().for_each(|window| archive.forget(*window));
                     }
                 }
             }

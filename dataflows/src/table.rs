@@ -107,7 +107,11 @@ impl<const K: usize, const S: usize> Table<K, S> {
     }
 
     /// The groups, in no promised order, at most [`CHUNK_GROUPS`] at once; what was handed on is the caller's to free.
-    pub fn into_chunks(self) -> impl Iterator<Item = Vec<[u64; S]>> {
+    pub fn into_chunks(mut self) -> impl Iterator<Item = Vec<[u64; S]>> {
+        // A chunk may be kept for long, by an archive or to be asked for, and half of it may be room for groups that never came.
+        if let Some(last) = self.chunks.last_mut() {
+            last.shrink_to_fit();
+        }
         self.chunks.into_iter()
     }
 
@@ -289,6 +293,16 @@ mod tests {
         table.absorb(&groups);
         assert_eq!(table.len(), groups.len());
         assert!(table.groups().all(|group| group[5] == 2 && group[6] == group[1] * 2));
+    }
+
+    #[test]
+    fn chunks_that_are_handed_on_have_no_room_to_spare() {
+        for groups in [1, 5, 1000, CHUNK_GROUPS, CHUNK_GROUPS + 1] {
+            let mut table = Table::<2, 6>::default();
+            table.absorb(&(0..groups as u64).map(|n| [n, 0, 1, 1, n, n]).collect::<Vec<_>>());
+            let room: usize = table.into_chunks().map(|chunk| chunk.capacity()).sum();
+            assert_eq!(room, groups);
+        }
     }
 
     #[test]

@@ -36,6 +36,10 @@ impl Archive for InMemory {
     fn take(&mut self, window: Epoch) -> Vec<Block> {
         self.0.remove(&window).unwrap_or_default()
     }
+
+    fn forget(&mut self, window: Epoch) {
+        self.0.remove(&window);
+    }
 }
 
 /// A source that sends all of a worker's containers, each at its epoch.

@@ -4,23 +4,35 @@
 //! be shown again, and for that the groups of still others are needed. One worker, which hears of all packets' windows
 //! and knows which exist, decides it for an epoch and tells all: exact groups of the windows that are *needed* are given
 //! out again, answers are given in *turns*, one for each window that is to be shown, in order.
+//!
+//! It also decides which windows are kept for late packets: where all others can be read back, those of the latest
+//! epochs, as [`Lately`] has them, so that what is kept does not grow with the age of the run.
 
 use crate::block::{self, Block, BlockBuilder, to_named_worker};
 use crate::epochs::Epochs;
 use crate::groups::Recall;
 use crate::rows::COMMITTER;
 use crate::window::Epoch;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use timely::dataflow::Stream;
 use timely::dataflow::operators::generic::operator::Operator;
+
+/// What a worker is told of a window: bits of a word.
+const SHOWN: u64 = 1;
+const RECALLED: u64 = 2;
+const FORGOTTEN: u64 = 4;
 
 /// What is to be done in an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Turns {
     /// The windows whose groups are given out, and whether the window is shown.
     pub needed: BTreeMap<Epoch, bool>,
+    /// Those of them that nobody keeps and that may have been written: they are read back.
+    pub recalled: BTreeSet<Epoch>,
+    /// Windows that are kept no longer from this epoch on.
+    pub forgotten: Vec<Epoch>,
     /// The latest window so far, but for those of packets that are dated ahead by mistake: where horizons stand when the
     /// epoch is over.
     pub latest: Epoch,
@@ -44,15 +56,24 @@ impl Turns {
     }
 
     fn to_block(&self, to: usize) -> Block {
-        let words = self.needed.iter().flat_map(|(window, shown)| [*window, u64::from(*shown)]);
+        let needed = self.needed.iter().flat_map(|(window, shown)| {
+            let recalled = if self.recalled.contains(window) { RECALLED } else { 0 };
+            [*window, u64::from(*shown) | recalled]
+        });
+        let words = needed.chain(self.forgotten.iter().flat_map(|window| [*window, FORGOTTEN]));
         Block { to, window: self.latest, words: words.collect::<Vec<_>>().into(), ..Block::default() }
     }
 
     /// Takes what the worker that decides has sent.
     pub fn receive(&mut self, block: &Block) {
         self.latest = block.window;
-        self.needed =
-            block.words.as_chunks().0.iter().map(|[window, shown]| (*window, *shown == 1)).collect();
+        let windows = || block.words.as_chunks().0.iter().map(|[window, what]| (*window, *what));
+        let needed = windows().filter(|(_, what)| what & FORGOTTEN == 0);
+        self.needed = needed.map(|(window, what)| (window, what & SHOWN != 0)).collect();
+        let recalled = windows().filter(|(_, what)| what & RECALLED != 0);
+        self.recalled = recalled.map(|(window, _)| window).collect();
+        let forgotten = windows().filter(|(_, what)| what & FORGOTTEN != 0);
+        self.forgotten = forgotten.map(|(window, _)| window).collect();
     }
 }
 
@@ -75,6 +96,63 @@ impl Reach {
     }
 }
 
+/// Windows that epochs dealt with lately. All others are forgotten: what is wanted of them has to be read back.
+#[derive(Debug)]
+pub struct Lately {
+    /// How many epochs a window is remembered after the last that dealt with it.
+    remembered: u64,
+    epochs: u64,
+    /// The number of the epoch that dealt with it last.
+    windows: BTreeMap<Epoch, u64>,
+    /// All that epochs dealt with, those first that will be forgotten first.
+    order: VecDeque<(u64, Epoch)>,
+    /// No window behind this one was ever forgotten.
+    last_forgotten: Option<Epoch>,
+}
+
+impl Lately {
+    /// How many epochs a window is remembered at least.
+    pub const EPOCHS: u64 = 512;
+
+    /// None yet, of so many workers. Each of them may run a few epochs ahead of what is written: windows are remembered for
+    /// longer than that, so that what is read back is what was written last.
+    pub fn new(workers: usize) -> Self {
+        let remembered = Self::EPOCHS + 16 * workers as u64;
+        let (windows, order) = (BTreeMap::new(), VecDeque::new());
+        Self { remembered, epochs: 0, windows, order, last_forgotten: None }
+    }
+
+    /// Whether it was forgotten, as far as that is known: a window that never was may be among those that were.
+    pub fn has_forgotten(&self, window: Epoch) -> bool {
+        self.last_forgotten >= Some(window) && !self.windows.contains_key(&window)
+    }
+
+    /// Whether it is remembered.
+    pub fn remembers(&self, window: Epoch) -> bool {
+        self.windows.contains_key(&window)
+    }
+
+    /// Another epoch has dealt with these windows; gives those that are forgotten now.
+    pub fn note(&mut self, windows: impl Iterator<Item = Epoch>) -> Vec<Epoch> {
+        self.epochs += 1;
+        for window in windows {
+            self.windows.insert(window, self.epochs);
+            self.order.push_back((self.epochs, window));
+        }
+        let mut forgotten = Vec::new();
+        let oldest = self.epochs.saturating_sub(self.remembered);
+        while let Some((epoch, window)) = self.order.pop_front_if(|(epoch, _)| *epoch < oldest) {
+            // A later epoch may have dealt with it again.
+            if self.windows.get(&window) == Some(&epoch) {
+                self.windows.remove(&window);
+                self.last_forgotten = self.last_forgotten.max(Some(window));
+                forgotten.push(window);
+            }
+        }
+        forgotten
+    }
+}
+
 /// What is known of windows by the worker that decides.
 struct Known {
     reach: Reach,
@@ -85,6 +163,8 @@ struct Known {
     asked: BTreeSet<Epoch>,
     /// The latest window.
     latest: Option<Epoch>,
+    /// Windows that are kept, where all others can be read back.
+    lately: Lately,
 }
 
 impl Known {
@@ -135,7 +215,19 @@ impl Known {
             reached.filter(|window| !is_held(*window)).map(|window| (window, false)).collect();
         needed.extend(shown.iter().map(|window| (*window, true)));
         self.latest = latest.max(shown.range(..=epoch).next_back().copied());
-        Turns { needed, latest: self.latest.unwrap_or_default() }
+        let (recalled, forgotten) = self.keep(&needed);
+        Turns { needed, recalled, forgotten, latest: self.latest.unwrap_or_default() }
+    }
+
+    /// Which of the windows that an epoch needs are read back, and which others are not kept any more.
+    fn keep(&mut self, needed: &BTreeMap<Epoch, bool>) -> (BTreeSet<Epoch>, Vec<Epoch>) {
+        let Some(recall) = &self.recall else { return Default::default() };
+        let lately = &mut self.lately;
+        let is_recalled = |window: &Epoch| {
+            !lately.remembers(*window) && (recall.may_hold(*window) || lately.has_forgotten(*window))
+        };
+        let recalled = needed.keys().copied().filter(is_recalled).collect();
+        (recalled, lately.note(needed.keys().copied()))
     }
 }
 
@@ -150,7 +242,8 @@ pub(crate) fn turns<'s>(
     let decided = touched.unary_frontier::<BlockBuilder, _, _, _>(to_named_worker(), "Turns", move |_, _| {
         let mut epochs: Epochs<BTreeSet<Epoch>> = Epochs::default();
         let existing = recall.as_ref().map(|recall| recall.ahead()).unwrap_or_default();
-        let mut known = Known { reach, existing, recall, asked: BTreeSet::new(), latest: None };
+        let (asked, lately) = (BTreeSet::new(), Lately::new(peers));
+        let mut known = Known { reach, existing, recall, asked, latest: None, lately };
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, block| {
@@ -176,6 +269,7 @@ pub fn touches(window: Epoch) -> Block {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{Key, Mask};
 
     fn close(known: &mut Known, epoch: Epoch, touched: &[Epoch]) -> (Vec<(Epoch, bool)>, Epoch) {
         let turns = known.close(epoch, &touched.iter().copied().collect());
@@ -192,6 +286,60 @@ mod tests {
             recall: None,
             asked: BTreeSet::new(),
             latest: None,
+            lately: Lately::new(0),
+        }
+    }
+
+    /// All windows before this one were written by an earlier run.
+    struct Earlier(Epoch);
+
+    impl Recall for Earlier {
+        fn recall(&self, _: Mask, _: Epoch) -> Vec<(Key, [u64; 4])> {
+            Vec::new()
+        }
+
+        fn holds(&self, window: Epoch) -> bool {
+            window < self.0
+        }
+
+        fn kept(&self, _: usize, _: Epoch) -> Option<Vec<u64>> {
+            None
+        }
+
+        fn first_new(&self) -> Epoch {
+            self.0
+        }
+    }
+
+    /// Closes an epoch of its own window and a late one; which windows are read back, and which forgotten.
+    fn kept(known: &mut Known, epoch: Epoch, late: &[Epoch]) -> (Vec<Epoch>, Vec<Epoch>) {
+        let touched = late.iter().copied().chain([epoch]).collect();
+        let Turns { recalled, forgotten, .. } = known.close(epoch, &touched);
+        (recalled.into_iter().collect(), forgotten)
+    }
+
+    #[test]
+    fn windows_that_no_epoch_has_dealt_with_for_long_are_forgotten_and_read_back() {
+        let mut known = Known { recall: Some(Rc::new(Earlier(3))), ..known(0) };
+        assert_eq!(kept(&mut known, 3, &[]), (vec![], vec![]));
+        assert_eq!(kept(&mut known, 4, &[1]), (vec![1], vec![]), "an earlier run has it");
+        assert_eq!(kept(&mut known, 5, &[1]), (vec![], vec![]), "it is kept");
+        let last = 3 + Lately::EPOCHS;
+        for epoch in 6..=last {
+            assert_eq!(kept(&mut known, epoch, &[]), (vec![], vec![]));
+        }
+        assert_eq!(kept(&mut known, last + 1, &[]), (vec![], vec![3]));
+        assert_eq!(kept(&mut known, last + 2, &[4]), (vec![], vec![]), "just in time");
+        assert_eq!(kept(&mut known, last + 3, &[3]), (vec![3], vec![1, 5]));
+        assert_eq!(kept(&mut known, last + 4, &[3]), (vec![], vec![6]));
+        assert_eq!(known.lately.windows.len() as u64, Lately::EPOCHS + 3);
+    }
+
+    #[test]
+    fn without_anything_to_read_back_from_no_window_is_forgotten() {
+        let mut known = known(0);
+        for epoch in 0..2 * Lately::EPOCHS {
+            assert_eq!(kept(&mut known, epoch, &[0]), (vec![], vec![]));
         }
     }
 
