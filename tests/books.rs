@@ -282,10 +282,9 @@ fn what_is_kept_of_what_other_engines_say_is_bounded() {
         let name = format!("{number}{}", "x".repeat(900_000));
         client.publish(TAKEN, &taken(&name, 0..1));
     }
-    client.flush();
-    // A packet behind them, and its window, so that they have been taken.
     client.publish_batch(&Batch { last: true, ..Batch::new("tap", now(), 0, 0, &in_a_row(10)) });
     client.flush();
+    wait_for("messages that have gone to the engine", || (server.messages_out() > 400).then_some(()));
     let grown = engine.peak_memory() - before;
     assert_counted(&engine.stop_engine(&scratch.path("out")), 10);
     assert!(grown < 200 << 20, "{} MiB of memory for what engines say", grown >> 20);

@@ -608,6 +608,13 @@ impl NatsServer {
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
+    /// Messages that it has sent to whoever is connected.
+    pub fn messages_out(&self) -> u64 {
+        let page = self.monitor("/connz");
+        let connections = page["connections"].as_array().cloned().unwrap_or_default();
+        connections.iter().map(|connection| number(&connection["out_msgs"])).sum()
+    }
+
     /// Waits until somebody has subscribed to packets.
     pub fn wait_until_subscribed(&self) {
         wait_for("subscription to packets", || {
