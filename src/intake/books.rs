@@ -439,18 +439,17 @@ impl Books {
         Some((number, known.is_none()))
     }
 
-    /// Takes up where an earlier run of the engine has left: it had closed all windows before `first`, and those before
-    /// what is read next by the watermark `floor`. A probe that is behind, because its clock was put back, is not waited for
-    /// again. `again`: whether some of what is read next was read then too.
-    pub fn resume(&mut self, first: u64, floor: u64, again: bool) {
-        self.floor = floor;
-        self.open = self.rules.first_open(floor).max(first);
-        self.resuming = again;
+    /// Takes up where an earlier run of the engine has left: it had closed all windows before `first`. Until what it had
+    /// read is read again, all probes are waited for, however far behind they are.
+    pub fn resume(&mut self, first: u64) {
+        self.open = self.open.max(first);
+        self.resuming = first > 0;
     }
 
-    /// What an earlier run had read is read again: now it is known how far the probes had come.
+    /// What an earlier run had read is read again: now it is known how far the probes had come. One that is behind all the
+    /// same, because its clock was put back, is not waited for.
     pub fn resumed(&mut self, first: u64) {
-        if std::mem::take(&mut self.resuming) && first > 0 {
+        if std::mem::take(&mut self.resuming) {
             self.floor = self.floor.max(self.rules.closes_before(first));
         }
     }
@@ -486,7 +485,7 @@ impl Books {
         let books = &mut self.runs[number].parts[part];
         books.newest = books.newest.max(newest);
         if let Windowing::Every(length) = self.rules.windowing {
-            self.late |= earliest / length < self.rules.first_open(self.floor);
+            self.late |= earliest / length < self.open.max(self.rules.first_open(self.floor));
         }
     }
 
@@ -708,27 +707,28 @@ mod tests {
     fn after_a_restart_nobody_waits_for_a_probe_whose_clock_was_put_back() {
         let mut books = books(Duration::from_secs(3600));
         // Windows up to 3600 were closed by its clock when that was ahead.
-        books.resume(36, 3650, false);
+        books.resume(36);
+        books.resumed(36);
         let run = books.add("probe", 8).expect("room");
         books.hear(run, 0, 120, false, Instant::now());
         books.note(run, 0, 110, 120);
         books.close();
-        assert_eq!(books.floor, 3650);
+        assert_eq!(books.floor, 3600);
         assert!(books.awaited().next().is_none());
         books.rules.silent_after = Duration::ZERO;
         books.tick(Instant::now(), None);
         books.close();
-        assert!(books.floor > 3650, "its late packets are written: {}", books.floor);
+        assert!(books.floor > 3600, "its late packets are written: {}", books.floor);
     }
 
     #[test]
     fn what_was_read_before_a_restart_is_read_again_before_anyone_is_left_behind() {
         let mut books = books(Duration::from_secs(3600));
-        books.resume(36, 3400, true);
+        books.resume(36);
         let run = books.add("probe", 8).expect("room");
         books.hear(run, 0, 3000, false, Instant::now());
         books.close();
-        assert_eq!((books.floor, books.awaited().count()), (3400, 1));
+        assert_eq!((books.floor, books.awaited().count()), (3000, 1));
         books.resumed(36);
         assert_eq!((books.floor, books.awaited().count()), (3600, 0));
     }

@@ -258,8 +258,9 @@ impl Intake for Log {
             }
         };
         let partitions: Vec<Partition> = own.into_iter().enumerate().map(&mut partition).collect();
-        let floor = partitions.iter().map(|partition| partition.floor).max().unwrap_or(0);
-        books.resume(self.first, floor, partitions.iter().any(Partition::is_reading_again));
+        if partitions.iter().any(|partition| partition.committed.is_some()) {
+            books.resume(self.first);
+        }
         let ticked = Instant::now();
         Box::new(LogReader { log: self, books, partitions, piece: None, positions: Vec::new(), ticked })
     }
@@ -377,6 +378,18 @@ impl Partition {
     /// Whether it reads again what an earlier run has read before its last commit.
     fn is_reading_again(&self) -> bool {
         self.committed.is_some_and(|boundary| (self.last + 1, 0) < boundary)
+    }
+
+    /// Whether the message that had closed the last committed window here is still to come: until it has, the watermark
+    /// may be far behind what is closed. One that nobody has sent yet is not waited for.
+    fn is_behind_boundary(&self, queues: &BTreeMap<u32, Shared>) -> bool {
+        let is_behind = self.committed.is_some_and(|(message, _)| self.last < message);
+        is_behind
+            && (self.head.is_some()
+                || queues.get(&self.number).is_some_and(|shared| {
+                    let queue = shared.queue();
+                    !queue.messages.is_empty() || queue.waiting > 0 && !queue.ended
+                }))
     }
 
     /// The books as they are now, for a restart from the next message on.
@@ -498,7 +511,7 @@ impl LogReader {
 
     /// Closes windows that nothing comes for any more, in all partitions.
     fn close(&mut self) {
-        if !self.partitions.iter().any(Partition::is_reading_again) {
+        if !self.partitions.iter().any(|partition| partition.is_behind_boundary(&self.log.queues)) {
             self.books.resumed(self.log.first);
         }
         self.books.close();
