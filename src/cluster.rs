@@ -7,7 +7,7 @@
 //!
 //! Nothing here is secret or authenticated: the ports belong into a network of the cluster's own.
 
-use crate::warn;
+use crate::{debug, warn};
 use anyhow::{Context, anyhow};
 use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
@@ -437,6 +437,7 @@ impl Cluster {
             }
         }
         let mut socket = found?;
+        debug!("connected to process {process} at {}", self.hosts[process]);
         tune(&socket)?;
         let hello = Hello { from: self.process, to: process, generation, settings: settings.clone() };
         send(&mut socket, &hello, &[])?;
