@@ -6,6 +6,7 @@
 //! commit is confirmed when all that is within it is done and no required writer is too far behind; nothing upstream
 //! waits for a disk or a server but through that.
 
+mod causes;
 pub mod clickhouse;
 mod columns;
 pub mod csv;
@@ -39,7 +40,7 @@ use crate::state::{Manifest, Prepared, State, StateError};
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The file system said no.
-    #[error("cannot {action} {}: {error}", path.display())]
+    #[error("cannot {action} {}: {error}{}", path.display(), causes::way_out(error, path))]
     Io {
         /// What was tried: "write", "create", ...
         action: &'static str,
