@@ -10,6 +10,7 @@
 
 mod introduction;
 
+use crate::debug;
 use anyhow::{Context, anyhow};
 use introduction::{
     Difference, Differences, Greeting, INTRODUCTION, Introduced, Kind, Port, receive_text, send_text,
@@ -456,6 +457,7 @@ impl Cluster {
             }
         }
         let mut socket = found?;
+        debug!("connected to process {process} at {}", self.hosts[process]);
         tune(&socket)?;
         let mut hello = Greeting::new(Kind::Hello);
         // There are few processes.

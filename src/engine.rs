@@ -9,6 +9,7 @@ use crate::account::{Account, Accounts, Noticed};
 use crate::archive::SpillingArchive;
 use crate::capture::live;
 use crate::cluster::Formed;
+use crate::debug;
 use crate::histogram::Histogram;
 use crate::intake::{Intake, Notice, Placer, Reader, Taken};
 use crate::ledger::{Counts, InputReport, Ledger, Unbalanced};
@@ -589,12 +590,21 @@ fn commit<'s>(
                     }
                 });
                 while let Some((held, gathered)) = epochs.close(&[rows_frontier, accounts_frontier]) {
-                    let Some(mut commit) = committer.close(*held.time(), gathered) else { continue };
+                    let epoch = *held.time();
+                    let Some(mut commit) = committer.close(epoch, gathered) else { continue };
                     let (confirm, waker) = (confirm.clone(), waker.clone());
                     let (progress, left) = (committer.progress.clone(), Instant::now());
-                    progress.unwritten.fetch_add(1, SeqCst);
+                    let waiting = progress.unwritten.fetch_add(1, SeqCst) + 1;
+                    debug!(
+                        "epoch {epoch} closed, {} snapshots; {waiting} commits to write",
+                        commit.snapshots.len()
+                    );
+                    if waiting > MOST_UNWRITTEN as u64 {
+                        debug!("stall: no worker goes on before writers have confirmed an epoch");
+                    }
                     commit.confirm = Box::new(move || {
                         if progress.failure.get().is_none() {
+                            debug!("epoch {epoch} committed after {:?}", left.elapsed());
                             progress.close.observe(left.elapsed().as_secs_f64());
                             progress.commits.fetch_add(1, SeqCst);
                             progress.last_commit.store(live::now(), SeqCst);

@@ -7,7 +7,7 @@
 //! [`cluster`]. An [`account`] is what they tell the one that commits; [`sinks`] write the snapshots,
 //! [`alerts`] tell of what rules find in them, [`state`] records what is committed, [`ledger`] keeps the
 //! books and [`report`] tells the user; [`http`] answers who asks a running engine, [`log`] says what happens.
-//! [`config`] (with [`interpolate`]) says what to run, [`program`] is what the programs share, [`programs`] are
+//! [`config`] (with [`interpolate`]) and [`arguments`] say what to run, [`program`] is what the programs share, [`programs`] are
 //! those that aggregate, [`generate`] makes captures to try it on, [`fingerprint`] a number for bytes, and
 //! [`histogram`] counts how long things take; [`watchdog`] watches that a run gets on and ends.
 //!
@@ -17,6 +17,7 @@
 pub mod account;
 pub mod alerts;
 pub mod archive;
+pub mod arguments;
 pub mod bus;
 pub mod capture;
 pub mod cluster;

@@ -20,6 +20,7 @@ use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
 use crate::state::Manifest;
 use crate::{fail, log, memory, say, warn, watchdog};
 use anyhow::anyhow;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use crossbeam_channel::Receiver;
 use dataflows::aggregator::{Registry, Task};
 use dataflows::groups;
@@ -70,7 +71,10 @@ pub fn no_bus(error: BusError) -> Failed {
 
 /// Runs a program and tells how it ended.
 pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> ExitCode {
-    log::start(name);
+    if let Err(why) = log::start(name) {
+        fail!("{why}");
+        return ExitCode::from(2);
+    }
     memory::give_back_large();
     // A worker that panics would leave its siblings waiting for ever.
     let said = AtomicBool::new(false);
@@ -98,7 +102,8 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
             ExitCode::from(1)
         }
         Err(Failed::Usage(error)) => {
-            fail!("{error:#}");
+            // All mistakes of a configuration, a line each.
+            format!("{error:#}").lines().for_each(|line| fail!("{line}"));
             ExitCode::from(2)
         }
     }
@@ -180,14 +185,35 @@ pub fn raise_open_files() {
 /// The configuration file that was named, else `./config.yaml`; `None` where the built-in text is to be read.
 pub fn config_file(named: Option<&Path>) -> Option<&Path> {
     let here = Path::new("config.yaml");
-    named.or(here.exists().then_some(here))
+    // A link that leads nowhere is a mistake, not the wish for the built-in text.
+    named.or(here.symlink_metadata().is_ok().then_some(here))
 }
 
 /// Reads the configuration of a program that aggregates.
 pub fn load_config(named: Option<&Path>, registry: &Registry) -> Result<Config, ConfigError> {
     match config_file(named) {
-        Some(path) => Config::load(path, registry),
+        Some(path) => Config::load(path, registry).map_err(|error| of_file(error, named, path)),
         None => Config::parse(config::SHIPPED, config::BUILT_IN, registry, config::environment),
+    }
+}
+
+/// What is wrong with a configuration file; whether somebody has named it, too.
+pub fn of_file(error: ConfigError, named: Option<&Path>, file: &Path) -> ConfigError {
+    match named {
+        Some(_) => error,
+        None => ConfigError::Unnamed(Box::new(error), file.to_owned()),
+    }
+}
+
+/// A folder to write into.
+fn output(folder: PathBuf) -> Result<PathBuf, String> {
+    match folder.to_str() {
+        Some("-") => {
+            Err("snapshots are files in a folder, not a stream: name a folder (./- is one of that name). \
+                    On standard output are --json's summary, and rows of a writer {type: jsonl, path: \"-\"}"
+                .into())
+        }
+        _ => Ok(folder),
     }
 }
 
@@ -243,14 +269,16 @@ fn worker_threads(text: &str) -> Result<u16, String> {
     }
 }
 
-/// What programs that aggregate are told about where, how and with whom.
+// What programs that aggregate are told about where, how and with whom. No documentation: clap would take it for the
+// program's own sentence.
 #[derive(clap::Args)]
+#[allow(missing_docs)]
 pub struct Aggregation {
     /// Configuration [default: ./config.yaml where it exists, else the built-in one]
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where snapshots go, instead of the csv writer's path
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = PathBufValueParser::new().try_map(output))]
     pub output: Option<PathBuf>,
     /// Worker threads of this process, 0 for one a core [default: num_workers of the configuration]
     #[arg(short, long, value_name = "N", value_parser = worker_threads)]

@@ -5,8 +5,8 @@ use crate::ledger::{Counts, Ledger};
 use crate::non_ip;
 use crate::sinks::text::{Text, window_name};
 use crate::sinks::{SinkError, Writer};
-use comfy_table::{CellAlignment, Table, presets};
-use dataflows::rows::{Schema, Snapshot, ValueKind};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use dataflows::rows::{Schema, Snapshot, ValueColumn, ValueKind};
 use dataflows::window::Epoch;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -110,6 +110,8 @@ pub struct Report<'a> {
     pub elapsed: Duration,
     /// Where the snapshots are.
     pub outputs: Vec<String>,
+    /// What else is to be told of how it ran.
+    pub note: Option<String>,
 }
 
 impl Report<'_> {
@@ -139,7 +141,7 @@ impl Report<'_> {
                 .collect();
             (task.name.to_string(), json!({"top": rows}))
         };
-        json!({
+        let mut object = json!({
             "ledger": self.ledger,
             "seconds": seconds,
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
@@ -147,7 +149,11 @@ impl Report<'_> {
             "outputs": self.outputs,
             "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
-        })
+        });
+        if let Some(note) = &self.note {
+            object["note"] = json!(note);
+        }
+        object
     }
 
     /// The inputs of which a part worth telling is not IP.
@@ -155,11 +161,25 @@ impl Report<'_> {
         self.noticed.iter().filter_map(|(name, counts, noticed)| non_ip::Share::of(name, *counts, noticed))
     }
 
-    /// For people.
-    pub fn table(&self) -> String {
+    /// For people, in so many columns where there is a limit: tables that are wider go without their times, and then
+    /// with cells of several lines.
+    pub fn table(&self, columns: Option<usize>) -> String {
         let mut out = String::new();
+        let mut lacks_times = false;
         for task in self.highlights.tasks.iter().filter(|task| !task.rows.is_empty()) {
-            out.push_str(&format!("\n{}\n{}\n", task.name, self.task_table(task)));
+            let mut table = self.task_table(task, true);
+            if columns.is_some_and(|columns| width(&table) > columns) {
+                lacks_times = true;
+                table = self.task_table(task, false);
+            }
+            if let Some(columns) = columns.filter(|columns| width(&table) > *columns) {
+                table.set_content_arrangement(ContentArrangement::Dynamic);
+                table.set_width(u16::try_from(columns).unwrap_or(u16::MAX));
+            }
+            out.push_str(&format!("\n{}\n{table}\n", task.name));
+        }
+        if lacks_times {
+            out.push_str("\n(the terminal has no room for the columns first_seen and last_seen)\n");
         }
         let Counts { read, counted, filtered, non_ip, malformed, late, bytes_read, .. } = self.counts;
         let seconds = self.elapsed.as_secs_f64().max(1e-9);
@@ -181,20 +201,20 @@ impl Report<'_> {
             grouped(self.ledger.lost()),
         ));
         self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
-        out.push_str(&format!(
-            "{} window(s) in {}\n",
-            self.highlights.windows.len(),
-            self.outputs.join(", ")
-        ));
+        let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
+        let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
+        out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));
         out
     }
 
-    fn task_table(&self, task: &TopTask) -> Table {
+    fn task_table(&self, task: &TopTask, has_times: bool) -> Table {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         let many_windows = self.highlights.windows.len() > 1;
         let keys = task.schema.key.fields().len();
-        let mut header: Vec<&str> = task.schema.columns().collect();
+        let mut header: Vec<&str> = task.schema.columns().take(keys).collect();
+        let is_shown = |column: &&ValueColumn| has_times || column.kind != ValueKind::Time;
+        header.extend(task.schema.values.iter().filter(is_shown).map(|column| column.name));
         if many_windows {
             header.insert(0, "window");
         }
@@ -202,6 +222,9 @@ impl Report<'_> {
         for row in task.rows.iter().take(TOP_IN_TABLE) {
             let mut cells: Vec<String> = row.cells[..keys].to_vec();
             for (column, value) in task.schema.values.iter().zip(&row.values) {
+                if !is_shown(&column) {
+                    continue;
+                }
                 cells.push(match column.kind {
                     ValueKind::Count => grouped(*value),
                     ValueKind::Bytes => scaled(*value as f64, "B"),
@@ -214,7 +237,7 @@ impl Report<'_> {
             table.add_row(cells);
         }
         let first_number = keys + usize::from(many_windows);
-        for (at, column) in task.schema.values.iter().enumerate() {
+        for (at, column) in task.schema.values.iter().filter(is_shown).enumerate() {
             if column.kind != ValueKind::Time
                 && let Some(column) = table.column_mut(first_number + at)
             {
@@ -223,6 +246,11 @@ impl Report<'_> {
         }
         table
     }
+}
+
+/// Columns of a terminal that a table takes.
+fn width(table: &Table) -> usize {
+    table.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 /// 1234567 as "1 234 567".
@@ -255,6 +283,39 @@ fn scaled(mut number: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_keep_to_the_width_of_the_terminal() {
+        let highlights = HighlightsWriter::default();
+        let task = crate::trial::task(&["SrcIP", "DstPort"]);
+        let tasks = vec![crate::trial::rows(&task, &crate::trial::FLOWS)];
+        let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks };
+        highlights.clone().prepare(&Arc::new(snapshot), None).expect("highlights");
+        let ledger = Ledger::new(&[], 1, false);
+        let report = Report {
+            ledger: &ledger,
+            counts: Counts::default(),
+            noticed: Vec::new(),
+            highlights: highlights.take(),
+            elapsed: Duration::from_secs(1),
+            outputs: Vec::new(),
+            note: None,
+        };
+        let widest = |text: &str| {
+            let table = text
+                .lines()
+                .filter(|line| line.starts_with(['|', '+', '\u{2502}', '\u{250c}', '\u{2514}', '\u{251c}']));
+            table.map(|line| line.chars().count()).max().expect("a table")
+        };
+        let whole = report.table(None);
+        assert!(whole.contains("first_seen") && widest(&whole) > 80, "{whole}");
+        assert_eq!(report.table(Some(200)), whole);
+        for columns in [80, 60, 40] {
+            let narrow = report.table(Some(columns));
+            assert!(widest(&narrow) <= columns, "{columns}:\n{narrow}");
+            assert!(narrow.contains("no room for the columns"), "{narrow}");
+        }
+    }
 
     #[test]
     fn numbers_are_readable() {

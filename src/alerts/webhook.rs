@@ -1,16 +1,19 @@
 //! The webhook: a thread that posts events to a URL, in their order and each once, and again until they are taken.
 //!
 //! Nothing waits for it: events stand in a bounded queue, and those that the receiver does not take in time are dropped,
-//! counted and said. An event may arrive twice (an answer was lost), always under the same idempotency key. The secret is
+//! counted and said. Taken is what is answered with a status of 2xx, but not with a web page: that is what a login or an
+//! empty site answers to anything. An event may arrive twice (an answer was lost), always under the same idempotency key. The secret is
 //! never printed, nor is more of the URL than its host: its path may be one too.
 
 use super::event::Event;
+use crate::bus::with_way_out;
 use crate::warn;
 use dataflows::aggregator::OptionsError;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
+use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MOST_PAUSE: Duration = Duration::from_secs(30);
 /// How long one event is tried.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
+/// Bytes of an answer that are looked at.
+const MAX_LOOK: u64 = 512;
 
 /// Where events go, and how they are signed.
 #[derive(Clone, PartialEq, Eq)]
@@ -278,15 +283,20 @@ impl Shared {
         let mut pause = FIRST_PAUSE;
         loop {
             let why = match self.post(event, &body) {
-                Ok(status) if status.is_success() => return Ok(()),
-                Ok(status) => {
+                Ok((status, false)) if status.is_success() => return Ok(()),
+                Ok((status, true)) if status.is_success() => {
+                    return Err(format!(
+                        "it answered {status} with a web page: nothing there takes events; look at the path of `url`"
+                    ));
+                }
+                Ok((status, _)) => {
                     let why = format!("it answered {status}");
                     if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
                         return Err(why);
                     }
                     why
                 }
-                Err(error) => error.to_string(),
+                Err(error) => with_way_out(error.to_string(), "give the system that authority"),
             };
             if Instant::now() + pause >= give_up_at {
                 return Err(format!("{why}, for {:?}", self.settings.give_up_after));
@@ -296,8 +306,8 @@ impl Shared {
         }
     }
 
-    /// Posts an event once.
-    fn post(&self, event: &Event, body: &[u8]) -> Result<StatusCode, ureq::Error> {
+    /// Posts an event once; gives the status of the answer, and whether it is a web page.
+    fn post(&self, event: &Event, body: &[u8]) -> Result<(StatusCode, bool), ureq::Error> {
         let mut request = self
             .agent
             .post(self.settings.url.clone())
@@ -308,7 +318,14 @@ impl Shared {
         if let Some(secret) = &self.settings.secret {
             request = request.header("X-NetSpectra-Signature", signature(secret, body));
         }
-        Ok(request.send(body)?.status())
+        let mut response = request.send(body)?;
+        let mut start = Vec::new();
+        // What cannot be read was not understood to be needed: the status counts.
+        let _ = response.body_mut().as_reader().take(MAX_LOOK).read_to_end(&mut start);
+        let start =
+            String::from_utf8_lossy(&start).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+        let is_page = start.starts_with("<!doctype html") || start.starts_with("<html");
+        Ok((response.status(), is_page))
     }
 
     /// Waits before another attempt; returns how long to wait before the one after it, `None` where there is none.
@@ -340,7 +357,7 @@ mod tests {
     use super::*;
     use crate::alerts::event::Kind;
     use crossbeam_channel::{Receiver, unbounded};
-    use std::io::{BufRead, BufReader, Read, Write};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -386,8 +403,9 @@ mod tests {
                 let (request, mut connection) = Request::read(connection);
                 requests.send(request).expect("a test");
                 if !answer.is_empty() {
-                    let head = "content-length: 0\r\nconnection: close";
-                    write!(connection, "HTTP/1.1 {answer}\r\n{head}\r\n\r\n").expect("an answer");
+                    let (status, body) = answer.split_once('\n').unwrap_or((answer, ""));
+                    let head = format!("content-length: {}\r\nconnection: close", body.len());
+                    write!(connection, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}").expect("an answer");
                 }
             }
         });
@@ -487,6 +505,19 @@ mod tests {
             webhook.send(Event::example(id, Kind::Raised));
         }
         assert_eq!(webhook.finish(PATIENCE), Counts { delivered: 1, dropped: 2 });
+        assert_eq!(received.iter().count(), 3);
+    }
+
+    /// A web server that knows nothing of events answers 200 with its own page to anything.
+    #[test]
+    fn a_web_page_is_not_a_receiver() {
+        let page = "200 OK\n\r\n<!DOCTYPE html><html><head><title>Welcome to nginx!</title></head></html>";
+        let (url, received) = receiver(Vec::leak(vec![page, "200 OK\nok", "204 No Content"]));
+        let webhook = open(&url, None);
+        for id in ["a", "b", "c"] {
+            webhook.send(Event::example(id, Kind::Raised));
+        }
+        assert_eq!(webhook.finish(PATIENCE), Counts { delivered: 2, dropped: 1 });
         assert_eq!(received.iter().count(), 3);
     }
 

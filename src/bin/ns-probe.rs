@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use clap::{ArgGroup, Parser, ValueEnum};
+use netspectra::arguments::{self, Habit};
 use netspectra::bus::publish::{Buffer, Delivery, Pacing, Publisher};
 use netspectra::bus::{Bus, BusError, Settings};
 use netspectra::capture::Chunk;
@@ -17,6 +18,7 @@ use netspectra::ledger::{InputReport, Losses};
 use netspectra::non_ip;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
+use netspectra::sinks::text::rfc3339;
 use netspectra::tail::{TailError, tail};
 use netspectra::wire::batch::{BLOCK, LONGEST_NAME};
 use netspectra::{say, warn};
@@ -37,6 +39,8 @@ const NAME: &str = "ns-probe";
 const COUNTERS: Duration = Duration::from_millis(250);
 /// Longest sleep of a paced replay before it looks whether it is to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// From which length on a pause of a paced replay is told.
+const LONG_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait for frames that had arrived when we were told to stop.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 /// How long the bus may be away, or take, to deliver what is left at the end.
@@ -48,6 +52,7 @@ const FINGERPRINT: u64 = 64 << 10;
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Capture or replay, and publish
+    #[value(alias = "pub")]
     Probe,
     /// Subscribe and print one JSON object a line
     Sub,
@@ -78,7 +83,7 @@ fn pace(text: &str) -> Result<Pace, String> {
 
 /// Captures an interface, or replays a capture file, and publishes its packets to NATS.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = NAME, version, after_help = AFTER_HELP)]
 #[command(group(ArgGroup::new("source").args(["iface", "read", "list"])))]
 struct Flags {
     /// What to do
@@ -123,7 +128,8 @@ struct Flags {
     /// How packets are sent
     #[arg(long, value_enum, default_value = "batch")]
     encoding: Encoding,
-    /// Name of this probe [default: host and source]; a replay under the same name is the same run
+    /// Name of this probe [default: host and source, HOST:IF or HOST:FILE]; a replay of the same file under the same name
+    /// is the same run: what was published before counts once
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
     /// Configuration; only its `nats` section is used [default: ./config.yaml where it exists, else the built-in one]
@@ -149,8 +155,45 @@ struct Flags {
     quiet: bool,
 }
 
+const AFTER_HELP: &str = "\
+Examples:
+  ns-probe --iface eth0 -f 'not port 4222'   publish what an interface sees
+  ns-probe --read day.pcap.zst --pace 10x    replay a capture ten times as fast as it was
+  ns-probe --mode sub --count 5              print the next five packets as JSON
+
+Environment:
+  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
+  NETSPECTRA_LOG_FORMAT   text (default) or json
+  Any variable that the configuration names as ${NAME}";
+
+/// What users of other programs try.
+const HABITS: &[Habit] = &[
+    ("-n", "names are never looked up; leave it out"),
+    ("-nn", "names are never looked up; leave it out"),
+    ("-A", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
+    ("-X", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
+    ("-x", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
+    ("-e", "link headers are not shown; `ns-probe --mode sub` prints packets as JSON"),
+    ("-t", "times are RFC 3339, UTC; leave it out"),
+    ("-tt", "times are RFC 3339, UTC; leave it out"),
+    ("-tttt", "times are RFC 3339, UTC; leave it out"),
+    ("-v", "NETSPECTRA_LOG=debug says more"),
+    ("-vv", "NETSPECTRA_LOG=trace says more"),
+    ("-D", "--list names the interfaces"),
+    ("-p", "--no-promiscuous"),
+    ("-B", "--ring-size sets the memory of the kernel's ring, such as 64MiB"),
+    ("-C", "--rotate-size begins another file, such as 100MB"),
+    ("-G", "--rotate-every begins another file, such as 1h"),
+    ("-W", "files are not removed; --rotate-size and --rotate-every begin others"),
+    ("-Z", "--user becomes another user once the interface is open"),
+    ("-l", "every line is written at once; leave it out"),
+    ("-U", "frames are written as they come; leave it out"),
+    ("-F", "write the expression behind -f, such as -f \"$(cat FILE)\""),
+    ("-R", "one file is replayed at a time; pcap-analyzer reads several"),
+];
+
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let flags: Flags = arguments::parse(std::env::args_os(), HABITS);
     program::main(NAME, || run(&flags))
 }
 
@@ -169,7 +212,11 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         return Err(usage(anyhow!("--id: a name of 1 to {LONGEST_NAME} bytes")));
     }
     let stopping = Stopping::on_signals().map_err(running)?;
-    let mut settings = Config::load_bus(program::config_file(flags.config.as_deref())).map_err(usage)?;
+    let (named, file) = (flags.config.as_deref(), program::config_file(flags.config.as_deref()));
+    let mut settings = Config::load_bus(file).map_err(|error| match file {
+        Some(file) => usage(program::of_file(error, named, file)),
+        None => usage(error),
+    })?;
     if let Some(url) = &flags.nats {
         settings.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
     }
@@ -243,12 +290,13 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let identity = Identity {
         name: flags.id.clone().unwrap_or_else(|| shortened(format!("{host}:{name}"))),
-        // A replay under a name is the same run each time: its packets are those of the time before.
-        run: match (&flags.read, &flags.id) {
-            (Some(file), Some(_)) => run_number(file, flags.filter.as_deref(), settings.jetstream.partitions)
+        // A replay is the same run each time, under a name that it is given or the default one: its packets are those of the
+        // time before.
+        run: match &flags.read {
+            Some(file) => run_number(file, flags.filter.as_deref(), settings.jetstream.partitions)
                 .map_err(usage)?
                 .unwrap_or(started),
-            _ => started,
+            None => started,
         },
         started,
     };
@@ -380,9 +428,9 @@ fn gave_up() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "waited in vain")
 }
 
-/// A number for a replay that has a name, the same each time where the packets have the same numbers and go to the same
-/// partitions: by the file, the filter, and this version, which may find other packets in it than another. `None` for what
-/// can be read only once.
+/// A number for a replay, the same each time where the packets have the same numbers and go to the same partitions: by the
+/// file, the filter, and this version, which may find other packets in it than another. `None` for what can be read only
+/// once.
 fn run_number(file: &Path, filter: Option<&str>, partitions: u32) -> std::io::Result<Option<u64>> {
     let metadata = std::fs::metadata(file);
     let Some(metadata) = metadata.ok().filter(std::fs::Metadata::is_file) else { return Ok(None) };
@@ -633,6 +681,14 @@ impl Front<'_> {
         probe.heartbeat();
         let due = Duration::from_nanos(time.saturating_sub(first)).div_f64(factor);
         let mut heartbeat = Instant::now();
+        let wait = due.saturating_sub(began.elapsed());
+        if wait >= LONG_WAIT && !self.flags.quiet {
+            let until = live::now().saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+            let (time, until, seconds) = (rfc3339(time), rfc3339(until), wait.as_secs());
+            say!(
+                "the next packet is of {time}: waiting {seconds} s for it, until {until}; --pace max does not wait"
+            );
+        }
         loop {
             let left = due.saturating_sub(began.elapsed());
             if left.is_zero() {

@@ -10,9 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+const AFTER_HELP: &str = "\
+Examples:
+  pcapgen -o demo.pcap --events                      a million packets; lists the events in it
+  pcapgen -o small.pcap --packets 1000 --flows 10    a thousand packets of ten flows
+  pcapgen -o - --size min | pcap-analyzer -o out -   minimum-size packets, analysed at once
+
+Environment: none; the same options give the same bytes everywhere";
+
 /// Writes a synthetic capture: the same options give the same bytes.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "pcapgen", version, after_help = AFTER_HELP)]
 struct Flags {
     /// The capture to write (pcap); `-` is standard output
     #[arg(short, long, value_name = "FILE")]

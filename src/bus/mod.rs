@@ -4,17 +4,19 @@
 //! printed: servers are named without the user in their address.
 
 pub mod publish;
+mod strangers;
 pub mod subscribe;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
 use futures_util::StreamExt;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-use crate::{say, warn};
+use crate::{debug, say, warn};
 
 /// How long a server may take to answer while it is up.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -107,7 +109,10 @@ pub struct Settings {
 impl BusError {
     /// Whether it is a mistake in the configuration, found before anything was started.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::File { .. } | Self::Partitions { .. })
+        matches!(
+            self,
+            Self::File { .. } | Self::Partitions { .. } | Self::Stranger { .. } | Self::Stream { .. }
+        )
     }
 }
 
@@ -148,6 +153,26 @@ pub enum BusError {
         /// The file.
         path: PathBuf,
         /// Why not.
+        why: String,
+    },
+    /// Something else than NATS listens there.
+    #[error(
+        "{server} is not NATS: {said}; nats.url must be that of a nats-server, which listens on port 4222 by default"
+    )]
+    Stranger {
+        /// The server, without secrets.
+        server: String,
+        /// What it says instead of a greeting.
+        said: String,
+    },
+    /// The server cannot have the stream that the settings describe.
+    #[error("NATS at {servers}: the stream {stream} cannot be made: {why}")]
+    Stream {
+        /// The servers, without secrets.
+        servers: String,
+        /// The stream.
+        stream: String,
+        /// Why not, and the way out.
         why: String,
     },
     /// The server does not allow what we need.
@@ -194,6 +219,8 @@ struct Link {
     /// Messages that the client had no room for, as far as it has said so.
     overflowed: AtomicU64,
     round_trips: AtomicU64,
+    /// Inboxes of our own round trips that are under way: a server that refuses one has answered, too.
+    trips: Mutex<HashMap<String, Arc<Notify>>>,
     unshared: AtomicBool,
     hushed: AtomicBool,
 }
@@ -239,10 +266,22 @@ impl Bus {
         let deadline = Instant::now() + settings.connect_timeout;
         loop {
             let options = options(settings, program, capacity, &link).await?;
+            debug!("connecting to NATS at {servers} with {:?} as credentials", settings.credentials);
             let error = match options.connect(settings.servers.clone()).await {
-                Ok(client) => return Ok(Self { client, link, servers, program, capacity }),
+                Ok(client) => {
+                    let info = client.server_info();
+                    let (name, version, most) = (&info.server_name, &info.version, info.max_payload);
+                    debug!(
+                        "connected to NATS at {servers}: {name}, version {version}, {most} bytes a message"
+                    );
+                    return Ok(Self { client, link, servers, program, capacity });
+                }
                 Err(error) => error,
             };
+            debug!("no connection to NATS at {servers}: {}", chain(&error));
+            if let Some(stranger) = strangers::found(settings, &error).await {
+                return Err(stranger);
+            }
             let waiting = matches!(
                 error.kind(),
                 ConnectErrorKind::Io | ConnectErrorKind::Dns | ConnectErrorKind::TimedOut
@@ -254,7 +293,8 @@ impl Bus {
                 } else {
                     String::new()
                 };
-                return Err(BusError::Connect { servers, why: format!("{}{waited}", chain(&error)) });
+                let why = with_way_out(chain(&error), "name it in nats.tls.ca");
+                return Err(BusError::Connect { servers, why: format!("{why}{waited}") });
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -356,20 +396,30 @@ impl Bus {
         BusError::Failed { servers: self.servers.clone(), action: action.into(), why: chain(error) }
     }
 
-    /// Goes to the server and back: it has then seen all that was sent before, and we all that it sent before.
+    /// Goes to the server and back: it has then seen all that was sent before, and we all that it sent before. Needs no
+    /// right: a server that refuses the way has seen it, too.
     pub async fn round_trip(&self) -> Result<(), BusError> {
-        let failed = |error: &dyn std::error::Error| self.failed("go there and back", error);
-        let went = tokio::time::timeout(ANSWER, async {
-            let inbox = self.client.new_inbox();
-            let mut back = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
-            self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(&error))?;
-            back.next()
-                .await
-                .ok_or_else(|| failed(&std::io::Error::from(std::io::ErrorKind::ConnectionAborted)))
-        });
-        went.await.map_err(|error| failed(&error))??;
+        let inbox = self.client.new_inbox();
+        let trips = || self.link.trips.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = trips().entry(inbox.clone()).or_default().clone();
+        let went = tokio::time::timeout(ANSWER, self.go(&inbox, &refused)).await;
+        trips().remove(&inbox);
+        went.map_err(|error| self.failed("go there and back", &error))??;
         self.link.round_trips.fetch_add(1, SeqCst);
         self.denied()
+    }
+
+    async fn go(&self, inbox: &str, refused: &Notify) -> Result<(), BusError> {
+        let failed = |error: &dyn std::error::Error| self.failed("go there and back", error);
+        let mut back = self.client.subscribe(inbox.to_owned()).await.map_err(|error| failed(&error))?;
+        self.client.publish(inbox.to_owned(), bytes::Bytes::new()).await.map_err(|error| failed(&error))?;
+        tokio::select! {
+            message = back.next() => match message {
+                Some(_) => Ok(()),
+                None => Err(failed(&std::io::Error::from(std::io::ErrorKind::ConnectionAborted))),
+            },
+            () = refused.notified() => Ok(()),
+        }
     }
 
     /// Whether the server lets engines of a group tell each other what they took.
@@ -392,7 +442,11 @@ pub(crate) fn no_threads(settings: &Settings) -> impl Fn(std::io::Error) -> BusE
 pub fn check(settings: &Settings, program: &'static str) -> Result<(), BusError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(no_threads(settings))?;
-    runtime.block_on(async { Bus::connect(settings, program, 16).await?.round_trip().await })
+    runtime.block_on(async {
+        let bus = Bus::connect(settings, program, 16).await?;
+        bus.round_trip().await?;
+        if settings.jetstream.enabled { subscribe::check_stream(&bus, settings).await } else { Ok(()) }
+    })
 }
 
 /// A certificate that is not right does not get better by waiting.
@@ -412,6 +466,49 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// What is said of a certificate, with what to do about it; `trusted` is how an authority is made known here.
+pub(crate) fn with_way_out(why: String, trusted: &str) -> String {
+    let known = [
+        (
+            "UnknownIssuer",
+            format!("no authority that is trusted here has signed the server's certificate; {trusted}"),
+        ),
+        ("NotValidForName", "the server's certificate is for another name than the address has".into()),
+        (
+            "certificate not valid for name",
+            "the server's certificate is for another name than the address has".into(),
+        ),
+        ("Expired", "the server's certificate has expired, or this machine's clock is wrong".into()),
+        ("expired", "the server's certificate has expired, or this machine's clock is wrong".into()),
+        ("NotValidYet", "the server's certificate is not valid yet, or this machine's clock is wrong".into()),
+        (
+            "CertificateRequired",
+            "the server wants a certificate of ours: nats.tls.certificate and nats.tls.key".into(),
+        ),
+        ("UnknownCA", "the server does not trust the authority of our certificate".into()),
+        ("InvalidContentType", "the server does not speak TLS there".into()),
+    ];
+    match known.iter().find(|(sign, _)| why.contains(sign)) {
+        Some((_, hint)) => format!("{why}: {hint}"),
+        None => why,
+    }
+}
+
+/// The text that a part of an address stands for: `%40` is `@` (RFC 3986).
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits =
+            digits.filter(|digits| *first == b'%' && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &behind[2..] } else { behind };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 async fn options(
@@ -440,9 +537,10 @@ async fn options(
         });
     options = match &settings.credentials {
         Credentials::None => {
-            let in_address = settings.servers.iter().find_map(|server| {
-                Some((server.username()?.to_owned(), server.password().map(str::to_owned)))
-            });
+            let in_address = settings
+                .servers
+                .iter()
+                .find_map(|server| Some((decoded(server.username()?), server.password().map(decoded))));
             match in_address {
                 Some((user, Some(password))) => options.user_and_password(user, password),
                 // As every client of NATS reads it: a lone word before the host is a token.
@@ -494,6 +592,13 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
                 other => other.to_string(),
             };
             let denied = text.to_lowercase().contains("permissions violation");
+            let trips = link.trips.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, trip)) = trips.iter().find(|(inbox, _)| denied && text.contains(*inbox)) {
+                debug!("NATS at {servers} says: {text}; that is as good as an answer");
+                trip.notify_one();
+                return;
+            }
+            drop(trips);
             if denied && text.contains(taken) {
                 if !link.unshared.swap(true, SeqCst) {
                     warn!("engines of one group cannot tell each other what they take: {text}");
@@ -514,5 +619,36 @@ fn take_event(link: &Link, servers: &str, taken: &str, event: &Event) {
         Event::LameDuckMode => warn!("NATS at {servers} is about to shut down"),
         Event::Closed => link.closed.notify_one(),
         Event::ClientError(_) | Event::Draining => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_an_address_is_what_its_escapes_stand_for() {
+        for (text, expected) in [
+            ("p%40s%3As%2Fw%23d%2541", "p@s:s/w#d%41"),
+            ("plain", "plain"),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%zz%41", "%zzA"),
+            ("%C3%A9", "\u{e9}"),
+            ("%ff", "%ff"),
+            ("%+1", "%+1"),
+        ] {
+            assert_eq!(decoded(text), expected);
+        }
+    }
+
+    #[test]
+    fn causes_of_tls_are_told_in_words() {
+        let told = with_way_out("invalid peer certificate: UnknownIssuer".into(), "name it in nats.tls.ca");
+        assert!(
+            told.contains("UnknownIssuer") && told.contains("trusted here") && told.contains("nats.tls.ca"),
+            "{told}"
+        );
+        assert_eq!(with_way_out("connection refused".into(), "-"), "connection refused");
     }
 }

@@ -1,9 +1,12 @@
 //! The engine's side of the bus: messages in the order in which they come, until we have had enough.
 
-use super::{ANSWER, Bus, BusError, Settings};
+use super::{ANSWER, Bus, BusError, JetStream, Settings};
+use crate::debug;
 use async_nats::jetstream;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull::MessagesErrorKind;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::stream::{Config, Info, StorageType};
 use async_nats::{Message, Subject};
 use bytes::Bytes;
@@ -97,6 +100,7 @@ impl Subscription {
         };
         let subscriber = subscriber.map_err(|error| bus.failed(format!("subscribe to {subject}"), &error))?;
         bus.round_trip().await?;
+        debug!("subscribed to {subject} at {}, queue group {}", bus.servers(), queue_group.unwrap_or("none"));
         Ok(Self { bus: bus.clone(), subscriber, left: None })
     }
 
@@ -196,6 +200,7 @@ impl Partition {
         let (consumer, messages) =
             consume(stream, &config, start, at_once).await.map_err(|error| failed(&*error))?;
         let waiting = consumer.cached_info().num_pending;
+        debug!("reading {subject} from message {start} of the log; {waiting} wait there");
         let partition = Self {
             bus: bus.clone(),
             stream: stream.clone(),
@@ -407,19 +412,24 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         description: Some(format!("{PARTITIONS}{}{MADE}{}", wanted.partitions, bus.client().new_inbox())),
         ..Config::default()
     };
-    let mut made = context.get_or_create_stream(config.clone()).await;
+    let mut made = ask(bus, context.get_or_create_stream(config.clone())).await?;
     for _ in 0..ATTEMPTS {
-        if made.is_ok() {
+        if made.as_ref().map_or_else(|error| is_final(error.kind()), |_| true) {
             break;
         }
         // Another process may be making it at this moment.
         tokio::time::sleep(LOOK).await;
-        made = context.get_or_create_stream(config.clone()).await;
+        made = ask(bus, context.get_or_create_stream(config.clone())).await?;
     }
-    let stream = made.map_err(|error| {
-        let hint = "; is nats-server running with --jetstream?";
-        bus.failed(format!("use the stream {}{hint}", wanted.stream), &error)
-    })?;
+    let stream = made.map_err(|error| no_stream(bus, settings, error))?;
+    debug!("stream {} at {}: {:?}", wanted.stream, bus.servers(), stream.cached_info().state);
+    check_partitions(&stream, settings)?;
+    Ok(stream)
+}
+
+/// Whether the stream of the settings was made for their partitions.
+fn check_partitions(stream: &jetstream::stream::Stream, settings: &Settings) -> Result<(), BusError> {
+    let wanted = &settings.jetstream;
     // One that was made by hand does not say; then its maker knows.
     let made_for = described(stream.cached_info()).and_then(|(partitions, _)| partitions.parse::<u32>().ok());
     match made_for {
@@ -428,8 +438,109 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
             theirs: partitions,
             ours: wanted.partitions,
         }),
-        _ => Ok(stream),
+        _ => Ok(()),
     }
+}
+
+/// Asks JetStream something; what the server refuses meanwhile is why there is no answer.
+async fn ask<T>(bus: &Bus, asked: impl Future<Output = T>) -> Result<T, BusError> {
+    let refused = async {
+        while bus.denied().is_ok() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        answered = asked => Ok(answered),
+        () = refused => Err(bus.denied().err().unwrap_or_else(|| bus.failed("ask JetStream", &std::fmt::Error))),
+    }
+}
+
+/// Whether asking again would not help.
+fn is_final(kind: CreateStreamErrorKind) -> bool {
+    match kind {
+        CreateStreamErrorKind::JetStream(error) => matches!(
+            error.error_code(),
+            ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::INSUFFICIENT_RESOURCES
+                | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+                | ErrorCode::STREAM_SUBJECT_OVERLAP
+                | ErrorCode::JETSTREAM_NOT_ENABLED
+                | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+                | ErrorCode::MAXIMUM_STREAMS_LIMIT
+        ),
+        _ => false,
+    }
+}
+
+/// Why there is no stream, and the way out.
+fn no_stream(bus: &Bus, settings: &Settings, error: CreateStreamError) -> BusError {
+    let JetStream { stream, max_bytes, .. } = &settings.jetstream;
+    let refused =
+        |why: String| BusError::Stream { servers: bus.servers().to_owned(), stream: stream.clone(), why };
+    let CreateStreamErrorKind::JetStream(answer) = error.kind() else {
+        let hint = "; is nats-server running with --jetstream?";
+        return bus.failed(format!("use the stream {stream}{hint}"), &error);
+    };
+    let text = answer.to_string();
+    match answer.error_code() {
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED | ErrorCode::INSUFFICIENT_RESOURCES => refused(format!(
+            "the server has less storage left than the {max_bytes} bytes of nats.jetstream.max_bytes, which it \
+             reserves; lower that, or raise the server's max_file_store ({text})"
+        )),
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED | ErrorCode::MAXIMUM_STREAMS_LIMIT => refused(format!(
+            "the account's limits do not allow it with nats.jetstream.max_bytes at {max_bytes} bytes; lower that, or \
+             raise the limits ({text})"
+        )),
+        ErrorCode::STREAM_SUBJECT_OVERLAP => refused(overlap(settings, "another stream")),
+        ErrorCode::JETSTREAM_NOT_ENABLED => {
+            refused(format!("the server runs without JetStream; start nats-server with --jetstream ({text})"))
+        }
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            refused(format!("JetStream is not enabled for the account of this user ({text})"))
+        }
+        _ => bus.failed(format!("use the stream {stream}"), &error),
+    }
+}
+
+fn overlap(settings: &Settings, other: &str) -> String {
+    format!(
+        "{other} has the subjects {} or {} already; name it in nats.jetstream.stream, use other subjects \
+         (nats.subjects), or remove it",
+        settings.single,
+        settings.batches()
+    )
+}
+
+/// Asks whether the stream is there or could be made, and leaves nothing behind.
+pub(super) async fn check_stream(bus: &Bus, settings: &Settings) -> Result<(), BusError> {
+    let wanted = &settings.jetstream;
+    let context = jetstream::new(bus.client().clone());
+    if let Ok(stream) = ask(bus, context.get_stream(&wanted.stream)).await? {
+        return check_partitions(&stream, settings);
+    }
+    for subject in [settings.single.clone(), settings.batches()] {
+        if let Ok(other) = ask(bus, context.stream_by_subject(subject)).await? {
+            let (servers, stream) = (bus.servers().to_owned(), wanted.stream.clone());
+            let why = overlap(settings, &format!("the stream {other}"));
+            return Err(BusError::Stream { servers, stream, why });
+        }
+    }
+    // What the server has room for, only it knows: a stream of another name, that nobody publishes to, finds out.
+    let name = format!("netspectra-check-{}", bus.client().new_inbox().replace(['.', '_'], ""));
+    let config = Config {
+        name: name.clone(),
+        subjects: vec![name.clone()],
+        storage: StorageType::File,
+        max_bytes: i64::try_from(wanted.max_bytes).unwrap_or(i64::MAX),
+        ..Config::default()
+    };
+    let made = ask(bus, context.create_stream(config)).await?;
+    made.map_err(|error| no_stream(bus, settings, error))?;
+    let deleted = ask(bus, context.delete_stream(&name)).await?;
+    deleted
+        .map(|_| ())
+        .map_err(|error| bus.failed(format!("delete the stream {name}, made to try it"), &error))
 }
 
 /// What a stream has that no other has, also of the same name: what its maker gave it, or, where a stream was made by

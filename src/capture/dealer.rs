@@ -106,6 +106,8 @@ struct State {
     reports: Vec<InputReport>,
     /// Chunks found so far.
     chunks: u64,
+    /// Bytes read of regular files, compressed ones as they lie.
+    done_bytes: Arc<AtomicU64>,
 }
 
 /// Deals all inputs' frames.
@@ -114,7 +116,7 @@ pub struct Dealer {
     wakers: Wakers,
     /// Bytes of all regular files.
     total_bytes: u64,
-    done_bytes: AtomicU64,
+    done_bytes: Arc<AtomicU64>,
     first_links: BTreeSet<LinkType>,
     wake: Wake,
     stopped: AtomicBool,
@@ -130,8 +132,14 @@ impl Dealer {
         let waking = wakers.clone();
         let wake: Wake = Arc::new(move || waking.wake());
         let mut seen: Vec<((u64, u64), String)> = Vec::new();
-        let mut state =
-            State { waiting: BTreeMap::new(), open: BTreeMap::new(), reports: Vec::new(), chunks: 0 };
+        let done_bytes = Arc::new(AtomicU64::new(0));
+        let mut state = State {
+            waiting: BTreeMap::new(),
+            open: BTreeMap::new(),
+            reports: Vec::new(),
+            chunks: 0,
+            done_bytes: done_bytes.clone(),
+        };
         let mut total_bytes = 0;
         let mut first_links = BTreeSet::new();
         for (number, path) in names.iter().enumerate() {
@@ -178,7 +186,7 @@ impl Dealer {
             state: Mutex::new(state),
             wakers,
             total_bytes,
-            done_bytes: AtomicU64::new(0),
+            done_bytes,
             first_links,
             wake,
             stopped: AtomicBool::new(false),
@@ -230,7 +238,7 @@ impl Dealer {
         self.wakers.wake();
     }
 
-    /// Bytes read of the regular files, and of how many.
+    /// Bytes read of the regular files, compressed ones as they lie, and of how many; of none where all are pipes.
     pub fn progress(&self) -> (u64, u64) {
         (self.done_bytes.load(Relaxed), self.total_bytes)
     }
@@ -338,7 +346,7 @@ impl State {
                     let Some(((first_time, _), waiting)) = self.waiting.pop_first() else { continue };
                     let (number, input) = match waiting {
                         Waiting::Open { number, input } => (number, *input),
-                        Waiting::Closed { number, path } => match open_file(&path, wake) {
+                        Waiting::Closed { number, path } => match open_file(&path, wake, &self.done_bytes) {
                             Ok(input) => (number, input),
                             Err(error) if error.is_about_this_input() => {
                                 self.reports[number].damage =
@@ -492,14 +500,28 @@ fn open_format(name: &str, head: &[u8]) -> Result<(Format, usize), InputError> {
     })
 }
 
-/// Opens a regular file.
-fn open_file(path: &Path, wake: &Wake) -> Result<Input, InputError> {
+/// A compressed file whose bytes are counted as they are read.
+struct Counted {
+    file: File,
+    done_bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.done_bytes.fetch_add(read as u64, Relaxed);
+        Ok(read)
+    }
+}
+
+/// Opens a regular file; what is read of a compressed one is added to `done_bytes`.
+fn open_file(path: &Path, wake: &Wake, done_bytes: &Arc<AtomicU64>) -> Result<Input, InputError> {
     let name = path.display().to_string();
     let io_error = |error| InputError::Io { name: name.clone(), error };
     let mut file = File::open(path).map_err(io_error)?;
     let head = read_up_to(&mut file, HEADER_BYTES).map_err(io_error)?;
     if Compression::of(&head) != Compression::None {
-        let whole = io::Cursor::new(head).chain(file);
+        let whole = io::Cursor::new(head).chain(Counted { file, done_bytes: done_bytes.clone() });
         return open_stream(&name, Box::new(whole), Pace::WholeBlocks, wake);
     }
     let (format, header) = open_format(&name, &head)?;

@@ -1,22 +1,15 @@
 //! The `http` section: where a running engine can be asked.
 
-use super::{ConfigError, Place, Text, secret, size};
+use super::section::Section;
+use super::{secret, size};
 use crate::http::Settings;
-use serde::Deserialize;
 use std::net::SocketAddr;
 
 /// Bytes of the latest windows that are kept to be asked for, where nothing else is said.
 const MEMORY: u64 = 256 << 20;
 
-/// The section as it is written.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Section {
-    listen: Text,
-    token: Text,
-    token_file: Text,
-    memory: Text,
-}
+/// Keys of the section.
+pub(super) const KEYS: &[&str] = &["listen", "token", "token_file", "memory"];
 
 /// What the section says; whether there is a server at all is in [`Http::listen`].
 #[derive(Clone, Debug)]
@@ -43,17 +36,26 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| format!("`{text}` is no address to listen on; write 127.0.0.1:9477 or [::1]:9477"))
 }
 
-pub(super) fn settings(place: &Place<'_>, section: Section) -> Result<Http, ConfigError> {
-    let listen = section.listen.as_ref().map(|text| {
-        address(&text.value).map_err(|why| place.wrong(text.defined, format!("http.listen: {why}")))
+/// Checks the section; `None` where something is wrong, which is noted.
+pub(super) fn settings(section: &Section<'_>) -> Option<Http> {
+    let place = section.place;
+    let listen = section.text("listen", "an address such as 127.0.0.1:9477").map(|text| {
+        let read = address(&text.value);
+        place.kept(read.map_err(|why| place.wrong(text.defined, format!("http.listen: {why}"))))
     });
-    let token = secret(place, ("http", "http."), "token", (&section.token, &section.token_file))?;
-    if let Some((_, at)) = token.as_ref().filter(|(token, _)| token.is_empty()) {
-        return Err(place.wrong(*at, "http: the token is empty"));
+    let texts = (&section.text("token", "a token"), &section.text("token_file", "a path"));
+    let token = place.kept(secret(place, ("http", "http."), "token", texts));
+    if let Some(Some((_, at))) =
+        token.as_ref().filter(|token| matches!(token, Some((text, _)) if text.is_empty()))
+    {
+        place.note(*at, "http: the token is empty");
     }
-    let memory = section.memory.as_ref().map(|text| {
-        size(&text.value).map_err(|why| place.wrong(text.defined, format!("http.memory: {why}")))
+    let memory = section.text("memory", "a size such as 256MiB").map(|text| {
+        let read = size(&text.value);
+        place.kept(read.map_err(|why| place.wrong(text.defined, format!("http.memory: {why}"))))
     });
-    let token = token.map(|(token, _)| token);
-    Ok(Http { listen: listen.transpose()?, token, memory: memory.transpose()?.unwrap_or(MEMORY) })
+    // What is said has to be right; what is not said has its default.
+    let (listen, memory) =
+        (listen.map_or(Some(None), |listen| listen.map(Some))?, memory.unwrap_or(Some(MEMORY))?);
+    Some(Http { listen, token: token?.map(|(token, _)| token), memory })
 }

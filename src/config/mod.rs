@@ -1,27 +1,30 @@
 //! The configuration file: what it may say, what it means where it is silent, and where a mistake is.
 //!
-//! Every error names file, line, column and what would be right. A task's or writer's own options are read by the
-//! aggregator or writer that they are for.
+//! Every error names file, line, column and what would be right; all mistakes of a file are told at once. A task's or
+//! writer's own options are read by the aggregator or writer that they are for. A value from the environment is in no
+//! message: what is wrong with a file that has some is told as it is found in the text with the references.
 
 mod alerts;
 pub mod http;
 pub mod nats;
 mod resolved;
+mod section;
+mod tree;
 pub mod writers;
 
 use crate::bus::Settings;
-use crate::interpolate::{Interpolated, interpolate};
+use crate::interpolate::Filling;
 use dataflows::aggregator::{Options, OptionsError, Registry, Task};
 pub use dataflows::window::duration;
 use dataflows::window::{Windowing, scaled};
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_saphyr::{Location, Spanned};
+use section::{Place, Section};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+pub use tree::Location;
+use tree::{Node, Slip, Spanned, Tree};
 
 /// The shipped configuration, used where there is no file.
 pub const SHIPPED: &str = include_str!("../../config.yaml");
@@ -31,6 +34,14 @@ pub const BUILT_IN: &str = "built-in config.yaml";
 
 /// Worker threads that one process may have. Each has a channel to each other one, for every task.
 pub const MOST_WORKERS: usize = 256;
+
+/// Bytes of the name of a task or writer: with an ending it is the name of a file, of which there are 255 at most.
+const MAX_NAME: usize = 200;
+
+/// The sections.
+const SECTIONS: &[&str] = &["nats", "cluster", "aggregator", "writers", "alerts", "http"];
+const AGGREGATOR_KEYS: &[&str] = &["num_workers", "window", "allowed_lateness", "tasks"];
+const CLUSTER_KEYS: &[&str] = &["processes", "process", "hostfile", "wait"];
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +66,12 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         message: String,
     },
+    /// Several things are, a line each.
+    #[error("{}", .0.iter().map(Self::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<Self>),
+    /// A file that nobody has named.
+    #[error("{0}\n{file}: read because no -c names a configuration; if it belongs to another program, name one with -c", file = .1.display())]
+    Unnamed(Box<Self>, PathBuf),
 }
 
 /// A configuration that was read and checked.
@@ -63,6 +80,8 @@ pub struct Config {
     pub workers: usize,
     /// How event time is cut, where no flag says otherwise.
     pub windowing: Windowing,
+    /// How the file says that, unless it is silent or the built-in one.
+    pub window_text: Option<String>,
     /// How long a window stays open behind the watermark.
     pub allowed_lateness: Duration,
     /// What to compute; at least one, names unique.
@@ -84,8 +103,7 @@ pub struct Config {
 }
 
 /// The `cluster` section: what flags and environment do not say.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default)]
 pub struct ClusterSection {
     /// How many processes.
     pub processes: Option<usize>,
@@ -93,87 +111,91 @@ pub struct ClusterSection {
     pub process: Option<usize>,
     /// Where they listen.
     pub hostfile: Option<PathBuf>,
-    wait: Option<Spanned<String>>,
     /// How long to wait for the others.
-    #[serde(skip)]
     pub patience: Option<Duration>,
-}
-
-/// A configuration file as a program reads it that only needs the bus: the other sections are not looked into.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BusFile {
-    #[serde(default)]
-    nats: Option<nats::Section>,
-    #[serde(default, rename = "aggregator")]
-    _aggregator: IgnoredAny,
-    #[serde(default, rename = "writers")]
-    _writers: IgnoredAny,
-    #[serde(default, rename = "cluster")]
-    _cluster: IgnoredAny,
-    #[serde(default, rename = "alerts")]
-    _alerts: IgnoredAny,
-    #[serde(default, rename = "http")]
-    _http: IgnoredAny,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    /// The bus of `ns-probe` and `ns-engine`: one file serves all programs.
-    #[serde(default)]
-    nats: Option<nats::Section>,
-    #[serde(default)]
-    cluster: ClusterSection,
-    aggregator: AggregatorSection,
-    writers: Spanned<Vec<Spanned<Entry>>>,
-    #[serde(default)]
-    alerts: alerts::Section,
-    #[serde(default)]
-    http: http::Section,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AggregatorSection {
-    #[serde(default)]
-    num_workers: Option<Spanned<usize>>,
-    window: Spanned<String>,
-    #[serde(default = "default_lateness")]
-    allowed_lateness: Spanned<String>,
-    tasks: Spanned<Vec<Spanned<Entry>>>,
-}
-
-fn default_lateness() -> Spanned<String> {
-    Spanned { value: "5s".into(), referenced: Location::UNKNOWN, defined: Location::UNKNOWN }
 }
 
 /// A task or a writer: a type, and options that only the type knows.
 type Entry = BTreeMap<String, Spanned<serde_json::Value>>;
 
-/// A text and its name, to say where in it something is wrong.
-struct Place<'a> {
-    file: &'a str,
-    /// Hides the values that came from the environment.
-    interpolated: &'a Interpolated,
+/// An option of a section that is text.
+type Text = Option<Spanned<String>>;
+
+/// Looks a variable of the environment up.
+type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Reads a text with this function: the configuration, or all that is wrong with it.
+fn read_with<T>(
+    (text, file): (&str, &str),
+    variable: Variable<'_>,
+    read: impl Fn(&Place<'_>, &Node) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let told = |slips: Vec<Slip>| {
+        let wrong = |Slip { at: Location { line, column }, message }| ConfigError::Wrong {
+            file: file.to_owned(),
+            line,
+            column,
+            message,
+        };
+        let mut wrongs: Vec<ConfigError> = slips.into_iter().map(wrong).collect();
+        if wrongs.len() == 1 { wrongs.remove(0) } else { ConfigError::Several(wrongs) }
+    };
+    let tree = Tree::read(text).map_err(|slip| told(vec![slip]))?;
+    // What the environment gives is in no message.
+    let values = RefCell::new(Vec::new());
+    let recorded = |name: &str| {
+        let value = variable(name);
+        values.borrow_mut().extend(value.clone().filter(|value| !value.is_empty()));
+        value
+    };
+    let once = |filling: &Filling<'_>| {
+        let (root, slips) = tree.filled(filling);
+        let shows_references = matches!(filling, Filling::References);
+        let home = variable("HOME");
+        let place = Place { file, home, shows_references, slips: slips.into(), ..Place::default() };
+        let found = read(&place, &root);
+        let mut slips = place.slips.into_inner();
+        // A key that stands for several options may be wrong in each.
+        slips.sort_by(|left, right| left.at.cmp(&right.at));
+        slips.dedup_by(|left, right| left.at == right.at && left.message == right.message);
+        (found, slips)
+    };
+    let (found, slips) = once(&Filling::Values(&recorded));
+    match found {
+        Some(found) if slips.is_empty() => Ok(found),
+        _ => Err(told(without_values(text, slips, &values.borrow(), || once(&Filling::References).1))),
+    }
 }
 
-impl Place<'_> {
-    /// Reads the whole text.
-    fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let text = &self.interpolated.text;
-        let options = serde_saphyr::options! { with_snippet: false };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let at = error.location().unwrap_or(Location::UNKNOWN);
-            self.wrong(at, with_key(text, at, &without_location(&error)))
-        })
+/// What is wrong with a text, told of the references in it instead of their values.
+fn without_values(
+    text: &str,
+    slips: Vec<Slip>,
+    values: &[String],
+    shown: impl FnOnce() -> Vec<Slip>,
+) -> Vec<Slip> {
+    if values.is_empty() {
+        return slips;
     }
-
-    fn wrong(&self, at: Location, message: impl Display) -> ConfigError {
-        let (line, column) = (at.line(), at.column());
-        let message = self.interpolated.redact(&message.to_string());
-        ConfigError::Wrong { file: self.file.to_owned(), line, column, message }
-    }
+    let mut shown = shown();
+    let told = |Slip { at, message }| {
+        if message.contains("the environment variable `") || message.contains("its value holds") {
+            return Slip { at, message };
+        }
+        if let Some(same) = shown.iter().position(|shown| shown.at == at) {
+            return shown.remove(same);
+        }
+        if !values.iter().any(|value| message.contains(value.as_str())) {
+            return Slip { at, message };
+        }
+        let line = usize::try_from(at.line).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
+        let names =
+            line.unwrap_or_default().split("${").skip(1).filter_map(|behind| behind.split([':', '}']).next());
+        let names: Vec<String> = names.map(|name| format!("${{{name}}}")).collect();
+        let what = if names.is_empty() { "a variable of the environment".into() } else { names.join(", ") };
+        Slip { at, message: format!("the value that {what} gives cannot stand here") }
+    };
+    slips.into_iter().map(told).collect()
 }
 
 impl Config {
@@ -189,64 +211,83 @@ impl Config {
         registry: &Registry,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let interpolated = interpolated(text, file, variable)?;
-        let place = Place { file, interpolated: &interpolated };
-        let parsed: File = place.parse()?;
-        let section = parsed.aggregator;
-        let windowing = windowing(&section.window.value)
-            .map_err(|why| place.wrong(section.window.defined, format!("aggregator.window: {why}")))?;
-        let allowed_lateness = duration(&section.allowed_lateness.value).map_err(|why| {
-            place.wrong(section.allowed_lateness.defined, format!("aggregator.allowed_lateness: {why}"))
-        })?;
-        let workers = section.num_workers.as_ref().map_or(0, |workers| workers.value);
-        if let Some(workers) = section.num_workers.filter(|workers| workers.value > MOST_WORKERS) {
+        let shipped = Tree::read(SHIPPED).map(|tree| tree.filled(&Filling::References).0).ok();
+        let read = |place: &Place<'_>, root: &Node| Self::read(place, (root, shipped.as_ref()), registry);
+        let mut config = read_with((text, file), &variable, read)?;
+        config.window_text = config.window_text.filter(|_| file != BUILT_IN);
+        Ok(config)
+    }
+
+    /// Reads all sections; what is wrong is noted, and `None` where nothing can stand in for it.
+    fn read(place: &Place<'_>, (root, shipped): (&Node, Option<&Node>), registry: &Registry) -> Option<Self> {
+        let file = Section::new(place, "", Some(root), SECTIONS);
+        let section = file.section("aggregator", AGGREGATOR_KEYS);
+        let window = section.text("window", "a duration such as 60s, or `all`");
+        let windowing = window.as_ref().map_or(Some(Windowing::Every(60_000_000_000)), |window| {
+            place.kept(
+                windowing(&window.value)
+                    .map_err(|why| place.wrong(window.defined, format!("aggregator.window: {why}"))),
+            )
+        });
+        let allowed_lateness = time(&section, "allowed_lateness", "5s");
+        let workers = section.number::<usize>("num_workers");
+        if let Some(workers) = workers.as_ref().filter(|workers| workers.value > MOST_WORKERS) {
             let message =
                 format!("aggregator.num_workers: at most {MOST_WORKERS} in a process; 0 is one a core");
-            return Err(place.wrong(workers.defined, message));
+            place.note(workers.defined, message);
         }
-        let tasks = tasks(&place, &section.tasks, registry)?;
-        let writers = writers::writers(&place, &parsed.writers, &tasks)?;
-        let http = http::settings(&place, parsed.http)?;
-        let nats = nats::settings(&place, parsed.nats)?;
-        let mut cluster = parsed.cluster;
-        if let Some(wait) = &cluster.wait {
-            let patience = duration(&wait.value)
-                .map_err(|why| place.wrong(wait.defined, format!("cluster.wait: {why}")))?;
-            cluster.patience = Some(patience);
-        }
+        let shipped = Section::new(place, "", shipped, SECTIONS);
+        let entries = section.entries("tasks");
+        let entries = entries.or_else(|| shipped.section("aggregator", AGGREGATOR_KEYS).entries("tasks"))?;
+        let tasks = tasks(place, &entries, registry);
+        place.lacks_tasks.set(tasks.len() < entries.value.len());
+        let nats = nats::settings(&nats::section(&file));
+        let cluster = cluster(&file.section("cluster", CLUSTER_KEYS));
+        let written = file.entries("writers").or_else(|| shipped.entries("writers"))?;
+        let writers = writers::writers(place, &written, &tasks);
         let text = |entry: &Spanned<Entry>| {
             let options: BTreeMap<_, _> =
                 entry.value.iter().map(|(key, value)| (key, &value.value)).collect();
             serde_json::to_string(&options).unwrap_or_default()
         };
-        let task_texts = section.tasks.value.iter().map(text).collect();
-        let rule_texts = parsed.alerts.rules.iter().flatten().map(text).collect();
-        let alerts = alerts::settings(&place, parsed.alerts, &tasks)?;
-        Ok(Self {
-            workers,
-            windowing,
-            allowed_lateness,
+        let task_texts = entries.value.iter().map(text).collect();
+        let alerts = file.section("alerts", alerts::KEYS);
+        let rules = alerts.entries("rules").map(|rules| rules.value).unwrap_or_default();
+        let rule_texts = rules.iter().map(text).collect();
+        let alerts = alerts::settings(&alerts, &rules, &tasks);
+        let http = http::settings(&file.section("http", http::KEYS));
+        Some(Self {
+            workers: workers.map_or(0, |workers| workers.value),
+            windowing: windowing?,
+            window_text: window.map(|window| window.value),
+            allowed_lateness: allowed_lateness?,
             tasks,
             writers,
-            http,
+            http: http?,
             alerts,
-            nats,
+            nats: nats?,
             cluster,
             task_texts,
             rule_texts,
         })
     }
 
-    /// Reads the `nats` section alone, of a file or of the built-in text.
+    /// Reads the `nats` section alone, of a file or of the built-in text; of the others only that their keys are known.
     pub fn load_bus(path: Option<&Path>) -> Result<Settings, ConfigError> {
         let (text, file) = match path {
             None => (SHIPPED.to_owned(), BUILT_IN.to_owned()),
             Some(path) => (read(path)?, path.display().to_string()),
         };
-        let interpolated = interpolated(&text, &file, environment)?;
-        let place = Place { file: &file, interpolated: &interpolated };
-        let parsed: BusFile = place.parse()?;
-        nats::settings(&place, parsed.nats)
+        read_with((&text, &file), &environment, |place, root| {
+            let file = Section::new(place, "", Some(root), SECTIONS);
+            file.section("aggregator", AGGREGATOR_KEYS).entries("tasks");
+            file.section("cluster", CLUSTER_KEYS);
+            file.section("http", http::KEYS);
+            let alerts = file.section("alerts", alerts::KEYS);
+            alerts::check_keys(place, &alerts);
+            writers::check_keys(place, &file);
+            nats::settings(&nats::section(&file))
+        })
     }
 }
 
@@ -256,79 +297,90 @@ pub fn environment(name: &str) -> Option<String> {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })
-}
-
-fn interpolated(
-    text: &str,
-    file: &str,
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<Interpolated, ConfigError> {
-    interpolate(text, variable).map_err(|error| ConfigError::Wrong {
-        file: file.to_owned(),
-        line: error.line,
-        column: error.column,
-        message: error.to_string(),
+    let bytes = std::fs::read(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good =
+            String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+        let line = good.split('\n').count() as u64;
+        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() as u64 + 1;
+        let message = "this character is not UTF-8; save the file as UTF-8".to_owned();
+        ConfigError::Wrong { file: path.display().to_string(), line, column, message }
     })
 }
 
-/// The message of a YAML error without the place that is told apart from it.
-fn without_location(error: &serde_saphyr::Error) -> String {
-    let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
+/// A duration of a section; `None` where it is wrong, which is noted.
+fn time(section: &Section<'_>, key: &str, default: &str) -> Option<Duration> {
+    let place = section.place;
+    let text = section.text(key, "a duration such as 5s");
+    let (value, at) =
+        text.map_or((default.to_owned(), Location::default()), |text| (text.value, text.defined));
+    place.kept(duration(&value).map_err(|why| place.wrong(at, format!("{}{key}: {why}", section.name()))))
+}
+
+fn cluster(section: &Section<'_>) -> ClusterSection {
+    let is_waiting = section.has("wait");
+    ClusterSection {
+        processes: section.number("processes").map(|processes| processes.value),
+        process: section.number("process").map(|process| process.value),
+        hostfile: section.path("hostfile").map(|hostfile| hostfile.value),
+        patience: is_waiting.then(|| time(section, "wait", "60s")).flatten(),
     }
 }
 
-/// A message led by the key whose value is at this place, where it does not name one itself.
-fn with_key(text: &str, at: Location, message: &str) -> String {
-    let line = usize::try_from(at.line()).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
-    let before: Option<String> =
-        line.map(|line| line.chars().take(at.column().saturating_sub(1) as usize).collect());
-    let key = before.as_deref().and_then(|before| before.trim_end().strip_suffix(':')).map(|key| {
-        key.rsplit(|character: char| character.is_whitespace() || "{[,".contains(character))
-            .next()
-            .unwrap_or(key)
-    });
-    match key {
-        Some(key) if !key.is_empty() && !message.contains(key) => format!("`{key}`: {message}"),
-        _ => message.to_owned(),
-    }
-}
-
-fn tasks(
-    place: &Place<'_>,
-    entries: &Spanned<Vec<Spanned<Entry>>>,
-    registry: &Registry,
-) -> Result<Vec<Task>, ConfigError> {
+/// The tasks that are right; what is wrong with others is noted.
+fn tasks(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>, registry: &Registry) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     for entry in &entries.value {
-        let at = entry.defined;
-        let (name, name_at) = text_option(place, &entry.value, at, "name", "a task")?;
-        let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
-        if name.is_empty() || !name.chars().all(allowed) {
-            let message =
-                format!("task name `{name}`: use letters, digits, `_` and `-`, it becomes a file name");
-            return Err(place.wrong(name_at, message));
-        }
-        if tasks.iter().any(|earlier| *earlier.name == *name) {
-            return Err(place.wrong(name_at, format!("two tasks are named `{name}`; names must differ")));
-        }
-        let (kind, kind_at) = text_option(place, &entry.value, at, "type", "a task")?;
-        let Some(constructor) = registry.get(&kind) else {
-            let known: Vec<_> = registry.kinds().collect();
-            let message = format!("task `{name}`: unknown type `{kind}`; one of {}", known.join(", "));
-            return Err(place.wrong(kind_at, message));
-        };
-        let aggregator = constructor(&own_options(&entry.value, &["name", "type"]))
-            .map_err(|error| place.wrong(place_of(entry, &error), format!("task `{name}`: {error}")))?;
-        tasks.push(Task { name: name.into(), aggregator: Arc::from(aggregator) });
+        tasks.extend(place.kept(task(place, entry, registry, &tasks)));
     }
-    if tasks.is_empty() {
-        return Err(place.wrong(entries.defined, "aggregator.tasks: name at least one task"));
+    if entries.value.is_empty() {
+        let why = "aggregator.tasks: name at least one task, or leave the key out for the six of the shipped configuration";
+        place.note(entries.defined, why);
     }
-    Ok(tasks)
+    tasks
+}
+
+fn task(
+    place: &Place<'_>,
+    entry: &Spanned<Entry>,
+    registry: &Registry,
+    tasks: &[Task],
+) -> Result<Task, ConfigError> {
+    let at = entry.defined;
+    let (name, name_at) = text_option(place, &entry.value, at, "name", "a task")?;
+    check_name(place, &name, "task").map_err(|why| place.wrong(name_at, why))?;
+    if tasks.iter().any(|earlier| *earlier.name == *name) {
+        return Err(place.wrong(name_at, format!("two tasks are named `{name}`; names must differ")));
+    }
+    let (kind, kind_at) = text_option(place, &entry.value, at, "type", "a task")?;
+    let Some(constructor) = registry.get(&kind) else {
+        let known: Vec<_> = registry.kinds().collect();
+        let message = format!("task `{name}`: unknown type `{kind}`; one of {}", known.join(", "));
+        return Err(place.wrong(kind_at, message));
+    };
+    let aggregator = constructor(&own_options(&entry.value, &["name", "type"]))
+        .map_err(|error| place.wrong(place_of(entry, &error), format!("task `{name}`: {error}")))?;
+    Ok(Task { name: name.into(), aggregator: Arc::from(aggregator) })
+}
+
+/// Whether a name can be that of a file; a reference in place of its value may be one.
+fn check_name(place: &Place<'_>, name: &str, what: &str) -> Result<(), String> {
+    if place.shows_references && name.contains("${") {
+        return Ok(());
+    }
+    let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
+    if name.is_empty() || !name.chars().all(allowed) {
+        return Err(format!(
+            "{what} name `{name}`: use letters, digits, `_` and `-`, it becomes a file name"
+        ));
+    }
+    match name.len() > MAX_NAME {
+        true => Err(format!(
+            "{what} name of {} characters: at most {MAX_NAME}, it becomes a file name",
+            name.len()
+        )),
+        false => Ok(()),
+    }
 }
 
 /// The options of an entry but for some that are read here.
@@ -342,9 +394,6 @@ fn place_of(entry: &Spanned<Entry>, error: &OptionsError) -> Location {
     let option = error.key.as_ref().and_then(|key| entry.value.get(key));
     option.map_or(entry.defined, |value| value.defined)
 }
-
-/// An option of a section that is text.
-type Text = Option<Spanned<String>>;
 
 /// A secret that stands there (from the environment) or in a file, and where that was said. A mistake is led by `section`, or
 /// by `before` and the key.
@@ -362,7 +411,8 @@ fn secret(
             Err(place.wrong(file.defined, message))
         }
         (None, Some(file)) => {
-            let text = std::fs::read_to_string(&file.value).map_err(|error| {
+            let path = place.path(&file.value, file.defined)?;
+            let text = std::fs::read_to_string(path).map_err(|error| {
                 place.wrong(file.defined, format!("{before}{key}_file: {}: {error}", file.value))
             })?;
             Ok(Some((text.trim_end().to_owned(), file.defined)))

@@ -1,78 +1,136 @@
 //! The `nats` section: where the bus is, who we are to it, and how it is used.
 
-use super::{ConfigError, Place, Text, duration, secret, size};
+use super::section::Section;
+use super::tree::{Location, Spanned};
+use super::{ConfigError, Text, duration, secret, size};
 use crate::bus::{Credentials, JetStream, Settings, Tls};
 use async_nats::ServerAddr;
-use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
-use std::path::PathBuf;
 use std::time::Duration;
 
-/// The section as it is written.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Section {
-    url: Text,
-    connect_timeout: Text,
-    user: Text,
-    password: Text,
-    password_file: Text,
-    token: Text,
-    token_file: Text,
-    nkey_file: Text,
-    credentials_file: Text,
-    tls: TlsSection,
-    subjects: SubjectsSection,
-    queue_group: Text,
-    silent_after: Text,
-    buffer: Text,
-    jetstream: JetStreamSection,
-}
+const KEYS: &[&str] = &[
+    "url",
+    "connect_timeout",
+    "user",
+    "password",
+    "password_file",
+    "token",
+    "token_file",
+    "nkey_file",
+    "credentials_file",
+    "tls",
+    "subjects",
+    "queue_group",
+    "silent_after",
+    "buffer",
+    "jetstream",
+];
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct TlsSection {
-    required: bool,
-    ca: Option<PathBuf>,
-    certificate: Option<Spanned<PathBuf>>,
-    key: Option<Spanned<PathBuf>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct SubjectsSection {
-    single: Text,
-    batch: Text,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct JetStreamSection {
-    enabled: bool,
-    stream: Text,
-    partitions: Option<Spanned<u32>>,
-    max_bytes: Text,
-    max_age: Text,
-    duplicate_window: Text,
+/// The section of a file.
+pub(super) fn section<'a>(file: &Section<'a>) -> Section<'a> {
+    file.section("nats", KEYS)
 }
 
 /// Batches may be spread over so many subjects.
 const MOST_PARTITIONS: u32 = 1024;
 
-/// Checks the section; what it leaves out has its default.
-pub(super) fn settings(place: &Place<'_>, section: Option<Section>) -> Result<Settings, ConfigError> {
-    let section = section.unwrap_or_default();
-    let wrong = |at: Location, key: &str, why: String| place.wrong(at, format!("nats.{key}: {why}"));
-    let time = |key: &str, text: &Text, default: &str| -> Result<Duration, ConfigError> {
-        let (value, at) = value(text, default);
-        duration(&value).map_err(|why| wrong(at, key, why))
+/// Checks the section; what it leaves out has its default. `None` where something is wrong, which is noted.
+pub(super) fn settings(section: &Section<'_>) -> Option<Settings> {
+    let place = section.place;
+    let url = text(section, "url", "nats://127.0.0.1:4222");
+    let servers = servers(&url.value).map_err(|why| place.wrong(url.defined, format!("nats.url: {why}")));
+    let servers = place.kept(servers);
+    let connect_timeout = time(section, "connect_timeout", "5s");
+    let credentials = place.kept(credentials(section));
+    let tls = tls(&section.section("tls", &["required", "ca", "certificate", "key"]));
+    let subjects = section.section("subjects", &["single", "batch"]);
+    let single = name(&subjects, "single", "gons.packets.raw", true);
+    let batch = name(&subjects, "batch", "gons.packets.batch", true);
+    let queue_group = name(section, "queue_group", "ns-engine", false);
+    let silent_after = time(section, "silent_after", "30s");
+    let buffer = bytes(section, "buffer", "64MiB");
+    let keys = &["enabled", "stream", "partitions", "max_bytes", "max_age", "duplicate_window"];
+    let jetstream = jetstream(&section.section("jetstream", keys));
+    Some(Settings {
+        servers: servers?,
+        connect_timeout: connect_timeout?,
+        credentials: credentials?,
+        tls: tls?,
+        single: single?,
+        batch: batch?,
+        queue_group: queue_group?,
+        silent_after: silent_after?,
+        buffer: buffer?,
+        jetstream: jetstream?,
+    })
+}
+
+fn tls(section: &Section<'_>) -> Option<Tls> {
+    let (required, ca) = (section.flag("required"), section.path("ca").map(|ca| ca.value));
+    let own = match (section.path("certificate"), section.path("key")) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some((certificate.value, key.value)),
+        (Some(one), None) | (None, Some(one)) => {
+            let message = "nats.tls: `certificate` and `key` go together; one of them is missing";
+            section.place.note(one.defined, message);
+            return None;
+        }
     };
-    let bytes = |key: &str, text: &Text, default: &str| -> Result<u64, ConfigError> {
-        let (value, at) = value(text, default);
-        size(&value).map_err(|why| wrong(at, key, why))
+    Some(Tls { required, ca, own })
+}
+
+fn jetstream(section: &Section<'_>) -> Option<JetStream> {
+    let partitions = match section.number::<u32>("partitions") {
+        None => Some(16),
+        Some(partitions) if (1..=MOST_PARTITIONS).contains(&partitions.value) => Some(partitions.value),
+        Some(partitions) => {
+            let message = format!("nats.jetstream.partitions: 1 to {MOST_PARTITIONS}");
+            section.place.note(partitions.defined, message);
+            None
+        }
     };
-    let name = |key: &str, text: &Text, default: &str, dots: bool| -> Result<String, ConfigError> {
-        let (value, at) = value(text, default);
+    let enabled = section.flag("enabled");
+    let stream = name(section, "stream", "GONS_PACKETS", false);
+    let max_bytes = bytes(section, "max_bytes", "10GiB");
+    let max_age = time(section, "max_age", "1d");
+    let duplicate_window = time(section, "duplicate_window", "2m");
+    Some(JetStream {
+        enabled,
+        stream: stream?,
+        partitions: partitions?,
+        max_bytes: max_bytes?,
+        max_age: max_age?,
+        duplicate_window: duplicate_window?,
+    })
+}
+
+/// A text, or the default, and where it stands.
+fn text(section: &Section<'_>, key: &str, default: &str) -> Spanned<String> {
+    let text = section.text(key, &format!("a text such as {default}"));
+    text.unwrap_or_else(|| Spanned { value: default.to_owned(), defined: Location::default() })
+}
+
+/// A text that is read with this; what is wrong is noted.
+fn read<T>(
+    section: &Section<'_>,
+    (key, default): (&str, &str),
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    let text = text(section, key, default);
+    let read = read(&text.value);
+    let place = section.place;
+    place.kept(read.map_err(|why| place.wrong(text.defined, format!("{}{key}: {why}", section.name()))))
+}
+
+fn time(section: &Section<'_>, key: &str, default: &str) -> Option<Duration> {
+    read(section, (key, default), duration)
+}
+
+fn bytes(section: &Section<'_>, key: &str, default: &str) -> Option<u64> {
+    read(section, (key, default), size)
+}
+
+fn name(section: &Section<'_>, key: &str, default: &str, dots: bool) -> Option<String> {
+    read(section, (key, default), |value| {
         let allowed = |character: char| {
             character.is_ascii_alphanumeric()
                 || matches!(character, '_' | '-' | '$')
@@ -80,53 +138,10 @@ pub(super) fn settings(place: &Place<'_>, section: Option<Section>) -> Result<Se
         };
         if value.is_empty() || !value.chars().all(allowed) || value.split('.').any(str::is_empty) {
             let dots = if dots { ", dots between words" } else { "" };
-            let why = format!("`{value}`: use letters, digits, `_` and `-`{dots}; no wildcards");
-            return Err(wrong(at, key, why));
+            return Err(format!("`{value}`: use letters, digits, `_` and `-`{dots}; no wildcards"));
         }
-        Ok(value)
-    };
-    let (url, at) = value(&section.url, "nats://127.0.0.1:4222");
-    let servers = servers(&url).map_err(|why| wrong(at, "url", why))?;
-    let partitions = match &section.jetstream.partitions {
-        None => 16,
-        Some(partitions) if (1..=MOST_PARTITIONS).contains(&partitions.value) => partitions.value,
-        Some(partitions) => {
-            let message = format!("nats.jetstream.partitions: 1 to {MOST_PARTITIONS}");
-            return Err(place.wrong(partitions.defined, message));
-        }
-    };
-    let own = match (&section.tls.certificate, &section.tls.key) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some((certificate.value.clone(), key.value.clone())),
-        (Some(one), None) | (None, Some(one)) => {
-            let message = "nats.tls: `certificate` and `key` go together; one of them is missing";
-            return Err(place.wrong(one.defined, message));
-        }
-    };
-    Ok(Settings {
-        servers,
-        connect_timeout: time("connect_timeout", &section.connect_timeout, "5s")?,
-        credentials: credentials(place, &section)?,
-        tls: Tls { required: section.tls.required, ca: section.tls.ca.clone(), own },
-        single: name("subjects.single", &section.subjects.single, "gons.packets.raw", true)?,
-        batch: name("subjects.batch", &section.subjects.batch, "gons.packets.batch", true)?,
-        queue_group: name("queue_group", &section.queue_group, "ns-engine", false)?,
-        silent_after: time("silent_after", &section.silent_after, "30s")?,
-        buffer: bytes("buffer", &section.buffer, "64MiB")?,
-        jetstream: JetStream {
-            enabled: section.jetstream.enabled,
-            stream: name("jetstream.stream", &section.jetstream.stream, "GONS_PACKETS", false)?,
-            partitions,
-            max_bytes: bytes("jetstream.max_bytes", &section.jetstream.max_bytes, "10GiB")?,
-            max_age: time("jetstream.max_age", &section.jetstream.max_age, "1d")?,
-            duplicate_window: time("jetstream.duplicate_window", &section.jetstream.duplicate_window, "2m")?,
-        },
+        Ok(value.to_owned())
     })
-}
-
-/// A value, or the default, and where it stands.
-fn value(text: &Text, default: &str) -> (String, Location) {
-    text.as_ref().map_or((default.to_owned(), Location::UNKNOWN), |text| (text.value.clone(), text.defined))
 }
 
 /// Reads the addresses of servers, separated by commas.
@@ -143,25 +158,26 @@ pub fn servers(text: &str) -> Result<Vec<ServerAddr>, String> {
 }
 
 /// The one kind of credentials that is given; a secret comes as a value (from the environment) or in a file.
-fn credentials(place: &Place<'_>, section: &Section) -> Result<Credentials, ConfigError> {
-    let secret = |key, value: &Text, file: &Text| secret(place, ("nats", "nats."), key, (value, file));
-    let password = secret("password", &section.password, &section.password_file)?;
-    let token = secret("token", &section.token, &section.token_file)?;
-    let nkey = secret("nkey", &None, &section.nkey_file)?;
+fn credentials(section: &Section<'_>) -> Result<Credentials, ConfigError> {
+    let place = section.place;
+    let text = |key: &str| section.text(key, "a text");
+    let secret = |key: &str| -> Result<_, ConfigError> {
+        let value: Text = if key == "nkey" { None } else { text(key) };
+        secret(place, ("nats", "nats."), key, (&value, &text(&format!("{key}_file"))))
+    };
+    let (password, token, nkey) = (secret("password")?, secret("token")?, secret("nkey")?);
     let mut given = Vec::new();
-    match (&section.user, password) {
+    match (text("user"), password) {
         (Some(user), password) => {
             let password = password.map(|(password, _)| password).unwrap_or_default();
-            given.push((Credentials::User(user.value.clone(), password), user.defined));
+            given.push((Credentials::User(user.value, password), user.defined));
         }
         (None, Some((_, at))) => return Err(place.wrong(at, "nats.password: whose? `user` is missing")),
         (None, None) => {}
     }
     given.extend(token.map(|(token, at)| (Credentials::Token(token), at)));
     given.extend(nkey.map(|(seed, at)| (Credentials::Nkey(seed), at)));
-    if let Some(file) = &section.credentials_file {
-        given.push((Credentials::File(PathBuf::from(&file.value)), file.defined));
-    }
+    given.extend(section.path("credentials_file").map(|file| (Credentials::File(file.value), file.defined)));
     match given.len() {
         0 => Ok(Credentials::None),
         1 => Ok(given.remove(0).0),

@@ -1,13 +1,14 @@
 //! The `writers` section: where snapshots go, and what becomes of them while a writer fails.
 
-use super::{ConfigError, Entry, Place, Spanned, Text, duration, secret, size, text_option};
+use super::section::{Place, Section, unknown_key};
+use super::tree::{Location, Spanned};
+use super::{ConfigError, Entry, Text, check_name, duration, secret, size, text_option};
 use crate::sinks::clickhouse;
 use crate::sinks::delivery::Retry;
 use crate::sinks::outbox::Schemas;
 use axum::http::Uri;
 use dataflows::aggregator::Task;
 use serde_json::{Value, json};
-use serde_saphyr::Location;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,22 +175,29 @@ impl WriterConfig {
     }
 }
 
-/// Reads the section.
+/// The writers that are right; what is wrong with others is noted.
 pub(super) fn writers(
     place: &Place<'_>,
     entries: &Spanned<Vec<Spanned<Entry>>>,
     tasks: &[Task],
-) -> Result<Vec<WriterConfig>, ConfigError> {
+) -> Vec<WriterConfig> {
     let mut writers: Vec<WriterConfig> = Vec::new();
     for entry in &entries.value {
         let reader = Reader { place, entry };
-        let writer = reader.writer(tasks, &writers)?;
-        writers.push(writer);
+        writers.extend(place.kept(reader.writer(tasks, &writers)));
     }
-    if writers.is_empty() {
-        return Err(place.wrong(entries.defined, "writers: name at least one writer"));
+    if entries.value.is_empty() {
+        let why = "writers: name at least one writer, or leave the key out for csv into ./snapshots";
+        place.note(entries.defined, why);
     }
-    Ok(writers)
+    writers
+}
+
+/// Notes keys of writers that are not known, and reads nothing.
+pub(super) fn check_keys(place: &Place<'_>, file: &Section<'_>) {
+    for entry in file.entries("writers").iter().flat_map(|entries| &entries.value) {
+        place.kept(Reader { place, entry }.kind());
+    }
 }
 
 struct Reader<'a> {
@@ -215,8 +223,7 @@ impl Reader<'_> {
     /// A text and where it stands, where there is one.
     fn spanned(&self, key: &str) -> Result<Text, ConfigError> {
         let read = |value: &Spanned<Value>| {
-            let (referenced, defined) = (value.referenced, value.defined);
-            Ok(Spanned { value: self.text(key, "a writer")?, referenced, defined })
+            Ok(Spanned { value: self.text(key, "a writer")?, defined: value.defined })
         };
         self.get(key).map(read).transpose()
     }
@@ -225,7 +232,8 @@ impl Reader<'_> {
         if self.get(key).is_some() { self.text(key, "a writer") } else { Ok(default.to_owned()) }
     }
 
-    fn writer(&self, tasks: &[Task], earlier: &[WriterConfig]) -> Result<WriterConfig, ConfigError> {
+    /// Its type, all of whose keys are known.
+    fn kind(&self) -> Result<String, ConfigError> {
         let kind = self.text("type", "a writer")?;
         let own: &[&str] = match kind.as_str() {
             "csv" | "jsonl" | "parquet" => &["path"],
@@ -237,14 +245,15 @@ impl Reader<'_> {
                 return Err(self.wrong("type", message));
             }
         };
-        if let Some(key) =
-            self.entry.value.keys().find(|key| !COMMON.iter().chain(own).any(|known| known == key))
-        {
-            let known: Vec<_> = COMMON.iter().chain(own).copied().collect();
-            return Err(
-                self.wrong(key, format!("{kind} writer: unknown key `{key}`; one of {}", known.join(", ")))
-            );
+        let known: Vec<_> = COMMON.iter().chain(own).copied().collect();
+        match self.entry.value.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(self.wrong(key, format!("{kind} writer: {}", unknown_key(key, &known)))),
+            None => Ok(kind),
         }
+    }
+
+    fn writer(&self, tasks: &[Task], earlier: &[WriterConfig]) -> Result<WriterConfig, ConfigError> {
+        let kind = self.kind()?;
         let target = self.target(&kind)?;
         let is_same = |earlier: &&WriterConfig| {
             earlier.target == target
@@ -284,10 +293,7 @@ impl Reader<'_> {
             return Ok(names.find(|name| !is_taken(name)).unwrap_or_default());
         }
         let name = self.text("name", "a writer")?;
-        let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
-        if name.is_empty() || !name.chars().all(allowed) {
-            return Err(self.wrong("name", format!("writer name `{name}`: use letters, digits, `_` and `-`")));
-        }
+        check_name(self.place, &name, "writer").map_err(|why| self.wrong("name", why))?;
         if is_taken(&name) {
             return Err(self.wrong("name", format!("two writers are named `{name}`; names must differ")));
         }
@@ -389,10 +395,19 @@ impl Reader<'_> {
                         format!("{kind} writer: `path` is empty; name a folder, such as ./snapshots");
                     return Err(self.wrong("path", message));
                 }
+                if path == "-" && kind != "jsonl" {
+                    let message = format!(
+                        "{kind} writer: `-` is standard output for jsonl only; name a folder (./- is one of that name)"
+                    );
+                    return Err(self.wrong("path", message));
+                }
+                let at = self.get("path").map_or(self.entry.defined, |value| value.defined);
+                let folder = || self.place.path(&path, at);
                 Ok(match kind {
-                    "jsonl" => Target::JsonLines((path != "-").then(|| path.into())),
-                    "parquet" => Target::Parquet(path.into()),
-                    _ => Target::Csv(path.into()),
+                    "jsonl" if path == "-" => Target::JsonLines(None),
+                    "jsonl" => Target::JsonLines(Some(folder()?)),
+                    "parquet" => Target::Parquet(folder()?),
+                    _ => Target::Csv(folder()?),
                 })
             }
         }

@@ -9,6 +9,7 @@ use super::{View, metrics, stopped};
 use crate::alerts::rule::{Conditions, NoCondition};
 use crate::http::recent::{Told, WindowName};
 use crate::sinks::text::{Text, rfc3339, window_name};
+use crate::trace;
 use axum::body::{Body, HttpBody};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
@@ -207,6 +208,7 @@ async fn guard(
     next: Next,
 ) -> Response {
     visit.asked();
+    let asked = (request.method().clone(), request.uri().path().to_owned());
     let admitted = site.admit(&request, &visit);
     let mut response = match admitted {
         Ok(place) => {
@@ -215,6 +217,7 @@ async fn guard(
         }
         Err(refusal) => refusal.into_response(),
     };
+    trace!("http: {} {}: {}", asked.0, asked.1, response.status());
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -293,7 +296,10 @@ fn written(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// The parameters of a request, all of them known and each given once.
+/// Parameters that may be given several times: all of them hold.
+const REPEATED: &[&str] = &["filter"];
+
+/// The parameters of a request, all of them known and each given once but for those of [`REPEATED`].
 struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
@@ -308,7 +314,7 @@ impl Parameters {
                 };
                 return Err(Refusal::bad(format!("unknown parameter `{name}`; {known}")));
             }
-            if pairs[..at].iter().any(|(earlier, _)| earlier == name) {
+            if !REPEATED.contains(&name.as_str()) && pairs[..at].iter().any(|(earlier, _)| earlier == name) {
                 return Err(Refusal::bad(format!("parameter `{name}` is given twice")));
             }
         }
@@ -317,6 +323,10 @@ impl Parameters {
 
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn limit(&self, allowed: &RangeInclusive<usize>) -> Result<usize, Refusal> {
@@ -405,7 +415,7 @@ async fn windows(State(site): State<Arc<Site>>, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["limit", "before"])?;
     let limit = parameters.limit(&ENTRIES)?;
     let before = parameters.get("before").map(|text| {
-        let why = format!("before: `{text}` is no window; write one as /api/v1/windows has it");
+        let why = format!("before: `{text}` is no window; write one as /api/v1/windows has it, or its start as RFC 3339 has it");
         WindowName::read(text).ok_or_else(|| Refusal::bad(why))
     });
     let windows = site.view.recent().windows(before.transpose()?.as_ref(), limit);
@@ -448,7 +458,13 @@ impl Asked {
             let wrong = || Refusal::bad(format!("sort: `{text}` is no column, nor one with `-` before it"));
             is_column(column).then(|| (column.to_owned(), descends)).ok_or_else(wrong)
         });
-        let filter = parameters.get("filter").map_or_else(|| Ok(Vec::new()), read_filter)?;
+        let mut filter = Vec::new();
+        for text in parameters.all("filter") {
+            filter.extend(read_filter(text)?);
+        }
+        if filter.len() > CONDITIONS {
+            return Err(Refusal::bad(format!("filter: more than {CONDITIONS} conditions")));
+        }
         Ok(Self { limit, sort: sort.transpose()?, filter })
     }
 }
@@ -482,9 +498,6 @@ fn read_filter(text: &str) -> Result<Vec<(String, String)>, Refusal> {
         if filter.iter().any(|(earlier, _)| earlier == column) {
             return Err(Refusal::bad(format!("filter: `{column}` is named twice")));
         }
-        if filter.len() == CONDITIONS {
-            return Err(Refusal::bad(format!("filter: more than {CONDITIONS} conditions")));
-        }
         filter.push((column.to_owned(), operand.to_owned()));
     }
     Ok(filter)
@@ -501,13 +514,17 @@ async fn rows(
     };
     let asked = Asked::read(&Parameters::read(&uri, &["limit", "sort", "filter"])?)?;
     let recent = site.view.recent();
-    let snapshot = match &*name {
-        "latest" => recent.latest().ok_or_else(|| "no window has been written yet".to_owned()),
-        name => WindowName::read(name).and_then(|name| recent.get(&name)).ok_or_else(|| {
+    let snapshot = match (&*name, WindowName::read(&name)) {
+        ("latest", _) => recent.latest().ok_or_else(|| "no window has been written yet".to_owned()),
+        (_, Some(window)) => recent.get(&window).ok_or_else(|| {
             format!(
                 "there is no window `{name}` in memory; /api/v1/windows lists those, the writers have all"
             )
         }),
+        (_, None) => Err(format!(
+            "`{name}` is not a window: write `latest`, `all`, or a start such as 2026-11-22T09-15-00Z or \
+             2026-11-22T09:15:00Z"
+        )),
     };
     let snapshot = snapshot.map_err(Refusal::missing)?;
     Ok(written(aside(place, move || answer(&snapshot, &task, &asked)).await??))
@@ -744,6 +761,9 @@ mod tests {
         assert_eq!(found("filter=src_ip:2001:db8::/32"), (1, vec![700]));
         assert_eq!(found("filter=dst_port:443&limit=1").0, 4);
         assert_eq!(found("filter=dst_port:22"), (0, vec![]));
+        let both = "filter=src_ip:10.0.0.0%2F8,dst_port:443";
+        assert_eq!(found("filter=src_ip:10.0.0.0%2F8&filter=dst_port:443"), found(both));
+        assert_ne!(found("filter=src_ip:10.0.0.0%2F8"), found(both));
     }
 
     #[test]

@@ -23,8 +23,19 @@ pub struct WindowName {
 }
 
 impl WindowName {
-    /// Reads a name as [`window_name`] writes it; `None` if it is none.
+    /// Reads a name as [`window_name`] writes it, or the window's start as RFC 3339 has it; `None` if it is neither.
     pub fn read(text: &str) -> Option<Self> {
+        let of_time = |text: &str| text.contains(':').then(|| Self::of_folder(&text.replace(':', "-")))?;
+        Self::of_folder(text).or_else(|| of_time(text)).or_else(|| {
+            // Of another offset than UTC's.
+            let start = text.parse::<jiff::Timestamp>().ok().filter(|_| text.contains(':'))?;
+            let start = u64::try_from(start.as_nanosecond()).ok()?;
+            Self::of_folder(&window_name(Some((start, start))))
+        })
+    }
+
+    /// Reads a name as folders have it.
+    fn of_folder(text: &str) -> Option<Self> {
         if text == "all" {
             return Some(Self { seconds: text.to_owned(), fraction: String::new() });
         }
@@ -213,9 +224,21 @@ mod tests {
             "2023-11-14",
             "2023-11-14T22-14-00",
             "2023-11-14T22-14-00.Z",
-            "2023-11-14T22:14:00Z",
+            "2023-11-14T22:14:00",
         ] {
             assert_eq!(WindowName::read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_found_by_its_start_as_rfc_3339_has_it() {
+        for (time, expected) in [
+            ("2023-11-14T22:14:00Z", "2023-11-14T22-14-00Z"),
+            ("2023-11-14T22:14:00.250000000Z", "2023-11-14T22-14-00.25Z"),
+            ("2023-11-14T23:14:00+01:00", "2023-11-14T22-14-00Z"),
+            ("2023-11-14t22:14:00z", "2023-11-14T22-14-00Z"),
+        ] {
+            assert_eq!(WindowName::read(time), Some(name(expected)), "{time}");
         }
     }
 

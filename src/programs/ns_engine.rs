@@ -2,6 +2,7 @@
 
 use super::view::{self, Heard, Showing};
 use crate::alerts::{Alerts, edits};
+use crate::arguments::{self, Habit};
 use crate::bus::{self, JetStream, Settings};
 use crate::capture::live::{self, Options};
 use crate::capture::rings::Rings;
@@ -40,9 +41,56 @@ use std::time::Duration;
 
 const NAME: &str = "ns-engine";
 
+const AFTER_HELP: &str = "\
+Examples:
+  ns-engine --iface eth0 --window 10s -o out     capture here, a folder every ten seconds
+  ns-engine --nats nats://bus:4222 -o out        what probes publish
+  ns-engine -c engine.yaml --jetstream --check   try configuration and servers, start nothing
+
+Environment:
+  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
+  NETSPECTRA_LOG_FORMAT   text (default) or json
+  NETSPECTRA_PROCESSES    as --processes
+  NETSPECTRA_PROCESS      as --process
+  NETSPECTRA_HOSTFILE     as --hostfile
+  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
+  Any variable that the configuration names as ${NAME}";
+
+/// What users of other programs try.
+const HABITS: &[Habit] = &[
+    ("-r", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
+    ("--read", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
+    ("-R", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
+    ("-nn", "names are never looked up; leave it out (-n N is the number of processes)"),
+    ("-n", "names are never looked up; leave it out (-n N is the number of processes)"),
+    (
+        "--processes",
+        "names are never looked up: leave -n of other programs out; here -n N is the number of processes",
+    ),
+    (
+        "-w",
+        "-o DIR writes snapshots into a folder; ns-probe -w FILE keeps frames (-w N is the number of workers)",
+    ),
+    (
+        "--workers",
+        "-o DIR writes snapshots into a folder; ns-probe -w FILE keeps frames (-w N is the number of workers)",
+    ),
+    ("-p", "--no-promiscuous (-p N is the number of this process)"),
+    ("--process", "--no-promiscuous (-p N is the number of this process)"),
+    ("-A", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-X", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-x", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-t", "times are RFC 3339, UTC; --window 60s sets the length of windows (nfcapd -t)"),
+    ("-l", "-o DIR says where snapshots go"),
+    ("-D", "ns-probe --list names the interfaces"),
+    ("-B", "--ring-size sets the memory of the kernel's rings, such as 64MiB"),
+    ("-vv", "-v says more, NETSPECTRA_LOG=debug yet more"),
+    ("-F", "write the expression behind -f, such as -f \"$(cat FILE)\""),
+];
+
 /// Exact traffic analysis of live links: packets from probes over NATS, or from an interface of this machine.
 #[derive(Parser)]
-#[command(name = NAME, version, about)]
+#[command(name = NAME, version, after_help = AFTER_HELP)]
 struct Flags {
     /// Length of a snapshot in event time, such as 60s, or `all` [default: window of the configuration]
     #[arg(long, value_name = "DUR")]
@@ -80,7 +128,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags = Flags::parse_from(arguments);
+    let flags: Flags = arguments::parse(arguments, HABITS);
     program::main(NAME, || run(&flags, registry))
 }
 

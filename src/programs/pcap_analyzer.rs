@@ -1,10 +1,11 @@
 //! `pcap-analyzer`: capture files in, snapshots out.
 
 use crate::alerts::edits;
+use crate::arguments::{self, Habit};
 use crate::capture::dealer::{self, Dealer};
 use crate::capture::filter::Filter;
 use crate::capture::live;
-use crate::config::{self, writers::Run};
+use crate::config::{self, Config, writers::Run};
 use crate::engine::{Earlier, Job, Progress};
 use crate::intake::frames::Files;
 use crate::ledger::InputReport;
@@ -20,6 +21,7 @@ use dataflows::aggregator::Registry;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,9 +31,63 @@ use std::time::{Duration, Instant};
 
 const NAME: &str = "pcap-analyzer";
 
+const AFTER_HELP: &str = "\
+Examples:
+  pcap-analyzer -o out incident.pcap                 one snapshot of everything, out/all/TASK.csv
+  pcap-analyzer -o out --window 60s day/*.pcap.zst   a folder a minute over a rotated series
+  zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -
+
+Environment:
+  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
+  NETSPECTRA_LOG_FORMAT   text (default) or json
+  NETSPECTRA_PROCESSES    as --processes
+  NETSPECTRA_PROCESS      as --process
+  NETSPECTRA_HOSTFILE     as --hostfile
+  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
+  Any variable that the configuration names as ${NAME}";
+
+/// What users of other programs try.
+const HABITS: &[Habit] = &[
+    ("-r", "captures are named without a flag: pcap-analyzer FILE..."),
+    ("--read", "captures are named without a flag: pcap-analyzer FILE..."),
+    ("-R", "captures are named without a flag, all of a folder as DIR/*: pcap-analyzer FILE..."),
+    ("-i", "an interface is captured by ns-engine --iface or ns-probe --iface"),
+    ("-nn", "names are never looked up; leave it out (-n N is the number of processes)"),
+    ("-n", "names are never looked up; leave it out (-n N is the number of processes)"),
+    (
+        "--processes",
+        "names are never looked up: leave -n of other programs out; here -n N is the number of processes",
+    ),
+    (
+        "-w",
+        "-o DIR writes snapshots into a folder; ns-probe --read FILE -w FILE writes frames (-w N is the number of workers)",
+    ),
+    (
+        "--workers",
+        "-o DIR writes snapshots into a folder; ns-probe --read FILE -w FILE writes frames (-w N is the number of workers)",
+    ),
+    ("-A", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-X", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-x", "payloads are not shown; the tables count packets and bytes by key"),
+    ("-e", "packets are not listed; a task with the key field VLAN counts by VLAN"),
+    ("-s", "every task of the configuration is a table, the largest rows first; add a task for another key"),
+    ("-a", "every task of the configuration is a table by its key; add a task for another key"),
+    ("-t", "times are RFC 3339, UTC; --window 60s cuts them into windows"),
+    ("-tt", "times are RFC 3339, UTC; leave it out"),
+    ("-ttt", "times are RFC 3339, UTC; leave it out"),
+    ("-tttt", "times are RFC 3339, UTC; leave it out"),
+    ("-vv", "-v says more, NETSPECTRA_LOG=debug yet more"),
+    ("-F", "write the expression behind -f, such as -f \"$(cat FILE)\""),
+    ("-Y", "filters are libpcap's, behind -f, such as -f 'tcp port 443'"),
+    ("-T", "tables are csv, or of another writer of the configuration; --json prints the summary"),
+    ("-O", "rows are ordered by bytes, the largest first"),
+    ("-l", "leave it out: the table is written at the end"),
+    ("-S", "sequence numbers are not shown; leave it out"),
+];
+
 /// Exact traffic analysis of capture files: who talked to whom, how much and when.
 #[derive(Parser)]
-#[command(name = NAME, version, about)]
+#[command(name = NAME, version, after_help = AFTER_HELP)]
 struct Flags {
     /// Captures, pcap or pcapng, plain, gzip or zstd (told by content); `-` is standard input
     #[arg(required = true, value_name = "FILE")]
@@ -39,9 +95,9 @@ struct Flags {
     /// Count only what passes this libpcap filter, such as 'tcp port 443'
     #[arg(short, long, value_name = "BPF")]
     filter: Option<String>,
-    /// Length of a snapshot in event time, such as 60s, or `all`
-    #[arg(long, value_name = "DUR", default_value = "all")]
-    window: String,
+    /// Length of a snapshot in event time, such as 60s, or `all` [default: all, whatever the configuration says]
+    #[arg(long, value_name = "DUR")]
+    window: Option<String>,
     /// Print the run's summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -54,7 +110,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags = Flags::parse_from(arguments);
+    let flags: Flags = arguments::parse(arguments, HABITS);
     program::main(NAME, || run(&flags, registry))
 }
 
@@ -64,7 +120,9 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let stopping = Stopping::on_signals().map_err(running)?;
     program::raise_open_files();
     let config = program::load_config(how.config.as_deref(), registry).map_err(usage)?;
-    let windowing = config::windowing(&flags.window).map_err(|why| usage(anyhow!("--window: {why}")))?;
+    let window = flags.window.as_deref().unwrap_or("all");
+    let windowing = config::windowing(window).map_err(|why| usage(anyhow!("--window: {why}")))?;
+    let note = note_of_window(flags, &config);
     let cluster = how.cluster(&config.cluster).map_err(usage)?;
     let (process, processes) = (cluster.process, cluster.hosts.len());
     let workers = program::workers(how.workers, config.workers);
@@ -138,9 +196,16 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     if !commits {
         return Ok(End::Done);
     }
-    let end = finish(flags, &dealer, &progress, &mut ended, &highlights, &writing, began);
+    let end = finish(flags, &dealer, &progress, &mut ended, &highlights, (&writing, note), began);
     ended.alerts.finish();
     end
+}
+
+/// That the window of the configuration is not that of this run, where one is written there.
+fn note_of_window(flags: &Flags, config: &Config) -> Option<String> {
+    let written = config.window_text.as_deref().filter(|text| flags.window.is_none() && *text != "all")?;
+    let file = program::config_file(flags.how.config.as_deref())?.display();
+    Some(format!("`window: {written}` of {file} is for ns-engine, --window {written} cuts windows here"))
 }
 
 /// Closes the books and tells how it went.
@@ -150,7 +215,7 @@ fn finish(
     progress: &Progress,
     ended: &mut Ended,
     highlights: &HighlightsWriter,
-    writing: &Writing,
+    (writing, note): (&Writing, Option<String>),
     began: Instant,
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
@@ -173,11 +238,12 @@ fn finish(
         highlights,
         elapsed: began.elapsed(),
         outputs,
+        note,
     };
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
         (false, quiet) if quiet || writing.is_on_stdout() => String::new(),
-        (false, _) => report.table(),
+        (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads may have read enough.
@@ -204,14 +270,21 @@ fn tell_input(input: &InputReport) {
     }
 }
 
+/// Columns of the terminal that a stream is, where it is one.
+fn width_of(stream: impl AsFd) -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(size.ws_col).filter(|columns| *columns > 0)
+}
+
 /// A bar with rate and time left on a terminal; nothing elsewhere.
 fn show_progress(quiet: bool, dealer: &Arc<Dealer>, progress: &Arc<Progress>) -> ProgressBar {
     let (_, total) = dealer.progress();
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    let style = "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}, {msg}, {eta} left";
+    let style = progress_style(total, width_of(std::io::stderr()));
+    let total = Some(total).filter(|total| *total > 0);
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
     let (dealer, progress, shown) = (dealer.clone(), progress.clone(), bar.clone());
     let draw = move || {
@@ -224,4 +297,48 @@ fn show_progress(quiet: bool, dealer: &Arc<Dealer>, progress: &Arc<Progress>) ->
     // Without the thread there is no bar, and that is all.
     let _ = thread::Builder::new().name("progress".into()).spawn(draw);
     bar
+}
+
+/// What the bar shows: of inputs whose length is not known no share, and on a narrow terminal no more than fits.
+fn progress_style(total_bytes: u64, width: Option<u16>) -> &'static str {
+    match (total_bytes, width.unwrap_or(80)) {
+        (0, 0..24) => "{msg}",
+        (0, _) => "{msg}, {elapsed}",
+        (_, 0..30) => "{percent}%",
+        (_, 30..60) => "{percent}% {msg}, {eta} left",
+        (_, 60..90) => "{wide_bar} {bytes}/{total_bytes}, {msg}, {eta} left",
+        _ => "{wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}, {msg}, {eta} left",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The line that a terminal of this width would show.
+    fn line(total: u64, width: u16) -> String {
+        let all = [
+            ("{bytes}", "1023.99 MiB"),
+            ("{total_bytes}", "1023.99 MiB"),
+            ("{binary_bytes_per_sec}", "1023.99 MiB/s"),
+            ("{msg}", "9999.9 M packets"),
+            ("{eta}", "59m"),
+            ("{elapsed}", "59m"),
+            ("{percent}", "100"),
+            ("{wide_bar}", "-----"),
+        ];
+        all.iter()
+            .fold(progress_style(total, Some(width)).to_owned(), |line, (key, text)| line.replace(key, text))
+    }
+
+    #[test]
+    fn the_bar_fits_a_narrow_terminal_and_shows_no_share_of_what_has_no_length() {
+        for width in [20, 30, 40, 59, 60, 72, 89, 90, 120] {
+            for total in [0, 1] {
+                let line = line(total, width);
+                assert!(line.chars().count() <= width.into(), "{width}: {line}");
+                assert!(total > 0 || !line.contains("MiB") && !line.contains("left"), "{line}");
+            }
+        }
+    }
 }

@@ -13,9 +13,9 @@ use super::delivery::Destination;
 use super::outbox::{Entry, Schemas};
 use super::text::window_name;
 use super::{SinkError, TaskRows};
-use crate::bus::chain;
+use crate::bus::{chain, with_way_out};
 use crate::capture::live;
-use crate::warn;
+use crate::{debug, warn};
 use arrow_array::{ArrayRef, RecordBatch, TimestampNanosecondArray, UInt32Array, UInt64Array};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field as Column};
@@ -108,6 +108,7 @@ impl ClickHouse {
         }
         let setup = Setup { settings: &self.settings, client: &self.client };
         let run = setup.run(&self.tables);
+        debug!("setting up ClickHouse at {} as user `{}`", self.settings.url, self.settings.user);
         let done = self.runtime.block_on(async {
             match most {
                 Some(most) => tokio::time::timeout(most, run).await.ok(),
@@ -124,7 +125,7 @@ impl ClickHouse {
     pub fn check(&self) -> Result<(), SinkError> {
         let setup = Setup { settings: &self.settings, client: &self.client };
         self.runtime.block_on(async {
-            setup.text("SELECT 1").await?;
+            setup.identify().await?;
             match setup.has_database().await? {
                 true => setup.check_tables(&self.tables).await,
                 false => Ok(()),
@@ -219,7 +220,7 @@ impl Setup<'_> {
     fn failed(&self, action: &str, error: &Error) -> SinkError {
         let text = match error {
             Error::BadResponse(text) => text.trim().to_owned(),
-            error => chain(error),
+            error => with_way_out(chain(error), "give the system that authority"),
         };
         let code = text.strip_prefix("Code: ").and_then(|code| code.split_once('.')?.0.parse::<u32>().ok());
         let Settings { url, user, database, .. } = self.settings;
@@ -252,6 +253,23 @@ impl Setup<'_> {
         Ok(String::from_utf8_lossy(&answer).trim_end_matches('\n').to_owned())
     }
 
+    /// Asks a question whose answer is known: a status of 200 alone is what any web server says.
+    async fn identify(&self) -> Result<(), SinkError> {
+        let answer = self.text("SELECT concat('ClickHouse ', toString(6 * 7))").await?;
+        if answer == "ClickHouse 42" {
+            return Ok(());
+        }
+        let said: String = answer.chars().filter(|character| !character.is_control()).take(60).collect();
+        Err(SinkError::Server {
+            server: format!("ClickHouse at {}", self.settings.url),
+            why: format!(
+                "not ClickHouse: asked for a text it answered `{said}`; `url` must be that of its HTTP interface, such \
+                 as http://host:8123"
+            ),
+            is_usage: true,
+        })
+    }
+
     async fn has_database(&self) -> Result<bool, SinkError> {
         let sql = format!("SELECT count() FROM system.databases WHERE name = '{}'", self.settings.database);
         Ok(self.text(&sql).await? == "1")
@@ -260,6 +278,7 @@ impl Setup<'_> {
     /// Makes what is missing and gives the latest identity.
     async fn run(&self, tasks: &Schemas) -> Result<u64, SinkError> {
         let database = &self.settings.database;
+        self.identify().await?;
         if !self.has_database().await? {
             let sql = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
             self.execute(&format!("create database `{database}`"), &sql).await?;

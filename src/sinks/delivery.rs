@@ -5,7 +5,7 @@ use super::{Failure, SinkError, Writer};
 use crate::capture::live;
 use crate::ledger::Ledger;
 use crate::state::Prepared;
-use crate::{say, warn};
+use crate::{debug, say, warn};
 use dataflows::rows::Snapshot;
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -97,6 +97,7 @@ impl Trouble {
     /// After a failure: how long to wait before the next try, `None` if there is to be none.
     fn again(&mut self, name: &str, error: &impl Display) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
+        debug!("writer `{name}` has failed for {:?}: {error}", since.elapsed());
         if self.retry.give_up.is_some_and(|give_up| since.elapsed() >= give_up) {
             return None;
         }

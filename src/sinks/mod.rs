@@ -7,6 +7,7 @@
 //! waits for a disk or a server but through that.
 
 pub mod bounded;
+mod causes;
 pub mod clickhouse;
 mod columns;
 pub mod csv;
@@ -43,7 +44,7 @@ use crate::state::{Manifest, Prepared, State, StateError};
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The file system said no.
-    #[error("cannot {action} {}: {error}", path.display())]
+    #[error("cannot {action} {}: {error}{}", path.display(), causes::way_out(error, path))]
     Io {
         /// What was tried: "write", "create", ...
         action: &'static str,
