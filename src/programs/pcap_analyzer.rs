@@ -304,8 +304,8 @@ fn progress_style(total_bytes: u64, width: Option<u16>) -> &'static str {
     match (total_bytes, width.unwrap_or(80)) {
         (0, 0..24) => "{msg}",
         (0, _) => "{msg}, {elapsed}",
-        (_, 0..30) => "{percent}%",
-        (_, 30..60) => "{percent}% {msg}, {eta} left",
+        (_, 0..34) => "{percent}%",
+        (_, 34..60) => "{percent}% {msg}, {eta} left",
         (_, 60..90) => "{wide_bar} {bytes}/{total_bytes}, {msg}, {eta} left",
         _ => "{wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}, {msg}, {eta} left",
     }
