@@ -316,7 +316,7 @@ struct Heard {
 enum Next {
     /// There is more to come.
     Wait,
-    Introduced(Introduced),
+    Introduced(Box<Introduced>),
     /// It gets no other answer.
     Close,
 }
@@ -415,7 +415,7 @@ impl Hearing {
                     Next::Wait => continue,
                     Next::Introduced(introduced) => {
                         // Nobody waits any more, or too many wait already: it will come again.
-                        let _ = self.introduce.try_send(introduced);
+                        let _ = self.introduce.try_send(*introduced);
                         return None;
                     }
                     Next::Close => return None,
@@ -499,7 +499,7 @@ impl Heard {
             Ok(socket)
         });
         match socket {
-            Ok(socket) => Next::Introduced(Introduced { socket, hello, difference }),
+            Ok(socket) => Next::Introduced(Box::new(Introduced { socket, hello, difference })),
             Err(_) => Next::Close,
         }
     }

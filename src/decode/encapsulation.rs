@@ -63,7 +63,7 @@ fn ether_type_name(number: u16) -> Option<(&'static str, bool)> {
         0x22ea => ("stream reservation", true),
         0x22f0 => ("AVTP", true),
         0x22f4 => ("TRILL IS-IS", true),
-        0x6002 | 0x6003 | 0x6004 => ("DECnet", true),
+        0x6002..=0x6004 => ("DECnet", true),
         0x8035 => ("RARP", true),
         0x809b => ("AppleTalk", true),
         0x80f3 => ("AppleTalk ARP", true),

@@ -93,8 +93,8 @@ impl Access {
     /// Refuses a request for another host, and one without the token.
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         let hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
-        let hosts = hosts.chain(uri.authority().map(|authority| authority.as_str().as_bytes()));
-        let foreign = hosts.filter(|host| self.is_loopback && !is_this_machine(host)).next();
+        let mut hosts = hosts.chain(uri.authority().map(|authority| authority.as_str().as_bytes()));
+        let foreign = hosts.find(|host| self.is_loopback && !is_this_machine(host));
         if let Some(host) = foreign {
             let host = String::from_utf8_lossy(&host[..host.len().min(64)]);
             let why = format!(
