@@ -86,7 +86,7 @@ pub fn undecoded(name: &str, link: LinkType, frames: u64) -> String {
 }
 
 /// What a user has to know of an input for the numbers not to mislead: link types that are not decoded, protocols that
-/// may hide IP, and packets that the filter did not look at.
+/// may hide IP, and what the filter missed where it passed nothing at all.
 pub fn warnings(name: &str, counts: Counts, noticed: &Noticed, filter: Option<&str>) -> Vec<String> {
     let mut warnings = Vec::new();
     for kind in noticed.non_ip.iter().filter(|kind| kind.what == NotIp::LinkType) {
@@ -107,20 +107,22 @@ pub fn warnings(name: &str, counts: Counts, noticed: &Noticed, filter: Option<&s
             "{name}: {frames} of {of} may hold IP that is not decoded, and count as non_ip: {kinds}"
         ));
     }
-    if let Some(filter) = filter {
-        let hidden: Vec<String> = noticed
-            .hidden_behind
-            .difference(&noticed.passed_behind)
-            .map(|headers| format!("({filter}) or ({headers}({filter}))"))
-            .collect();
-        if !hidden.is_empty() {
-            let hints = hidden.join("` or `");
-            warnings.push(format!(
-                "{name}: the filter `{filter}` did not look behind VLAN tags, MPLS labels or PPPoE headers, where packets are that match; `{hints}` passes them too"
-            ));
-        }
+    if counts.counted == 0 {
+        warnings.extend(filter_hint(name, noticed, filter));
     }
     warnings
+}
+
+/// Where a filter passed no packet behind tags and labels of an input, and such packets are there: the filter that passes
+/// them too.
+pub fn filter_hint(name: &str, noticed: &Noticed, filter: Option<&str>) -> Option<String> {
+    let (filter, mut hidden) = (filter?, noticed.hidden_behind.difference(&noticed.passed_behind).peekable());
+    hidden.peek()?;
+    let hints: Vec<String> = hidden.map(|headers| format!("({filter}) or ({headers}({filter}))")).collect();
+    let hints = hints.join("` or `");
+    Some(format!(
+        "{name}: the filter `{filter}` did not look behind VLAN tags, MPLS labels or PPPoE headers, where packets are that match; `{hints}` passes them too"
+    ))
 }
 
 #[cfg(test)]

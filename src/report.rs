@@ -104,6 +104,8 @@ pub struct Report<'a> {
     pub counts: Counts,
     /// What was noticed in the frames of its inputs: name, accounts, and what it was.
     pub noticed: Vec<(String, Counts, Noticed)>,
+    /// The filter of the run.
+    pub filter: Option<&'a str>,
     /// What its snapshots held.
     pub highlights: Highlights,
     /// How long it took.
@@ -147,6 +149,7 @@ impl Report<'_> {
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
             "bits_per_second": (self.counts.bytes_read as f64 * 8.0 / seconds).round(),
             "outputs": self.outputs,
+            "hints": self.hints().collect::<Vec<_>>(),
             "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
         });
@@ -159,6 +162,13 @@ impl Report<'_> {
     /// The inputs of which a part worth telling is not IP.
     fn non_ip(&self) -> impl Iterator<Item = non_ip::Share<'_>> {
         self.noticed.iter().filter_map(|(name, counts, noticed)| non_ip::Share::of(name, *counts, noticed))
+    }
+
+    /// Of each input, the filter that passes what the run's own has missed.
+    fn hints(&self) -> impl Iterator<Item = String> {
+        let hint =
+            |(name, _, noticed): &(String, Counts, Noticed)| non_ip::filter_hint(name, noticed, self.filter);
+        self.noticed.iter().filter_map(hint)
     }
 
     /// For people, in so many columns where there is a limit: tables that are wider go without their times, and then
@@ -201,6 +211,7 @@ impl Report<'_> {
             grouped(self.ledger.lost()),
         ));
         self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
+        self.hints().for_each(|hint| out.push_str(&format!("{hint}\n")));
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
         out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));
@@ -295,6 +306,7 @@ mod tests {
         let report = Report {
             ledger: &ledger,
             counts: Counts::default(),
+            filter: None,
             noticed: Vec::new(),
             highlights: highlights.take(),
             elapsed: Duration::from_secs(1),

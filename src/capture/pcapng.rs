@@ -205,12 +205,16 @@ impl Pcapng {
         if let Some(name) = foreign::name(rest) {
             return claim(&format!(": {name} begins here; captures are joined once they are unpacked"));
         }
-        if length < 12 {
-            return claim(if kind == 0 && length == 0 {
-                ": zeros, the file was not written to its end"
-            } else {
-                ""
-            });
+        let least = match kind {
+            SECTION_HEADER => 28,
+            INTERFACE => 20,
+            ENHANCED_PACKET | OBSOLETE_PACKET => 32,
+            SIMPLE_PACKET => 16,
+            _ => 12,
+        };
+        if length < least {
+            let is_zeros = kind == 0 && length == 0;
+            return claim(if is_zeros { ": zeros, the file was not written to its end" } else { "" });
         }
         if length > MOST_PACKET_BLOCK {
             return claim("");

@@ -508,7 +508,7 @@ mod tests {
         .expect("started");
         // The last is still in its block, one block is refused for each of the seven between, the others wait.
         for number in 0..WAITING as u64 + 8 {
-            savefile.frame(START + number, 60, &WHOLE_BLOCK);
+            savefile.frame(START + number, WHOLE_BLOCK.len() as u32, &WHOLE_BLOCK);
         }
         assert_eq!(savefile.dropped(), 7);
         savefile.flush();

@@ -298,7 +298,7 @@ fn mpls(mut bytes: &[u8], trials: u8) -> Stepped<'_> {
     let nibble = bytes.first().ok_or(NotIp::CutOff)? >> 4;
     let plain = Found { version: IpVersion::ByNibble, vlan: 0, bytes };
     let by_nibble = matches!(nibble, 4 | 6).then_some(plain);
-    if by_nibble.is_some_and(|found| soundness(&found) == Soundness::Proven) {
+    if nibble == 4 && soundness(&plain) == Soundness::Proven {
         return Ok(Step::Found(plain));
     }
     let as_ethernet = |bytes| {

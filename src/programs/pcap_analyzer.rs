@@ -231,10 +231,12 @@ fn finish(
     let is_damaged = |input: &InputReport| input.damage.is_some() || input.contradictory.is_some();
     let end = if inputs.iter().any(is_damaged) { End::Damaged } else { End::Done };
     let outputs = writing.describe();
+    let filter = flags.filter.as_deref();
     let report = Report {
         ledger: &ledger,
         counts: ledger.counts(),
         noticed,
+        filter,
         highlights,
         elapsed: began.elapsed(),
         outputs,
