@@ -180,7 +180,7 @@ fn a_replay_that_is_cut_in_another_way_is_counted_once() {
         let out = scratch.path(&format!("out{flags}"));
         let engine = scratch.start_engine(&format!("--nats {} {flags} -o out{flags} -w 2", server.url()));
         // Stopped, then at a pace that cuts batches elsewhere, then to the end.
-        for more in ["--count 12345", "--pace 100x --count 34567", "--count 50000", "--pace 200x", ""] {
+        for more in ["--count 12345", "--pace 20x --count 20000", "--pace 30x --count 45000", ""] {
             scratch.replay(&format!("--nats {} {flags} --id tap {more} -r a.pcap", server.url()));
         }
         if options == JETSTREAM {
