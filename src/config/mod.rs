@@ -156,7 +156,7 @@ fn read_with<T>(
         let found = read(&place, &root);
         let mut slips = place.slips.into_inner();
         // A key that stands for several options may be wrong in each.
-        slips.sort_by(|left, right| left.at.cmp(&right.at));
+        slips.sort_by_key(|slip| slip.at);
         slips.dedup_by(|left, right| left.at == right.at && left.message == right.message);
         (found, slips)
     };
