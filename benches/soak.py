@@ -29,6 +29,7 @@ WINDOWS, QUICK = 3600, 1100  # the archive of late packets holds 512 windows and
 SPEED = 8.6  # windows a second of wall time: 3600 in 7 minutes
 PACKETS, IN_ALL = 1000, 3_000_000  # packets a window, at least, and in all, so that the archive's memory is full early
 JUMP_AT, SECOND_FROM, AHEAD_UNTIL = 0.45, 0.15, 0.40  # of the run: the stray packet, the second probe, its correction
+STILL = 20  # seconds of wall time in which a window has to be written, kills of the server included
 ROWS = 12
 WRITERS = ("parquet", "jsonl", "nats", "clickhouse")
 PARTS = (*WRITERS, "http", "alerts", "queries", "jumps", "kills")
@@ -301,6 +302,8 @@ def sample(folder, engine, probe, nats, http):
         taken["probe"] = resident(probe.child.pid, "VmRSS")[0] * 1024 / 1e6
     if streams := nats.streams():
         taken["log"] = megabytes(sum(stream["state"]["bytes"] for stream in streams))
+        consumers = [consumer for stream in streams for consumer in stream.get("consumer_detail") or []]
+        taken["pending"] = sum(consumer["num_pending"] for consumer in consumers)
     if http:
         numbers = get(f"http://127.0.0.1:{http}/metrics")
         get(f"http://127.0.0.1:{http}/api/v1/windows?limit=10")
@@ -320,7 +323,7 @@ def sampling(samples, began, over, every, *what):
 
 def table(samples):
     """The peaks of equal parts of the run, a row each."""
-    columns = ["windows", *FIGURES, "queue"]
+    columns = ["windows", *FIGURES, "queue", "pending"]
     print(f"\n  {'at s':>6} " + " ".join(f"{name:>11}" for name in columns))
     print(f"  {'':>6} " + " ".join(f"{FIGURES[name].unit if name in FIGURES else '':>11}" for name in columns))
     rows = []
@@ -350,6 +353,17 @@ def verdict(samples):
         shown = f"{it['third']:12.2f} {it['fourth']:12.2f} {it['limit']:10.2f} {figure.unit:<3}"
         print(f"  {figure.name:<28} {shown} {'flat' if it['flat'] else 'GROWS'}")
     return judged
+
+
+def standstill(samples):
+    """The longest time in which no window was written, once the first was, and when that began."""
+    longest, since = (0, 0), None
+    for before, after in zip(samples, samples[1:]):
+        if since is None or after["windows"] > before["windows"]:
+            since = after["at"] if after["windows"] else None
+        if since is not None:
+            longest = max(longest, (after["at"] - since, since))
+    return longest
 
 
 # What came of it.
@@ -469,6 +483,10 @@ def run(folder, flags):
         engine.stop()
         rows, judged = table(samples), verdict(samples)
         found, wrong = check(folder, front, flags, offline, (first, other), sent)
+    still, since = standstill(samples)
+    print(f"  the longest time without a window: {still:.0f} s, from {since:.0f} s on")
+    if still > STILL:
+        wrong.append(f"no window was written for {still:.0f} s, from {since:.0f} s on")
     wrong += [f"{FIGURES[key].name} grows: {it['third']:.2f} to {it['fourth']:.2f}" for key, it in judged.items() if not it["flat"]]
     return {"windows": windows, "packets": sent, "rows": rows, "figures": judged, **found, "faults": wrong, "samples": samples}
 
