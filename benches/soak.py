@@ -25,10 +25,11 @@ FAR = 4_070_908_800  # 2099: as far ahead as a pcap's 32 bits of seconds go, nea
 LATENESS = 30  # seconds of event time; a few of wall time, so that a killed server makes few packets late
 STREAM = 16  # MiB of the log: full in the first quarter, so that it has a plateau to show
 RECENT = 32  # MiB of the latest windows for HTTP: likewise
-WINDOWS, QUICK = 3600, 700
+WINDOWS, QUICK = 3600, 1100  # the archive of late packets holds 512 windows and some more, which is half of the short form
 SPEED = 8.6  # windows a second of wall time: 3600 in 7 minutes
 PACKETS, IN_ALL = 1000, 3_000_000  # packets a window, at least, and in all, so that the archive's memory is full early
 JUMP_AT, SECOND_FROM, AHEAD_UNTIL = 0.45, 0.15, 0.40  # of the run: the stray packet, the second probe, its correction
+STILL = 20  # seconds of wall time in which a window has to be written, kills of the server included
 ROWS = 12
 WRITERS = ("parquet", "jsonl", "nats", "clickhouse")
 PARTS = (*WRITERS, "http", "alerts", "queries", "jumps", "kills")
@@ -55,11 +56,16 @@ def middle(values):
     return sorted(values)[len(values) // 2]
 
 
-# Descriptors come and go with every file that is written: the middle of many samples shows a leak, their peak does not.
+def low(values):
+    return sorted(values)[len(values) // 10]
+
+
+# Descriptors come and go with every file that is written: where they stand between two of them shows a leak, their peak does
+# not.
 FIGURES = {
     "rss": Figure("memory of ns-engine", "MB"),
     "probe": Figure("memory of ns-probe", "MB"),
-    "descriptors": Figure("descriptors", "", 0, 1, middle),
+    "descriptors": Figure("descriptors", "", 0, 3, low),
     "threads": Figure("threads", "", 0, 0, middle),
     "archive": Figure("unlinked files (archive)", "MB", slack=1),
     "state": Figure("records of commits", "MB", slack=0.1),
@@ -277,12 +283,13 @@ def resident(pid, *names):
 
 def sample(folder, engine, probe, nats, http):
     pid = engine.child.pid
-    rss, threads = resident(pid, "VmRSS", "Threads")
+    rss, anonymous, threads = resident(pid, "VmRSS", "RssAnon", "Threads")
     count, unlinked = descriptors(pid)
     state = folder / "out.state"
     manifests = [path.stat().st_size for path in state.glob("manifest-*.json") if path.exists()]
     taken = {
         "rss": rss * 1024 / 1e6,
+        "anonymous": anonymous * 1024 / 1e6,
         "threads": threads,
         "descriptors": count,
         "archive": megabytes(unlinked),
@@ -295,6 +302,8 @@ def sample(folder, engine, probe, nats, http):
         taken["probe"] = resident(probe.child.pid, "VmRSS")[0] * 1024 / 1e6
     if streams := nats.streams():
         taken["log"] = megabytes(sum(stream["state"]["bytes"] for stream in streams))
+        consumers = [consumer for stream in streams for consumer in stream.get("consumer_detail") or []]
+        taken["pending"] = sum(consumer["num_pending"] for consumer in consumers)
     if http:
         numbers = get(f"http://127.0.0.1:{http}/metrics")
         get(f"http://127.0.0.1:{http}/api/v1/windows?limit=10")
@@ -314,7 +323,7 @@ def sampling(samples, began, over, every, *what):
 
 def table(samples):
     """The peaks of equal parts of the run, a row each."""
-    columns = ["windows", *FIGURES, "queue"]
+    columns = ["windows", *FIGURES, "queue", "pending"]
     print(f"\n  {'at s':>6} " + " ".join(f"{name:>11}" for name in columns))
     print(f"  {'':>6} " + " ".join(f"{FIGURES[name].unit if name in FIGURES else '':>11}" for name in columns))
     rows = []
@@ -344,6 +353,17 @@ def verdict(samples):
         shown = f"{it['third']:12.2f} {it['fourth']:12.2f} {it['limit']:10.2f} {figure.unit:<3}"
         print(f"  {figure.name:<28} {shown} {'flat' if it['flat'] else 'GROWS'}")
     return judged
+
+
+def standstill(samples):
+    """The longest time in which no window was written, once the first was, and when that began."""
+    longest, since = (0, 0), None
+    for before, after in zip(samples, samples[1:]):
+        if since is None or after["windows"] > before["windows"]:
+            since = after["at"] if after["windows"] else None
+        if since is not None:
+            longest = max(longest, (after["at"] - since, since))
+    return longest
 
 
 # What came of it.
@@ -379,11 +399,13 @@ def compare_writers(folder, front, parts):
                 for summary in summaries
                 if task in summary["tasks"] and summary["tasks"][task]["rows"]
             }
+            if not expected:
+                continue
             sql = f"SELECT toString(window_start), count(), sum(packets), sum(bytes) FROM {task} GROUP BY window_start"
             request = urllib.request.Request(f"http://127.0.0.1:{front}/?database=soak", data=sql.encode())
             with urllib.request.urlopen(request, timeout=600) as answer:
                 found = {tuple(line.split("\t")) for line in answer.read().decode().splitlines()}
-            missing["clickhouse"] += len(expected ^ found) if expected else 0
+            missing["clickhouse"] += len(expected ^ found)
     return missing
 
 
@@ -461,6 +483,10 @@ def run(folder, flags):
         engine.stop()
         rows, judged = table(samples), verdict(samples)
         found, wrong = check(folder, front, flags, offline, (first, other), sent)
+    still, since = standstill(samples)
+    print(f"  the longest time without a window: {still:.0f} s, from {since:.0f} s on")
+    if still > STILL:
+        wrong.append(f"no window was written for {still:.0f} s, from {since:.0f} s on")
     wrong += [f"{FIGURES[key].name} grows: {it['third']:.2f} to {it['fourth']:.2f}" for key, it in judged.items() if not it["flat"]]
     return {"windows": windows, "packets": sent, "rows": rows, "figures": judged, **found, "faults": wrong, "samples": samples}
 
