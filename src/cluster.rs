@@ -5,7 +5,7 @@
 //! mints a generation, which tells this forming of the cluster from others, and sends everybody what it knows of earlier
 //! runs. There is no rejoining: when a process is lost, the others end and all of them start again.
 //!
-//! Who connects is heard by [`introduction`], which bounds what strangers can take and says nothing of the settings to
+//! Who connects is heard by `introduction`, which bounds what strangers can take and says nothing of the settings to
 //! them. Nothing here is authenticated: the ports belong into a network of the cluster's own.
 
 mod introduction;

@@ -1,7 +1,7 @@
 //! The time of one capture, frame by frame, and the frames that are dated ahead of it by mistake: *strays*.
 //!
 //! A frame more than [`JUMP`] ahead of the latest time before it is a jump. It is a stray if one of the next
-//! [`WITNESSES`] frames is dated more than [`JUMP`] before it; then it does not move the capture's time. So one packet
+//! eight frames is dated more than [`JUMP`] before it; then it does not move the capture's time. So one packet
 //! dated 2500 does not make all that follows late, while a pause of hours between two packets is only a pause. The rule
 //! looks at the frames in their order and at nothing else: however the capture is cut, it finds the same strays.
 

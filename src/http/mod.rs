@@ -3,7 +3,7 @@
 //! [`View`] is all that is known here of an engine, [`api`] says what is asked and answered, [`metrics`] how the numbers
 //! are told to Prometheus, [`recent`] holds the windows that can be asked for. Nothing can be changed from here.
 //!
-//! Everything is bounded: connections and how long each may take ([`connections`]), requests at once, listeners and
+//! Everything is bounded: connections and how long each may take (`connections`), requests at once, listeners and
 //! answers. A server has a thread of its own, so nothing that is asked can hold up what is counted.
 
 pub mod api;
