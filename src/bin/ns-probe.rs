@@ -624,7 +624,7 @@ impl Front<'_> {
             probe.heartbeat();
             warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
-            chunk.frames(|frame, bytes, is_stray| {
+            chunk.frames_and_strays(|frame, bytes, is_stray| {
                 over = over || self.is_over(probe) || failed.is_some();
                 if over {
                     return;

@@ -58,9 +58,22 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Visits the chunk's frames in order, each with whether it is a stray.
+    /// Whether any of its frames is a stray.
+    pub fn has_strays(&self) -> bool {
+        !self.strays.is_empty()
+    }
+
+    /// Visits the frames of a chunk without strays in order.
     #[inline]
-    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8], bool)) {
+    pub fn frames(&mut self, mut visit: impl FnMut(Frame, &[u8])) {
+        let bytes = &self.bytes;
+        if let Some(format) = &mut self.format {
+            format.scan(bytes, |frame| visit(frame, &bytes[frame.start..][..frame.captured as usize]));
+        }
+    }
+
+    /// Visits the chunk's frames in order, each with whether it is a stray.
+    pub fn frames_and_strays(&mut self, mut visit: impl FnMut(Frame, &[u8], bool)) {
         let bytes = &self.bytes;
         let mut strays = self.strays.iter().copied();
         let (mut number, mut next_stray) = (0, strays.next().unwrap_or(u64::MAX));

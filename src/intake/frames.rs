@@ -3,12 +3,13 @@
 use super::{Intake, Placer, Position, Reader, Taken};
 use crate::account::{Found, InputKey, NonIp, Noticed};
 use crate::capture::dealer::Dealer;
-use crate::capture::filter::{Filter, Headers};
+use crate::capture::filter::{Filter, FilterError, Headers};
 use crate::capture::rings::Rings;
 use crate::capture::{Chunk, Frame};
 use crate::decode::link::{NotIp, what_is_not_ip};
 use crate::decode::{self, Decoded};
 use crate::ledger::{Counts, InputReport};
+use dataflows::packet::Packet;
 use std::sync::Arc;
 use timely::scheduling::SyncActivator;
 
@@ -132,47 +133,21 @@ impl<D: Deal> Reader for FrameReader<D> {
     }
 
     fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
-        let filter = &mut self.filter;
-        let mut counts = Counts::default();
-        let mut failed = None;
-        let mut noticed = into.noticed.remove(&self.chunk.input).unwrap_or_default();
-        self.chunk.frames(|frame, bytes, is_stray| {
-            counts.read += 1;
-            counts.bytes_read += u64::from(frame.length);
-            if !is_stray {
-                into.observe(frame.time);
-            }
-            if let Some(filter) = filter {
-                match filter.passes(&frame, bytes) {
-                    Ok(true) => notice_passed(&mut noticed, &frame, bytes),
-                    Ok(false) => {
-                        notice_filtered(&mut noticed, filter, &frame, bytes);
-                        return counts.filtered += 1;
-                    }
-                    Err(error) => {
-                        counts.filtered += 1;
-                        failed = Some(error);
-                        return;
-                    }
-                }
-            }
-            if let Some(packet) = decode::decode_plain(frame.link, bytes, frame.time, frame.length) {
-                return if is_stray { into.place_stray(packet) } else { into.place(packet) };
-            }
-            match decode::decode(frame.link, bytes, frame.time, frame.length) {
-                Decoded::Ip(packet) if is_stray => into.place_stray(packet),
-                Decoded::Ip(packet) => into.place(packet),
-                Decoded::Malformed => counts.malformed += 1,
-                Decoded::NonIp => {
-                    notice_non_ip(&mut noticed, &frame, bytes);
-                    counts.non_ip += 1;
-                }
-            }
-        });
-        if noticed != Noticed::default() {
-            into.noticed.insert(self.chunk.input, noticed);
+        let input = self.chunk.input;
+        let noticed = into.noticed.remove(&input).unwrap_or_default();
+        let filter = self.filter.as_mut();
+        let mut decoding = Decoding { into, filter, counts: Counts::default(), noticed, failed: None };
+        // Strays are seldom: without any the loop is compiled without them.
+        if self.chunk.has_strays() {
+            decode_with_strays(&mut self.chunk, &mut decoding);
+        } else {
+            self.chunk.frames(|frame, bytes| decoding.frame(frame, bytes, false));
         }
-        into.finish(self.chunk.input, Some(counts));
+        let Decoding { into, counts, noticed, failed, .. } = decoding;
+        if noticed != Noticed::default() {
+            into.noticed.insert(input, noticed);
+        }
+        into.finish(input, Some(counts));
         failed.map_or(Ok(()), |error| Err(error.to_string()))
     }
 
@@ -182,7 +157,71 @@ impl<D: Deal> Reader for FrameReader<D> {
 }
 
 #[inline(never)]
-fn notice_non_ip(noticed: &mut Noticed, frame: &Frame, bytes: &[u8]) {
+fn decode_with_strays(chunk: &mut Chunk, decoding: &mut Decoding<'_>) {
+    chunk.frames_and_strays(|frame, bytes, is_stray| decoding.frame(frame, bytes, is_stray));
+}
+
+/// What becomes of the frames of a chunk.
+struct Decoding<'a> {
+    into: &'a mut Placer,
+    filter: Option<&'a mut Filter>,
+    counts: Counts,
+    noticed: Noticed,
+    failed: Option<FilterError>,
+}
+
+impl Decoding<'_> {
+    #[inline(always)]
+    fn frame(&mut self, frame: Frame, bytes: &[u8], is_stray: bool) {
+        self.counts.read += 1;
+        self.counts.bytes_read += u64::from(frame.length);
+        if !is_stray {
+            self.into.observe(frame.time);
+        }
+        if self.filter.is_some() && !self.passes(frame, bytes) {
+            return self.counts.filtered += 1;
+        }
+        if let Some(packet) = decode::decode_plain(frame.link, bytes, frame.time, frame.length) {
+            return self.place(packet, is_stray);
+        }
+        match decode::decode(frame.link, bytes, frame.time, frame.length) {
+            Decoded::Ip(packet) => self.place(packet, is_stray),
+            Decoded::Malformed => self.counts.malformed += 1,
+            Decoded::NonIp => {
+                notice_non_ip(&mut self.noticed, frame, bytes);
+                self.counts.non_ip += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn place(&mut self, packet: Packet, is_stray: bool) {
+        if is_stray { self.into.place_stray(packet) } else { self.into.place(packet) }
+    }
+
+    #[inline(never)]
+    fn passes(&mut self, frame: Frame, bytes: &[u8]) -> bool {
+        let Some(filter) = &mut self.filter else { return true };
+        match filter.passes(&frame, bytes) {
+            Ok(true) => {
+                notice_passed(&mut self.noticed, &frame, bytes);
+                true
+            }
+            Ok(false) => {
+                notice_filtered(&mut self.noticed, filter, &frame, bytes);
+                false
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                false
+            }
+        }
+    }
+}
+
+/// Frames are passed by value: one whose address is taken would go through memory on the common path too.
+#[inline(never)]
+fn notice_non_ip(noticed: &mut Noticed, frame: Frame, bytes: &[u8]) {
     let what = what_is_not_ip(frame.link, bytes).unwrap_or(NotIp::CutOff);
     noticed.count(NonIp { link: frame.link.0, what, frames: 1 });
 }
