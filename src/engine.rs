@@ -371,6 +371,10 @@ impl Recall for ReadBack {
     fn ahead(&self) -> BTreeSet<Epoch> {
         self.job.earlier.ahead().cloned().unwrap_or_default()
     }
+
+    fn may_hold(&self, window: Epoch) -> bool {
+        self.job.earlier.may_hold(window)
+    }
 }
 
 /// What the sources of a worker give out.

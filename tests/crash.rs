@@ -7,7 +7,6 @@ mod support;
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,12 +20,6 @@ const SMALL: &str = "--packets 20000 --flows 2000 --duration 200s";
 /// Seconds that a capture of a round lasts, and how many of them pass in one of its replay.
 const LENGTH: u64 = 200;
 const PACE: u64 = 60;
-
-/// A number from the environment.
-fn setting(name: &str, default: u64) -> u64 {
-    let text = env::var(name).unwrap_or(default.to_string());
-    text.parse().unwrap_or_else(|_| panic!("{name}: {text} is no number"))
-}
 
 #[test]
 fn kills_at_random_leave_the_tree_of_a_run_without_kills() {

@@ -8,7 +8,6 @@
 
 mod support;
 
-use std::env;
 use std::fs;
 use std::time::{Duration, Instant};
 use support::crash::*;
@@ -19,11 +18,6 @@ use support::*;
 const ANALYZER: &str = env!("CARGO_BIN_EXE_pcap-analyzer");
 /// How soon a run ends that has failed, its retries aside.
 const ENDS: Duration = Duration::from_secs(10);
-
-fn setting(name: &str, default: u64) -> u64 {
-    env::var(name)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text} is no number")))
-}
 
 fn drawn(points: &[faults::Point], default: u64) -> Vec<Fault> {
     assert!(points.len() > 20, "hardly any calls were recorded: {points:?}");

@@ -473,18 +473,18 @@ impl Input {
             true => Clock::believing(self.latest),
             false => Clock::new(self.latest),
         };
-        let before = self.format.clone();
+        chunk.format = Some(self.format.clone());
         let scanned = self.format.scan(&chunk.bytes, |frame| clock.see(frame.time));
         if last || matches!(scanned.stop, Stop::Damaged(_)) {
             clock.end();
         }
-        chunk.format = Some(before.clone());
         let packets = clock.decided().unwrap_or(clock.frames());
-        let scanned = if clock.decided().is_some() {
-            self.format = before;
-            Err(self.format.pass(&chunk.bytes, packets))
-        } else {
-            Ok(scanned)
+        let scanned = match &chunk.format {
+            Some(before) if clock.decided().is_some() => {
+                self.format = before.clone();
+                Err(self.format.pass(&chunk.bytes, packets))
+            }
+            _ => Ok(scanned),
         };
         self.latest = clock.latest();
         chunk.strays = clock.into_strays();

@@ -229,14 +229,14 @@ impl Deliveries {
                 ..Status::default()
             });
             statuses.push(status.clone());
-            let (outbox, failing, failure) = (outbox.clone(), failure.clone(), failure.clone());
+            let (outbox, failure) = (outbox.clone(), failure.clone());
             let trouble = Trouble::new(retry);
             let mut delivery =
                 Delivery { number, outbox, status, tasks, trouble, patience, destination, failure };
             let name = format!("writer-{}", place.name);
             let deliver = move || {
                 if let Err(why) = delivery.run() {
-                    failing.set(why);
+                    delivery.failure.set(why);
                 }
                 delivery.destination
             };

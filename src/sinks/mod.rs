@@ -86,9 +86,9 @@ impl SinkError {
 
 /// What is written in one step.
 pub struct Commit {
-    /// The snapshots of an epoch, and which: windows behind it are of packets dated ahead by mistake.
+    /// The snapshots of an epoch.
     pub snapshots: Vec<Arc<Snapshot>>,
-    /// The epoch.
+    /// Which; windows behind it are of packets dated ahead by mistake.
     pub epoch: Epoch,
     /// The record of it, where commits are recorded.
     pub manifest: Option<Manifest>,

@@ -14,6 +14,7 @@ pub mod writers;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -520,6 +521,12 @@ pub fn config(tasks: &[Task]) -> String {
     };
     let tasks: String = tasks.iter().map(task).collect();
     format!("aggregator:\n  window: 60s\n  tasks:\n{tasks}writers:\n  - {{type: csv, path: ./snapshots}}\n")
+}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    let text = env::var(name).unwrap_or(default.to_string());
+    text.parse().unwrap_or_else(|_| panic!("{name}: {text} is no number"))
 }
 
 // Running programs.
