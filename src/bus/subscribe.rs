@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::{Config, Info, StorageType};
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Messages, and their bytes, asked for at once, of all partitions together.
@@ -413,8 +413,9 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
         ..Config::default()
     };
     let mut made = ask(bus, context.get_or_create_stream(config.clone())).await?;
-    for _ in 0..ATTEMPTS {
-        if made.as_ref().map_or_else(|error| is_final(error.kind()), |_| true) {
+    let given_up = Instant::now() + MAKING;
+    while let Err(error) = &made {
+        if Instant::now() >= given_up || is_final(error.kind()) || is_anothers(bus, &context, settings, error).await? {
             break;
         }
         // Another process may be making it at this moment.
@@ -464,13 +465,42 @@ fn is_final(kind: CreateStreamErrorKind) -> bool {
             ErrorCode::STORAGE_RESOURCES_EXCEEDED
                 | ErrorCode::INSUFFICIENT_RESOURCES
                 | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
-                | ErrorCode::STREAM_SUBJECT_OVERLAP
                 | ErrorCode::JETSTREAM_NOT_ENABLED
                 | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
                 | ErrorCode::MAXIMUM_STREAMS_LIMIT
         ),
         _ => false,
     }
+}
+
+/// Whether a stream of another name has the subjects. The server says that they overlap also while another process
+/// makes the very stream that we ask for.
+async fn is_anothers(
+    bus: &Bus,
+    context: &jetstream::Context,
+    settings: &Settings,
+    error: &CreateStreamError,
+) -> Result<bool, BusError> {
+    let overlaps = matches!(
+        error.kind(),
+        CreateStreamErrorKind::JetStream(answer) if answer.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP
+    );
+    Ok(overlaps && stream_in_the_way(bus, context, settings).await?.is_some())
+}
+
+/// The name of another stream that has one of our subjects.
+async fn stream_in_the_way(
+    bus: &Bus,
+    context: &jetstream::Context,
+    settings: &Settings,
+) -> Result<Option<String>, BusError> {
+    for subject in [settings.single.clone(), settings.batches()] {
+        match ask(bus, context.stream_by_subject(subject)).await? {
+            Ok(other) if other != settings.jetstream.stream => return Ok(Some(other)),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Why there is no stream, and the way out.
@@ -519,12 +549,10 @@ pub(super) async fn check_stream(bus: &Bus, settings: &Settings) -> Result<(), B
     if let Ok(stream) = ask(bus, context.get_stream(&wanted.stream)).await? {
         return check_partitions(&stream, settings);
     }
-    for subject in [settings.single.clone(), settings.batches()] {
-        if let Ok(other) = ask(bus, context.stream_by_subject(subject)).await? {
-            let (servers, stream) = (bus.servers().to_owned(), wanted.stream.clone());
-            let why = overlap(settings, &format!("the stream {other}"));
-            return Err(BusError::Stream { servers, stream, why });
-        }
+    if let Some(other) = stream_in_the_way(bus, &context, settings).await? {
+        let (servers, stream) = (bus.servers().to_owned(), wanted.stream.clone());
+        let why = overlap(settings, &format!("the stream {other}"));
+        return Err(BusError::Stream { servers, stream, why });
     }
     // What the server has room for, only it knows: a stream of another name, that nobody publishes to, finds out.
     let name = format!("netspectra-check-{}", bus.client().new_inbox().replace(['.', '_'], ""));
@@ -557,8 +585,8 @@ fn described(stream: &Info) -> Option<(&str, &str)> {
     stream.config.description.as_deref()?.strip_prefix(PARTITIONS)?.split_once(MADE)
 }
 
-/// How often to try to make a stream.
-const ATTEMPTS: u32 = 5;
+/// How long to try to make a stream that another process may be making.
+const MAKING: Duration = Duration::from_secs(5);
 
 /// How the description of a stream that we make says how many partitions its batches are spread over.
 const PARTITIONS: &str = "NetSpectra packets, partitions: ";
