@@ -381,7 +381,7 @@ fn a_stranger_at_the_port_of_a_cluster_learns_no_setting_and_ends_nothing() {
 fn strangers_take_little_of_a_cluster_that_has_formed() {
     let scratch = Scratch::new();
     let (hosts, mut cluster) = start_flooded_analyzers(&scratch);
-    cluster[0].wait_until_says(&formed(2));
+    cluster.iter_mut().for_each(|process| process.wait_until_says(&formed(2)));
     let files = |process: &Live| fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count();
     let before = files(&cluster[0]);
     let part = [&b"nspectra"[..], &(1u32 << 20).to_le_bytes(), &[b' '; 1024]].concat();

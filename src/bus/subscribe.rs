@@ -415,7 +415,10 @@ pub async fn stream(bus: &Bus, settings: &Settings) -> Result<jetstream::stream:
     let mut made = ask(bus, context.get_or_create_stream(config.clone())).await?;
     let given_up = Instant::now() + MAKING;
     while let Err(error) = &made {
-        if Instant::now() >= given_up || is_final(error.kind()) || is_anothers(bus, &context, settings, error).await? {
+        if Instant::now() >= given_up
+            || is_final(error.kind())
+            || is_anothers(bus, &context, settings, error).await?
+        {
             break;
         }
         // Another process may be making it at this moment.

@@ -325,8 +325,10 @@ fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts 
 pub struct Run {
     /// The books of each part.
     pub parts: Vec<RunBooks>,
-    /// When the message came that last moved a watermark.
-    moved: Instant,
+    /// When the message came that last moved the watermark of each part.
+    moved: Vec<Instant>,
+    /// Parts that windows do not wait for: nothing came for too long, and they have not caught up since.
+    silent: Vec<bool>,
     /// Whether windows wait for it.
     active: bool,
 }
@@ -335,23 +337,39 @@ impl Run {
     /// A run that has just been heard of: until all its parts have shown how far they are, no window is closed.
     fn new(parts: Vec<RunBooks>) -> Self {
         let active = parts.iter().all(|part| !part.single);
-        Self { parts, moved: Instant::now(), active }
+        let (moved, silent) = (vec![Instant::now(); parts.len()], vec![false; parts.len()]);
+        Self { parts, moved, silent, active }
+    }
+
+    /// The parts that windows may wait for, with their numbers.
+    fn heard(&self) -> impl Iterator<Item = (usize, &RunBooks)> {
+        let parts = self.parts.iter().zip(&self.silent).enumerate();
+        parts.filter(|(_, (part, silent))| !part.ended && !**silent).map(|(number, (part, _))| (number, part))
     }
 
     /// The watermark of the part that is furthest behind.
     fn watermark(&self) -> u64 {
-        let least = self.parts.iter().filter(|part| !part.ended).map(|part| part.watermark).min();
+        let least = self.heard().map(|(_, part)| part.watermark).min();
         least.unwrap_or_else(|| self.parts.iter().map(|part| part.watermark).max().unwrap_or(0))
     }
 
     /// Whether some part of it has not been heard of yet, or only that it is there.
     fn is_beginning(&self) -> bool {
-        self.active && self.parts.iter().any(|part| part.watermark == 0 && !part.ended)
+        self.active && self.heard().any(|(_, part)| part.watermark == 0)
     }
 
     fn newest(&self) -> u64 {
         self.parts.iter().map(|part| part.newest).max().unwrap_or(0)
     }
+}
+
+/// When what has come, and has not been looked at yet, began to come.
+#[derive(Default)]
+pub struct Waiting {
+    /// Of single packets.
+    pub singles: Option<Instant>,
+    /// Of each part of batches.
+    pub parts: Vec<Option<Instant>>,
 }
 
 /// All runs that come here.
@@ -475,7 +493,8 @@ impl Books {
         books.ended = last;
         if watermark > books.watermark {
             books.watermark = watermark;
-            (run.moved, run.active) = (arrived, true);
+            (run.moved[part], run.active) = (arrived, true);
+            run.silent[part] &= watermark < self.floor;
         }
         run.active &= run.parts.iter().any(|part| !part.ended);
     }
@@ -496,22 +515,37 @@ impl Books {
         runs.filter(move |(_, run)| run.active && (self.resuming || run.watermark() >= self.floor))
     }
 
+    /// The part that windows wait for most: whether it is that of single packets, and its number.
+    pub fn furthest_behind(&self) -> Option<(bool, usize)> {
+        let parts = self.awaited().flat_map(|(_, run)| run.heard());
+        let part = parts.min_by_key(|(_, part)| part.watermark);
+        part.map(|(number, part)| (part.single, number))
+    }
+
     /// The least watermark of all other runs that windows wait for.
     pub fn others(&self, number: usize) -> u64 {
         let others = self.awaited().filter(|(other, _)| *other != number);
         others.map(|(_, run)| run.watermark()).min().unwrap_or(u64::MAX)
     }
 
-    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause. What has come before
-    /// `waiting` has not been looked at yet.
-    pub fn tick(&mut self, now: Instant, waiting: Option<Instant>) {
+    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause. Of single packets, and of
+    /// each part of batches, what has come since the moment in `waiting` has not been looked at yet.
+    pub fn tick(&mut self, now: Instant, waiting: &Waiting) {
         self.pass_over_standstill(now);
-        let now = waiting.unwrap_or(now);
         for run in self.runs.iter_mut().filter(|run| run.active) {
-            let quiet = now.saturating_duration_since(run.moved);
-            if quiet >= self.rules.silent_after {
-                run.active = false;
-            } else if let [singles @ RunBooks { single: true, .. }] = &mut run.parts[..]
+            let is_single = run.parts.iter().all(|part| part.single);
+            let waiting = if is_single { std::slice::from_ref(&waiting.singles) } else { &waiting.parts[..] };
+            let quiet = |part: usize| {
+                let now = waiting.get(part).copied().flatten().unwrap_or(now);
+                now.saturating_duration_since(run.moved[part])
+            };
+            for part in 0..run.parts.len() {
+                run.silent[part] |= quiet(part) >= self.rules.silent_after;
+            }
+            let (quiet, is_heard) = (quiet(0), run.heard().count() > 0);
+            run.active = is_heard;
+            if let [singles @ RunBooks { single: true, .. }] = &mut run.parts[..]
+                && run.active
                 && quiet >= self.rules.pause
             {
                 let passed = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
@@ -528,7 +562,7 @@ impl Books {
         }
         let stood = since.saturating_sub(TICK);
         let later = |time: &mut Instant| *time = (*time + stood).min(now);
-        self.runs.iter_mut().for_each(|run| later(&mut run.moved));
+        self.runs.iter_mut().flat_map(|run| &mut run.moved).for_each(later);
         self.alone.iter_mut().for_each(|alone| later(&mut alone.heard));
         later(&mut self.advanced);
     }
@@ -681,7 +715,7 @@ mod tests {
         let ticks = length.as_millis() / TICK.as_millis();
         (1..=ticks as u32)
             .map(|tick| from + TICK * tick)
-            .inspect(|now| books.tick(*now, None))
+            .inspect(|now| books.tick(*now, &Waiting::default()))
             .last()
             .unwrap_or(from)
     }
@@ -695,12 +729,43 @@ mod tests {
         books.hear(run, 0, 50, false, began);
         let stopped = tick_for(&mut books, began, Duration::from_secs(4));
         let woken = stopped + Duration::from_secs(40);
-        books.tick(woken, None);
+        books.tick(woken, &Waiting::default());
         assert!(books.runs[run].active, "stopped for 40 s");
         let later = tick_for(&mut books, woken, Duration::from_secs(5));
         assert!(books.runs[run].active, "9 s of listening");
         tick_for(&mut books, later, Duration::from_secs(2));
         assert!(!books.runs[run].active, "11 s of listening");
+    }
+
+    #[test]
+    fn windows_do_not_wait_for_a_part_that_says_nothing_though_others_of_its_run_go_on() {
+        let silent_after = Duration::from_secs(10);
+        let mut books = Books::new(Rules { silent_after, ..Rules::trial(100) }, 2);
+        let mut now = Instant::now();
+        let run = books.add("probe", 7).expect("room");
+        books.hear(run, 0, 150, false, now);
+        books.hear(run, 1, 150, false, now);
+        let mut go_on = |books: &mut Books, seconds: u64, waiting: &Waiting| {
+            for _ in 0..seconds * 5 {
+                now += TICK;
+                let time = books.runs[run].parts[0].watermark + 50;
+                books.hear(run, 0, time, false, now);
+                books.tick(now, waiting);
+            }
+            books.close();
+            books.floor
+        };
+        let unread = Waiting { singles: None, parts: vec![None, Some(Instant::now())] };
+        assert_eq!(go_on(&mut books, 15, &unread), 150, "what has come is not silence");
+        let floor = go_on(&mut books, 15, &Waiting::default());
+        assert!(floor > 1000, "{floor}");
+        books.hear(run, 1, 200, false, Instant::now());
+        books.close();
+        assert!(books.awaited().any(|(_, run)| run.watermark() > 200), "it has not caught up");
+        books.hear(run, 0, floor + 500, false, Instant::now());
+        books.hear(run, 1, floor + 10, false, Instant::now());
+        let caught_up = books.awaited().map(|(_, run)| run.watermark()).min();
+        assert_eq!(caught_up, Some(floor + 10), "it is waited for again");
     }
 
     #[test]
@@ -716,7 +781,7 @@ mod tests {
         assert_eq!(books.floor, 3600);
         assert!(books.awaited().next().is_none());
         books.rules.silent_after = Duration::ZERO;
-        books.tick(Instant::now(), None);
+        books.tick(Instant::now(), &Waiting::default());
         books.close();
         assert!(books.floor > 3600, "its late packets are written: {}", books.floor);
     }

@@ -7,7 +7,7 @@
 //! What is lost is known by number: a probe numbers its packets, and what it has sent less what came is lost. A message
 //! that comes twice counts once.
 
-use super::books::{Books, Rules, Seen};
+use super::books::{Books, Rules, Seen, Waiting};
 use super::claims::Claims;
 use super::skew::Skews;
 use super::{Intake, Placer, Position, Reader, Taken, Wakers};
@@ -173,7 +173,7 @@ impl Messages {
         let mut state = self.state();
         // What waits in the queue has come, though nobody has looked at it yet.
         let waiting = state.queue.front().map(|queued| queued.arrived);
-        state.books.tick(Instant::now(), waiting);
+        state.books.tick(Instant::now(), &Waiting { singles: waiting, parts: vec![waiting] });
         if state.close() {
             drop(state);
             self.wakers.wake();

@@ -12,7 +12,7 @@
 //! A worker takes its messages in the order of their watermarks, and waits for a partition that has more at the server:
 //! so a backlog is read as it was written.
 
-use super::books::{Books, Rules, RunBooks, TICK};
+use super::books::{Books, Rules, RunBooks, TICK, Waiting};
 use super::bus::{OVERHEAD, SINGLES};
 use super::skew::Skews;
 use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
@@ -25,7 +25,7 @@ use async_nats::Subject;
 use dataflows::packet::Packet;
 use dataflows::window::Epoch;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,6 +33,10 @@ use std::time::Instant;
 use timely::scheduling::SyncActivator;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
+
+/// Windows that packets may be handed out for ahead of a partition that has no message, beside those that lateness keeps
+/// open: what is read of a backlog while nothing comes of one partition is bounded by them.
+const MOST_AHEAD: usize = 64;
 
 /// A place in a partition: a message's number in the log, and a packet's in the message.
 pub type Place = (u64, u64);
@@ -262,7 +266,8 @@ impl Intake for Log {
             books.resume(self.first);
         }
         let ticked = Instant::now();
-        Box::new(LogReader { log: self, books, partitions, piece: None, positions: Vec::new(), ticked })
+        let open = BTreeSet::new();
+        Box::new(LogReader { log: self, books, open, partitions, piece: None, positions: Vec::new(), ticked })
     }
 
     fn register(&self, activator: SyncActivator) {
@@ -472,6 +477,8 @@ enum Packets {
 struct LogReader {
     log: Arc<Log>,
     books: Books,
+    /// Epochs that packets were handed out for and that are not closed.
+    open: BTreeSet<Epoch>,
     partitions: Vec<Partition>,
     piece: Option<Piece>,
     positions: Vec<LogPosition>,
@@ -497,7 +504,40 @@ impl LogReader {
         let heads = self.partitions.iter().enumerate();
         let heads = heads.filter_map(|(at, partition)| Some((partition.head.as_ref()?.0.watermark(), at)));
         let none = if looks.iter().all(|look| *look == Look::Ended) { Taken::End } else { Taken::Wait };
-        heads.min().map(|(_, at)| at).ok_or(none)
+        let (watermark, at) = heads.min().ok_or(none)?;
+        if self.is_far_ahead(watermark) && self.waits_for_nothing(&looks) {
+            return Err(Taken::Wait);
+        }
+        Ok(at)
+    }
+
+    /// Whether many windows wait to be closed that a message of this watermark would not be late for. While it is read
+    /// again what was read before, nothing is held back: how far the probes are is not known yet.
+    fn is_far_ahead(&self, watermark: u64) -> bool {
+        let rules = &self.books.rules;
+        let (closed, open) = (rules.first_open(self.hold()), rules.first_open(watermark));
+        let is_catching_up =
+            self.partitions.iter().any(|partition| partition.is_behind_boundary(&self.log.queues));
+        !self.log.passing && !is_catching_up && self.open.range(closed..open.max(closed)).count() > MOST_AHEAD
+    }
+
+    /// Whether what windows wait for comes from a partition that has no message.
+    fn waits_for_nothing(&self, looks: &[Look]) -> bool {
+        let Some((single, part)) = self.books.furthest_behind() else { return false };
+        let mut partitions = self.partitions.iter().zip(looks);
+        let look = partitions.find(|(partition, _)| (partition.single, partition.part) == (single, part));
+        look.is_none_or(|(_, look)| *look == Look::Nothing)
+    }
+
+    /// What has come, though nobody has looked at it yet.
+    fn waiting(&self) -> Waiting {
+        let arrived = |partition: &Partition| partition.head.as_ref().map(|(_, _, arrived)| *arrived);
+        let (singles, batches): (Vec<_>, Vec<_>) =
+            self.partitions.iter().partition(|partition| partition.single);
+        Waiting {
+            singles: singles.first().and_then(|partition| arrived(partition)),
+            parts: batches.into_iter().map(arrived).collect(),
+        }
     }
 
     /// The watermark before which nothing is handed out any more but what comes late.
@@ -517,6 +557,9 @@ impl LogReader {
         self.books.close();
         let hold = self.hold();
         let open = self.books.rules.first_open(hold);
+        if self.open.first().is_some_and(|first| *first < open) {
+            self.open = self.open.split_off(&open);
+        }
         for partition in self.partitions.iter_mut().filter(|partition| partition.closed < open) {
             partition.floor = partition.floor.max(hold);
             let here = partition.start(&self.books);
@@ -617,10 +660,7 @@ impl Reader for LogReader {
         }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
-            // What waits has come, though nobody has looked at it yet.
-            let waiting = self.partitions.iter().filter_map(|partition| Some(partition.head.as_ref()?.2));
-            let waiting = waiting.min();
-            self.books.tick(self.ticked, waiting);
+            self.books.tick(self.ticked, &self.waiting());
         }
         loop {
             self.close();
@@ -712,6 +752,7 @@ impl Reader for LogReader {
         }
         let highest = into.highest();
         into.finish(run, None);
+        self.open.extend(into.touched.iter().map(|(epoch, _)| *epoch));
         if highest.is_some_and(|highest| highest > partition.highest) || !closings.is_empty() {
             let start = start.ok_or("internal error: a batch has turned what it could not")?;
             highest.into_iter().for_each(|highest| partition.hand_out(highest, &start));
@@ -775,6 +816,7 @@ mod tests {
     use dataflows::packet::{Address, Transport};
     use dataflows::window::Windowing;
     use proptest::prelude::*;
+    use std::time::Duration;
     use tokio::sync::mpsc::unbounded_channel;
 
     const PARTITIONS: u32 = 3;
@@ -946,6 +988,50 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_backlog_is_read_no_further_than_some_windows_ahead_of_a_partition_that_has_no_message() {
+        let silent_after = Duration::from_millis(300);
+        let rules = Rules { silent_after, ..Rules::trial(LENGTH) };
+        let division = Division { partitions: PARTITIONS, first_worker: 0, workers: 1, peers: 1 };
+        let (done, _replies) = unbounded_channel();
+        let resume = (BTreeMap::new(), 0);
+        let log = Log::new(rules, division, Some(&BTreeMap::new()), resume, done, Box::new(|| {}));
+        // A packet in each of a thousand windows. The probe greets partition 0, which then has nothing.
+        let times: Vec<u64> = (0..1000).map(|window| window * LENGTH).collect();
+        let cuts = cuts(times.len(), BLOCK).into_iter().enumerate();
+        let mut messages: Vec<_> = cuts
+            .map(|(at, range)| (at % 3, batch_of(0, &times, at, range)))
+            .filter(|(at, _)| *at > 0)
+            .collect();
+        messages.insert(0, (0, batch_of(0, &times, 0, 0..1)));
+        for (number, (partition, payload)) in (1..).zip(messages) {
+            let message = Incoming { subject: "s".into(), payload: payload.into(), reply: None };
+            let message = Logged { message, number, waiting: 0, stored: 0 };
+            let mut queue = log.queues[&(partition as u32)].queue();
+            queue.bytes += message.message.payload.len() as u64 + OVERHEAD;
+            queue.messages.push_back((message, Instant::now()));
+        }
+        let mut reader = Arc::new(log).reader(0);
+        let mut placer = Placer::new(Windowing::Every(LENGTH), 0, 0);
+        let (mut handed_out, mut open, mut most, mut waited) = (BTreeSet::new(), 0, 0, false);
+        while handed_out.last().is_none_or(|last| *last < 990) {
+            let (taken, position) = reader.take().expect("taken");
+            open = placer.seek(position).max(open);
+            if taken == Taken::Piece {
+                reader.decode(&mut placer).expect("decoded");
+            } else {
+                waited = true;
+                std::thread::yield_now();
+            }
+            placer.touched.clear();
+            handed_out.extend(placer.batches.drain(..).map(|(epoch, _)| epoch));
+            most = most.max(handed_out.range(open..).count());
+        }
+        assert!(waited, "nothing held it back");
+        assert!(most <= MOST_AHEAD + 2 * BLOCK, "{most} windows were open");
+        assert!(open > 800, "once the partition has been silent for long, windows close without it: {open}");
     }
 
     proptest! {
