@@ -18,6 +18,7 @@ mod fan_out;
 pub mod groups;
 mod hll;
 pub mod key;
+pub mod layers;
 mod new_keys;
 pub mod packet;
 mod prefetch;
