@@ -1,12 +1,14 @@
 //! What an aggregator is, what it may build on, and the list of those that ship.
 
 use crate::block::{Block, BlockBuilder};
-use crate::groups::{self, Archive, Closed, Packets};
+use crate::field::{FIELDS, Field, Plan};
+use crate::groups::{self, Archive, Closed, GroupSet, Observations};
 use crate::key::{KeyFields, Mask};
+use crate::measure::{MEASURES, Measure, Measures};
 use crate::rows::{Schema, ValueKind};
 use crate::turns::{self, Reach};
 use crate::window::{Epoch, Windowing};
-use crate::{changes, count_min, exact, fan_out, hll, new_keys, quantiles, top_k};
+use crate::{changes, count_min, exact, fan_out, hll, measure, new_keys, quantiles, top_k};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
@@ -28,6 +30,11 @@ pub trait Aggregator: Send + Sync {
         Vec::new()
     }
 
+    /// The measures that those groups are to have. All groups have packets, bytes, first and last time.
+    fn measures(&self) -> Measures {
+        Measures::default()
+    }
+
     /// On how many windows before its own an answer depends: where one of those is revised, it is too.
     fn reach(&self, _windowing: Windowing) -> u64 {
         0
@@ -46,9 +53,9 @@ pub trait Aggregator: Send + Sync {
 pub struct Flow<'s> {
     scope: Scope<'s, Epoch>,
     windowing: Windowing,
-    packets: Stream<'s, Epoch, Packets>,
+    observations: Stream<'s, Epoch, Observations>,
     turns: Stream<'s, Epoch, Block>,
-    groups: Vec<(Mask, Stream<'s, Epoch, Block>)>,
+    groups: Vec<(GroupSet, Stream<'s, Epoch, Block>)>,
     closed: Closed,
     /// Number of the task that is being built, and how many there are.
     task: usize,
@@ -68,10 +75,10 @@ impl<'s> Flow<'s> {
         self.windowing
     }
 
-    /// The packets that this worker reads, in batches of one window. A batch whose window is earlier than its time
+    /// What this worker observes, mostly packets, in batches of one window. A batch whose window is earlier than its time
     /// came late.
-    pub fn packets(&self) -> Stream<'s, Epoch, Packets> {
-        self.packets.clone()
+    pub fn observations(&self) -> Stream<'s, Epoch, Observations> {
+        self.observations.clone()
     }
 
     /// What each epoch needs and shows, the same on every worker; see [`turns::Turns::receive`].
@@ -80,17 +87,23 @@ impl<'s> Flow<'s> {
     }
 
     /// The exact groups of a key set named by [`Aggregator::groups`]: for each window that an epoch needs, when the
-    /// epoch closes, the rows key, packets, bytes, first and last time of the keys that this worker owns.
+    /// epoch closes, the rows key, packets, bytes, first and last time of the keys that this worker owns. They are for
+    /// aggregators whose [`Aggregator::measures`] are the default.
     pub fn groups(&self, mask: Mask) -> Stream<'s, Epoch, Block> {
-        let built = self.groups.iter().find(|(built, _)| *built == mask);
+        self.measured_groups(&GroupSet::of(mask))
+    }
+
+    /// The same of a set with just these measures: the words behind the first four are in the order of [`Measures::names`].
+    pub fn measured_groups(&self, set: &GroupSet) -> Stream<'s, Epoch, Block> {
+        let built = self.groups.iter().find(|(built, _)| built == set);
         built.expect("an aggregator asks for the groups that it named").1.clone()
     }
 
     /// The exact groups of the coarsest key set that holds all of this one, where any task asks for such: as
     /// [`Self::groups`] has them.
     pub fn finer_groups(&self, mask: Mask) -> Option<Stream<'s, Epoch, Block>> {
-        let finer = self.groups.iter().filter(|(built, _)| built.contains(mask));
-        finer.min_by_key(|(built, _)| built.bits()).map(|(_, groups)| groups.clone())
+        let finer = self.groups.iter().filter(|(built, _)| built.mask.contains(mask));
+        finer.min_by_key(|(built, _)| built.mask.bits()).map(|(_, groups)| groups.clone())
     }
 
     /// A place for what has to outlive its window, so that late packets can revise it; `None` where nothing comes late.
@@ -138,18 +151,21 @@ pub(crate) fn numbered<'s>(blocks: Stream<'s, Epoch, Block>, task: usize) -> Str
 /// `touched` tells the committing worker which windows an epoch's packets are for; `closed` is what may be revised.
 pub fn build_tasks<'s>(
     scope: Scope<'s, Epoch>,
-    packets: Stream<'s, Epoch, Packets>,
+    observations: Stream<'s, Epoch, Observations>,
     touched: Stream<'s, Epoch, Block>,
     (tasks, windowing): (&[Task], Windowing),
     closed: Closed,
 ) -> Stream<'s, Epoch, Block> {
     let reach = Reach::of(tasks.iter().map(|task| task.aggregator.reach(windowing)));
     let turns = turns::turns(touched, reach, closed.recall.clone());
-    let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
-    let groups = groups::build(scope, &packets, &turns, &plan, &closed);
+    let sets = tasks.iter().flat_map(|task| {
+        let (masks, measures) = (task.aggregator.groups(), task.aggregator.measures());
+        masks.into_iter().map(move |mask| GroupSet { mask, measures: measures.clone() })
+    });
+    let groups = groups::build(&observations, &turns, &groups::plan(sets), &closed);
     let kept = RefCell::default();
     let mut flow =
-        Flow { scope, windowing, packets, turns, groups, closed, task: 0, tasks: tasks.len(), kept };
+        Flow { scope, windowing, observations, turns, groups, closed, task: 0, tasks: tasks.len(), kept };
     let mut rows = Vec::new();
     for (number, task) in tasks.iter().enumerate() {
         flow.task = number;
@@ -198,9 +214,38 @@ impl Metric {
 /// Rows that one window of a `top_k` or a sketch may have.
 pub const MOST_ROWS: usize = 100_000;
 
+/// The fields and measures that options may name, and the plan of all tasks of a run.
+#[derive(Clone, Debug)]
+pub struct Vocabulary {
+    /// Fields by what configuration calls them, in the order in which they are told.
+    pub fields: Vec<&'static Field>,
+    /// Measures.
+    pub measures: Vec<&'static Measure>,
+    /// Where extra fields lie. Clones share it.
+    pub plan: Plan,
+}
+
+impl Default for Vocabulary {
+    /// What ships, for tasks that share nothing with those of another vocabulary.
+    fn default() -> Self {
+        Self { fields: FIELDS.to_vec(), measures: MEASURES.to_vec(), plan: Plan::default() }
+    }
+}
+
 /// The options of one task as they were configured, all but its name and type.
 #[derive(Clone, Debug, Default)]
-pub struct Options(pub BTreeMap<String, serde_json::Value>);
+pub struct Options {
+    /// By their names.
+    pub values: BTreeMap<String, serde_json::Value>,
+    /// What they may name.
+    pub vocabulary: Vocabulary,
+}
+
+impl From<BTreeMap<String, serde_json::Value>> for Options {
+    fn from(values: BTreeMap<String, serde_json::Value>) -> Self {
+        Self { values, vocabulary: Vocabulary::default() }
+    }
+}
 
 /// Options that an aggregator refuses.
 #[derive(Debug, thiserror::Error)]
@@ -218,17 +263,17 @@ impl Options {
         let object = |options: &BTreeMap<String, serde_json::Value>| {
             serde_json::Value::Object(options.clone().into_iter().collect())
         };
-        serde_json::from_value(object(&self.0)).map_err(|error: serde_json::Error| {
+        serde_json::from_value(object(&self.values)).map_err(|error: serde_json::Error| {
             let message = error.to_string();
             if message.starts_with("missing field") {
                 return OptionsError { key: None, message };
             }
-            if let Some(key) = self.0.keys().find(|key| message.contains(&format!("field `{key}`"))) {
+            if let Some(key) = self.values.keys().find(|key| message.contains(&format!("field `{key}`"))) {
                 return OptionsError { key: Some(key.clone()), message };
             }
             // serde does not say which value has the wrong type: it is the one without which the error is another.
-            let culprit = self.0.keys().find(|key| {
-                let mut others = self.0.clone();
+            let culprit = self.values.keys().find(|key| {
+                let mut others = self.values.clone();
                 others.remove(*key);
                 let other = serde_json::from_value::<T>(object(&others));
                 other.err().is_none_or(|other| other.to_string() != message)
@@ -242,7 +287,29 @@ impl Options {
 
     /// Reads the names of a key's fields.
     pub fn fields(&self, key: &str, names: &[String]) -> Result<KeyFields, OptionsError> {
-        KeyFields::parse(names).map_err(|error| self.refuse(key, error))
+        let Vocabulary { fields, plan, .. } = &self.vocabulary;
+        KeyFields::parse_with(names, fields, plan).map_err(|error| self.refuse(key, error))
+    }
+
+    /// Reads the names of a key's fields, none of which may be extra: for tasks whose state holds base keys only.
+    pub fn base_fields(&self, key: &str, names: &[String]) -> Result<KeyFields, OptionsError> {
+        let fields = self.fields(key, names)?;
+        match fields.extra() {
+            Some(extra) => Err(self.refuse(
+                key,
+                format!(
+                    "a sketch has no room for `{}`; it can have addresses, prefixes, ports, Protocol, TCPFlags, VLAN and \
+                     IPVersion (tasks of type exact, top_k, fan_out, new_keys and changes can have all fields)",
+                    extra.name
+                ),
+            )),
+            None => Ok(fields),
+        }
+    }
+
+    /// Reads the names of measures.
+    pub fn measures(&self, key: &str, names: &[String]) -> Result<Vec<&'static Measure>, OptionsError> {
+        measure::parse(names, &self.vocabulary.measures).map_err(|error| self.refuse(key, error))
     }
 
     /// Checks a number of rows, 1 to [`MOST_ROWS`].
@@ -262,14 +329,18 @@ impl Options {
 /// Makes an aggregator from its options.
 pub type Constructor = fn(&Options) -> Result<Box<dyn Aggregator>, OptionsError>;
 
-/// The aggregators that a program knows, by the `type` that configuration names.
+/// What a program knows: aggregators, by the `type` that configuration names, fields and measures.
 #[derive(Clone, Debug)]
-pub struct Registry(BTreeMap<&'static str, Constructor>);
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Constructor>,
+    fields: Vec<&'static Field>,
+    measures: Vec<&'static Measure>,
+}
 
 impl Default for Registry {
     /// The aggregators that ship: to add one, write its file and add its line.
     fn default() -> Self {
-        Self(BTreeMap::from([
+        let kinds = BTreeMap::from([
             ("changes", changes::from_options as Constructor),
             ("count_min", count_min::from_options),
             ("exact", exact::from_options),
@@ -278,24 +349,44 @@ impl Default for Registry {
             ("new_keys", new_keys::from_options),
             ("quantiles", quantiles::from_options),
             ("top_k", top_k::from_options),
-        ]))
+        ]);
+        Self { kinds, fields: FIELDS.to_vec(), measures: MEASURES.to_vec() }
     }
 }
 
 impl Registry {
     /// Adds an aggregator from another crate; one of the same type name is replaced.
     pub fn with(mut self, kind: &'static str, constructor: Constructor) -> Self {
-        self.0.insert(kind, constructor);
+        self.kinds.insert(kind, constructor);
         self
+    }
+
+    /// Adds a field from another crate; one of the same name is replaced.
+    pub fn with_field(mut self, field: &'static Field) -> Self {
+        self.fields.retain(|known| *known != field);
+        self.fields.push(field);
+        self
+    }
+
+    /// Adds a measure from another crate; one of the same name is replaced.
+    pub fn with_measure(mut self, measure: &'static Measure) -> Self {
+        self.measures.retain(|known| *known != measure);
+        self.measures.push(measure);
+        self
+    }
+
+    /// What options may name, with a plan of its own: for the tasks of a run.
+    pub fn vocabulary(&self) -> Vocabulary {
+        Vocabulary { fields: self.fields.clone(), measures: self.measures.clone(), plan: Plan::default() }
     }
 
     /// The known type names, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.0.keys().copied()
+        self.kinds.keys().copied()
     }
 
     /// The constructor of a type.
     pub fn get(&self, kind: &str) -> Option<Constructor> {
-        self.0.get(kind).copied()
+        self.kinds.get(kind).copied()
     }
 }

@@ -3,6 +3,7 @@
 //! The sender sorts rows by their destination while it writes them, so timely moves whole blocks (within a process a
 //! pointer, between processes one copy of the words) and never looks at a record.
 
+use crate::key::Layout;
 use crate::prefetch::prefetch;
 use crate::window::Epoch;
 use std::io::Write;
@@ -171,8 +172,10 @@ pub struct Block {
     pub task: usize,
     /// The window that the rows belong to; earlier than the block's own time where they came late.
     pub window: Epoch,
-    /// Whether keys are [`crate::key::Wide`], else [`crate::key::Compact`].
-    pub wide: bool,
+    /// How the keys lie.
+    pub layout: Layout,
+    /// Words of a row: its key's and its values'; 0 where the words are no rows.
+    pub width: usize,
     /// The rows, each a key followed by its values.
     pub words: Words,
     /// The rows in place of `words`, once they have an order.
@@ -246,8 +249,9 @@ impl ContainerBytes for Block {
         let header = bytes.extract_to(8 * HEADER_WORDS);
         let mut words = header.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word));
         let mut next = || words.next().unwrap_or(0);
-        let (to, task, window, wide) = (next() as usize, next() as usize, next(), next() == 1);
-        Self { to, task, window, wide, words: Words::received(bytes), sorted: None }
+        let (to, task, window, rows) = (next() as usize, next() as usize, next(), next());
+        let (layout, width) = (Layout::numbered(rows & 0xff).unwrap_or_default(), (rows >> 8) as usize);
+        Self { to, task, window, layout, width, words: Words::received(bytes), sorted: None }
     }
 
     fn length_in_bytes(&self) -> usize {
@@ -255,7 +259,8 @@ impl ContainerBytes for Block {
     }
 
     fn into_bytes<W: Write>(&self, writer: &mut W) {
-        let header = [self.to as u64, self.task as u64, self.window, self.wide.into()];
+        let rows = (self.width as u64) << 8 | self.layout as u64;
+        let header = [self.to as u64, self.task as u64, self.window, rows];
         let written = writer
             .write_all(bytemuck::cast_slice(&header))
             .and_then(|()| self.visit_words(|words| writer.write_all(bytemuck::cast_slice(words))));
@@ -311,9 +316,9 @@ mod tests {
     #[test]
     fn a_block_comes_as_it_was_sent_wherever_its_bytes_lie() {
         let words = (0..1000).map(|word| word << 40 | 7).collect::<Vec<u64>>().into();
-        for block in
-            [Block::default(), Block { to: 3, task: 2, window: u64::MAX, wide: true, words, sorted: None }]
-        {
+        let (layout, width) = (Layout::WideExtra, 10);
+        let whole = Block { to: 3, task: 2, window: u64::MAX, layout, width, words, sorted: None };
+        for block in [Block::default(), whole] {
             for shift in [0, 8, 3] {
                 assert_eq!(sent(&block, shift), block);
             }

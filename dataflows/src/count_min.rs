@@ -4,6 +4,7 @@ use crate::aggregator::{Aggregator, Flow, Metric, Options, OptionsError};
 use crate::block::Block;
 use crate::groups;
 use crate::key::{Key, Mask};
+use crate::measure::Weight;
 use crate::packet::Packet;
 use crate::rows::Schema;
 use crate::sketch::{CountMin, Shape};
@@ -63,7 +64,7 @@ struct HeavyHitters {
 /// Reads a task's options.
 pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
     let CountMinOptions { key_fields, metric, k, threshold, width, depth, seed } = options.read()?;
-    let key = options.fields("key_fields", &key_fields)?;
+    let key = options.base_fields("key_fields", &key_fields)?;
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
     let schema = estimates(key, metric.kind());
@@ -101,8 +102,8 @@ impl Sketch for Counts {
         with_key(self.mask, packet, |wide, key| self.counts.prefetch(wide, key));
     }
 
-    fn update(&mut self, packet: &Packet) {
-        let weight = self.metric.of(1, packet.length.into());
+    fn update(&mut self, packet: &Packet, weight: Weight) {
+        let weight = self.metric.of(weight.packets, weight.bytes);
         with_key(self.mask, packet, |wide, key| self.counts.update(wide, key, weight, packet.fingerprint()));
     }
 

@@ -7,32 +7,66 @@
 
 use crate::block::{Block, BlockBuilder, to_named_worker};
 use crate::epochs::Epochs;
-use crate::key::{Key, Mask};
+use crate::field::WORDS;
+use crate::key::{Key, Layout, Mask};
+use crate::measure::{MOST, Measures, Merges, Weight};
 use crate::packet::Packet;
-use crate::table::{COMPACT_GROUP, Table, WIDE_GROUP, owner, route};
+use crate::table::{COUNTS, Table, owner, route};
 use crate::turns::Turns;
 use crate::window::Epoch;
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::Accountable;
+use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Concat;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
-use timely::dataflow::{Scope, Stream};
 
-/// Decoded packets of one window, in the order of their stream. Cloning shares them.
+/// Observations of one window, in the order of their stream: what flows into the tasks. Cloning shares them.
+///
+/// Mostly each is one captured packet. An observation may as well stand for many packets over an interval within the window,
+/// such as a flow record of a router: then it has a weight.
 #[derive(Clone, Debug, Default)]
-pub struct Packets {
+pub struct Observations {
     /// The window that holds them; earlier than the batch's own time where they came late, later where they are dated ahead
     /// of all others by mistake.
     pub window: Epoch,
-    /// The packets.
+    /// The packets, or of each observation with a weight, what all its packets share.
     pub packets: Arc<Vec<Packet>>,
+    /// The extension words of each; empty where no task asks for any.
+    pub extra: Arc<Vec<[u64; WORDS]>>,
+    /// What each adds; empty where each is one packet.
+    pub weights: Arc<Vec<Weight>>,
 }
 
-impl Accountable for Packets {
+impl Observations {
+    /// Captured packets of a window, without extension words.
+    pub fn packets(window: Epoch, packets: Vec<Packet>) -> Self {
+        Self { window, packets: Arc::new(packets), ..Self::default() }
+    }
+
+    /// What the observation of this number adds, which has these fields.
+    #[inline(always)]
+    pub fn weight(&self, number: usize, packet: &Packet) -> Weight {
+        self.weights.get(number).copied().unwrap_or_else(|| Weight::of(packet))
+    }
+
+    /// Its extension words.
+    #[inline(always)]
+    pub fn extra(&self, number: usize) -> &[u64] {
+        self.extra.get(number).map_or(&[], |words| words)
+    }
+
+    /// All with what they add.
+    pub fn weighted(&self) -> impl Iterator<Item = (&Packet, Weight)> {
+        self.packets.iter().enumerate().map(|(number, packet)| (packet, self.weight(number, packet)))
+    }
+}
+
+impl Accountable for Observations {
     fn record_count(&self) -> i64 {
         self.packets.len() as i64
     }
@@ -50,8 +84,8 @@ pub trait Archive {
 
 /// Brings back the exact groups of windows that an earlier run has closed, or this one long ago, from what was written.
 pub trait Recall {
-    /// The groups of a key set in a window: each a key, packets, bytes, first and last time, no key twice.
-    fn recall(&self, mask: Mask, window: Epoch) -> Vec<(Key, [u64; 4])>;
+    /// The groups of a key set in a window: each a key and the words of its measures, no key twice.
+    fn recall(&self, set: &GroupSet, window: Epoch) -> Vec<(Key, Vec<u64>)>;
 
     /// Whether there is a snapshot of this window.
     fn holds(&self, window: Epoch) -> bool;
@@ -76,33 +110,74 @@ pub trait Recall {
 /// Packets, bytes, first and last time of a group.
 pub type Counts = [u64; 4];
 
+/// A key set, and the measures of its groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupSet {
+    /// What the keys hold.
+    pub mask: Mask,
+    /// The measures.
+    pub measures: Measures,
+}
+
+impl GroupSet {
+    /// Groups of the default measures.
+    pub fn of(mask: Mask) -> Self {
+        Self { mask, measures: Measures::default() }
+    }
+
+    /// Whether the groups of `coarse` can be made of these.
+    fn contains(&self, coarse: &Self) -> bool {
+        self.mask.contains(coarse.mask) && self.measures.contain(&coarse.measures)
+    }
+}
+
+/// Words of a group with compact and with wide keys, where there are no other measures.
+const PLAIN: [usize; 2] = [2 + COUNTS, 5 + COUNTS];
+
 /// Visits the groups of a block.
 pub fn visit(block: &Block, mut visit: impl FnMut(Key, Counts)) {
+    visit_all(block, |key, counts, _| visit(key, counts));
+}
+
+/// Visits the groups of a block, with the words behind the first four.
+#[inline(always)]
+fn visit_all(block: &Block, mut visit: impl FnMut(Key, Counts, &[u64])) {
     debug_assert!(block.sorted.is_none(), "groups have no order");
-    if block.wide {
-        for &[a, b, c, d, e, packets, bytes, first, last] in block.words.as_chunks::<WIDE_GROUP>().0 {
-            visit(Key::Wide([a, b, c, d, e]), [packets, bytes, first, last]);
+    match (block.layout, block.width) {
+        (Layout::Compact, width) if width == PLAIN[0] => {
+            for &[a, b, packets, bytes, first, last] in block.words.as_chunks::<{ PLAIN[0] }>().0 {
+                visit(Key::Compact([a, b]), [packets, bytes, first, last], &[]);
+            }
         }
-    } else {
-        for &[a, b, packets, bytes, first, last] in block.words.as_chunks::<COMPACT_GROUP>().0 {
-            visit(Key::Compact([a, b]), [packets, bytes, first, last]);
+        (Layout::Wide, width) if width == PLAIN[1] => {
+            for &[a, b, c, d, e, packets, bytes, first, last] in block.words.as_chunks::<{ PLAIN[1] }>().0 {
+                visit(Key::Wide([a, b, c, d, e]), [packets, bytes, first, last], &[]);
+            }
+        }
+        (layout, width) => {
+            for row in block.words.chunks_exact(width.max(1)) {
+                let (key, values) = row.split_at(layout.words());
+                if let Some((counts, more)) = values.split_first_chunk() {
+                    visit(Key::of_words(layout, key), *counts, more);
+                }
+            }
         }
     }
 }
 
-/// Groups of one window and key set, by layout.
+/// Groups of one window and key set, by layout; those with full keys are all in the first table.
 #[derive(Default)]
-struct Tables {
-    compact: Table<2, COMPACT_GROUP>,
-    wide: Table<5, WIDE_GROUP>,
+struct Tables<const KC: usize, const SC: usize, const KW: usize, const SW: usize> {
+    compact: Table<KC, SC>,
+    wide: Table<KW, SW>,
 }
 
 /// Keyed groups on their way into the tables of their owners, a batch of each layout and owner. Empty between folds, so
 /// that all folds of a worker share them; made when the first group comes, since workers may be many and idle.
 #[derive(Default)]
-struct Batches {
-    compact: Vec<Batch<COMPACT_GROUP>>,
-    wide: Vec<Batch<WIDE_GROUP>>,
+struct Batches<const SC: usize, const SW: usize> {
+    compact: Vec<Batch<SC>>,
+    wide: Vec<Batch<SW>>,
 }
 
 struct Batch<const S: usize> {
@@ -114,69 +189,177 @@ impl<const S: usize> Batch<S> {
     const EMPTY: Self = Self { groups: [[0; S]; 64], len: 0 };
 
     #[inline(always)]
-    fn push<const K: usize>(&mut self, group: [u64; S], table: &mut Table<K, S>) {
+    fn push<const K: usize>(&mut self, group: [u64; S], table: &mut Table<K, S>, merges: &Merges) {
         self.groups[self.len] = group;
         self.len += 1;
         if self.len == self.groups.len() {
-            table.absorb(&self.groups);
+            table.absorb(&self.groups, merges);
             self.len = 0;
         }
     }
+
+    #[inline(always)]
+    fn finish<const K: usize>(&mut self, table: &mut Table<K, S>, merges: &Merges) {
+        table.absorb(&self.groups[..self.len], merges);
+        self.len = 0;
+    }
 }
 
-impl Batches {
-    /// As many batches as there are owners.
-    #[cold]
-    #[inline(never)]
-    fn make<const S: usize>(batches: &mut Vec<Batch<S>>, peers: usize) {
-        batches.resize_with(peers, || Batch::EMPTY);
+/// A group of a key, counts and further words; words that are missing are 0.
+#[inline(always)]
+fn group<const K: usize, const S: usize>(key: &[u64; K], counts: Counts, more: &[u64]) -> [u64; S] {
+    let mut group = [0; S];
+    group[..K].copy_from_slice(key);
+    group[K..K + COUNTS].copy_from_slice(&counts);
+    if S > K + COUNTS {
+        group[K + COUNTS..].iter_mut().zip(more).for_each(|(word, more)| *word = *more);
+    }
+    group
+}
+
+/// As many batches as there are owners.
+#[cold]
+#[inline(never)]
+fn make_batches<const S: usize>(batches: &mut Vec<Batch<S>>, peers: usize) {
+    batches.resize_with(peers, || Batch::EMPTY);
+}
+
+/// The tables of a key set. Which kind there is depends on how long keys and groups are: see [`with_store`].
+trait Store: Default + 'static {
+    /// See [`Batches`].
+    type Batches: Default + 'static;
+    /// Whether keys have no extension words, and groups no further words.
+    const HAS_EXTRA: bool;
+    const HAS_MORE: bool;
+
+    fn len(&self) -> usize;
+    /// Adds groups of this very key set.
+    fn absorb(&mut self, block: &Block, merges: &Merges);
+    /// All groups as blocks, without a copy.
+    fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block>;
+    /// Adds a group to the share of its owner.
+    fn push(
+        batches: &mut Self::Batches,
+        key: Key,
+        values: (Counts, &[u64]),
+        shares: &mut [Self],
+        merges: &Merges,
+    );
+    fn finish(batches: &mut Self::Batches, shares: &mut [Self], merges: &Merges);
+}
+
+impl<const KC: usize, const SC: usize, const KW: usize, const SW: usize> Store for Tables<KC, SC, KW, SW> {
+    type Batches = Batches<SC, SW>;
+    const HAS_EXTRA: bool = KC > 2;
+    const HAS_MORE: bool = SC > KC + COUNTS;
+
+    fn len(&self) -> usize {
+        self.compact.len() + self.wide.len()
+    }
+
+    fn absorb(&mut self, block: &Block, merges: &Merges) {
+        match block.layout {
+            Layout::Compact | Layout::CompactExtra | Layout::Full => {
+                self.compact.absorb(block.words.as_chunks().0, merges);
+            }
+            Layout::Wide | Layout::WideExtra => self.wide.absorb(block.words.as_chunks().0, merges),
+        }
+    }
+
+    fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
+        let layouts = match KC {
+            2 => (Layout::Compact, Layout::Wide),
+            3 => (Layout::CompactExtra, Layout::WideExtra),
+            _ => (Layout::Full, Layout::Full),
+        };
+        let compact = self.compact.into_chunks().map(move |chunk| (layouts.0, SC, chunk.into_flattened()));
+        let wide = self.wide.into_chunks().map(move |chunk| (layouts.1, SW, chunk.into_flattened()));
+        compact.chain(wide).map(move |(layout, width, words)| Block {
+            to,
+            window,
+            layout,
+            width,
+            words: words.into(),
+            ..Block::default()
+        })
     }
 
     #[inline(always)]
-    fn push(&mut self, key: Key, [packets, bytes, first, last]: [u64; 4], shares: &mut [Tables]) {
+    fn push(
+        batches: &mut Self::Batches,
+        key: Key,
+        (counts, more): (Counts, &[u64]),
+        shares: &mut [Self],
+        merges: &Merges,
+    ) {
         let peers = shares.len();
+        let of = |route: u64| if peers == 1 { 0 } else { owner(route, peers) };
         match key {
-            Key::Compact(key @ [a, b]) => {
-                let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
-                let group = [a, b, packets, bytes, first, last];
-                if owner >= self.compact.len() {
-                    Self::make(&mut self.compact, peers);
+            Key::Compact(_) | Key::CompactExtra(_) | Key::Full(_) => {
+                let key: &[u64; KC] = key.words().first_chunk().expect("keys of a set are of its layouts");
+                let owner = of(route(key));
+                if owner >= batches.compact.len() {
+                    make_batches(&mut batches.compact, peers);
                 }
-                self.compact[owner].push(group, &mut shares[owner].compact);
+                let group = group(key, counts, more);
+                batches.compact[owner].push(group, &mut shares[owner].compact, merges);
             }
-            Key::Wide(key @ [a, b, c, d, e]) => {
-                let owner = if peers == 1 { 0 } else { owner(route(&key), peers) };
-                let group = [a, b, c, d, e, packets, bytes, first, last];
-                if owner >= self.wide.len() {
-                    Self::make(&mut self.wide, peers);
+            Key::Wide(_) | Key::WideExtra(_) => {
+                let key: &[u64; KW] = key.words().first_chunk().expect("keys of a set are of its layouts");
+                let owner = of(route(key));
+                if owner >= batches.wide.len() {
+                    make_batches(&mut batches.wide, peers);
                 }
-                self.wide[owner].push(group, &mut shares[owner].wide);
+                let group = group(key, counts, more);
+                batches.wide[owner].push(group, &mut shares[owner].wide, merges);
             }
         }
     }
 
-    fn finish(&mut self, shares: &mut [Tables]) {
-        for (tables, batch) in shares.iter_mut().zip(&mut self.compact) {
-            tables.compact.absorb(&batch.groups[..batch.len]);
-            batch.len = 0;
+    fn finish(batches: &mut Self::Batches, shares: &mut [Self], merges: &Merges) {
+        for (tables, batch) in shares.iter_mut().zip(&mut batches.compact) {
+            batch.finish(&mut tables.compact, merges);
         }
-        for (tables, batch) in shares.iter_mut().zip(&mut self.wide) {
-            tables.wide.absorb(&batch.groups[..batch.len]);
-            batch.len = 0;
+        for (tables, batch) in shares.iter_mut().zip(&mut batches.wide) {
+            batch.finish(&mut tables.wide, merges);
         }
     }
 }
 
-/// What can be folded into groups under a mask: packets, or the groups of a finer key set.
+/// Calls a generic function for the tables of a key set. A group has room for 0, 4 or 12 words behind the first four, so
+/// that a handful of tables serve: those of plain keys and four words are what the shipped tasks run on.
+macro_rules! with_store {
+    ($set:expr, $($call:ident).+ ( $($argument:expr),* $(,)? )) => {{
+        match ($set.mask.extra_words(), $set.measures.more()) {
+            (0, 0) => $($call).+::<Tables<2, 6, 5, 9>>($($argument),*),
+            (0, 1..=4) => $($call).+::<Tables<2, 10, 5, 13>>($($argument),*),
+            (0, _) => $($call).+::<Tables<2, 18, 5, 21>>($($argument),*),
+            (1, 0) => $($call).+::<Tables<3, 7, 6, 10>>($($argument),*),
+            (1, _) => $($call).+::<Tables<3, 19, 6, 22>>($($argument),*),
+            (_, 0) => $($call).+::<Tables<9, 13, 9, 13>>($($argument),*),
+            (_, _) => $($call).+::<Tables<9, 25, 9, 25>>($($argument),*),
+        }
+    }};
+}
+
+/// How groups of a key set are folded.
+#[derive(Clone, Debug, Default)]
+struct Folding {
+    set: GroupSet,
+    /// Of groups of a finer set, which of their words behind the first four become ours.
+    from: Vec<usize>,
+}
+
+/// What can be folded into groups: observations, or the groups of a finer key set.
 trait Fold {
     /// Groups of another worker before they move to it early: what bounds memory when keys are many.
     const FLUSH_AT: usize;
 
     fn window(&self) -> Epoch;
-    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]);
+    fn fold<T: Store>(&self, folding: &Folding, batches: &mut T::Batches, shares: &mut [T]);
 }
 
-impl Fold for Packets {
+impl Fold for Observations {
     /// Large, because most groups are met again: measured in `benches/`.
     const FLUSH_AT: usize = 1 << 20;
 
@@ -184,11 +367,23 @@ impl Fold for Packets {
         self.window
     }
 
-    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]) {
-        for packet in self.packets.iter() {
-            batches.push(mask.of(packet), [1, packet.length.into(), packet.time, packet.time], shares);
+    fn fold<T: Store>(&self, Folding { set, .. }: &Folding, batches: &mut T::Batches, shares: &mut [T]) {
+        let GroupSet { mask, measures } = set;
+        let merges = measures.merges();
+        if !T::HAS_EXTRA && !T::HAS_MORE && self.weights.is_empty() {
+            for packet in self.packets.iter() {
+                let key = mask.key(packet.source, packet.destination, packet.transport);
+                T::push(batches, key, (Weight::of(packet).words(), &[]), shares, merges);
+            }
+        } else {
+            let mut more = [0; MOST];
+            for (number, packet) in self.packets.iter().enumerate() {
+                let (weight, extra) = (self.weight(number, packet), self.extra(number));
+                measures.observe(packet, weight, extra, &mut more);
+                T::push(batches, mask.of(packet, extra), (weight.words(), &more), shares, merges);
+            }
         }
-        batches.finish(shares);
+        T::finish(batches, shares, merges);
     }
 }
 
@@ -200,50 +395,29 @@ impl Fold for Block {
         self.window
     }
 
-    fn fold(&self, mask: Mask, batches: &mut Batches, shares: &mut [Tables]) {
-        visit(self, |key, values| batches.push(key.under(mask), values, shares));
-        batches.finish(shares);
-    }
-}
-
-impl Tables {
-    fn len(&self) -> usize {
-        self.compact.len() + self.wide.len()
-    }
-
-    /// Adds groups of this very key set.
-    fn absorb(&mut self, block: &Block) {
-        if block.wide {
-            self.wide.absorb(block.words.as_chunks().0);
-        } else {
-            self.compact.absorb(block.words.as_chunks().0);
-        }
-    }
-
-    /// All groups as blocks, without a copy.
-    fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
-        let compact = self.compact.into_chunks().map(|chunk| (false, chunk.into_flattened()));
-        let wide = self.wide.into_chunks().map(|chunk| (true, chunk.into_flattened()));
-        compact.chain(wide).map(move |(wide, words)| Block {
-            to,
-            window,
-            wide,
-            words: words.into(),
-            ..Block::default()
-        })
+    fn fold<T: Store>(&self, Folding { set, from }: &Folding, batches: &mut T::Batches, shares: &mut [T]) {
+        let merges = set.measures.merges();
+        let mut more = [0; MOST];
+        visit_all(self, |key, counts, finer| {
+            if T::HAS_MORE {
+                more.iter_mut().zip(from).for_each(|(word, from)| *word = finer[*from]);
+            }
+            T::push(batches, key.under(set.mask), (counts, &more), shares, merges);
+        });
+        T::finish(batches, shares, merges);
     }
 }
 
 /// What a worker holds of the keys that it owns itself, by epoch and window: shared by the folding operator and the
 /// merging one of the same worker, which takes it when both have been told that the epoch is over.
-type Own = Rc<RefCell<BTreeMap<(Epoch, Epoch), Tables>>>;
+type Own<T> = Rc<RefCell<BTreeMap<(Epoch, Epoch), T>>>;
 
 /// Folds a stream into partial groups: those of others for their owners, this worker's own into `own`.
-fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
+fn fold<'s, T: Store, C: Fold + Accountable + Clone + Default + 'static>(
     input: Stream<'s, Epoch, C>,
-    mask: Mask,
-    own: Own,
-    batches: Rc<RefCell<Batches>>,
+    folding: Folding,
+    own: Own<T>,
+    batches: Rc<RefCell<T::Batches>>,
 ) -> Stream<'s, Epoch, Block> {
     let scope = input.scope();
     let (index, peers) = (scope.index(), scope.peers());
@@ -251,7 +425,7 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
         let activator = scope.activator_for(info.address);
         let mut waiting: VecDeque<(Epoch, C)> = VecDeque::new();
         // By window, one share for each owner.
-        let mut epochs: Epochs<BTreeMap<Epoch, Vec<Tables>>> = Epochs::default();
+        let mut epochs: Epochs<BTreeMap<Epoch, Vec<T>>> = Epochs::default();
         move |(input, frontier), output| {
             let port = output.output_index();
             input.for_each(|message, batch| {
@@ -263,11 +437,11 @@ fn fold<'s, C: Fold + Accountable + Clone + Default + 'static>(
                 let Some((held, windows)) = epochs.open(epoch) else { continue };
                 let window = batch.window();
                 let shares =
-                    windows.entry(window).or_insert_with(|| (0..peers).map(|_| Tables::default()).collect());
+                    windows.entry(window).or_insert_with(|| (0..peers).map(|_| T::default()).collect());
                 let mut own = own.borrow_mut();
                 let held_of_own = own.entry((*held.time(), window)).or_default();
                 std::mem::swap(held_of_own, &mut shares[index]);
-                batch.fold(mask, &mut batches.borrow_mut(), shares);
+                batch.fold::<T>(&folding, &mut batches.borrow_mut(), shares);
                 std::mem::swap(held_of_own, &mut shares[index]);
                 let mut has_sent = false;
                 for (to, tables) in shares.iter_mut().enumerate().filter(|(to, _)| *to != index) {
@@ -324,9 +498,9 @@ impl Arrived {
         self.words > MOST_ARRIVED
     }
 
-    fn merge_into(&mut self, tables: &mut Tables) {
+    fn merge_into<T: Store>(&mut self, tables: &mut T, merges: &Merges) {
         self.words = 0;
-        self.blocks.drain(..).for_each(|block| tables.absorb(&block));
+        self.blocks.drain(..).for_each(|block| tables.absorb(&block, merges));
     }
 }
 
@@ -341,10 +515,10 @@ struct Closing {
 ///
 /// `turns` names, on every worker, the windows that are needed; with an archive such a window is emitted again with all
 /// it holds. Without one (groups rolled up from groups) whatever arrives is whole.
-fn merge<'s>(
+fn merge<'s, T: Store>(
     partials: Stream<'s, Epoch, Block>,
     turns: Stream<'s, Epoch, Block>,
-    own: Own,
+    (own, merges): (Own<T>, Merges),
     mut archive: Option<Box<dyn Archive>>,
 ) -> Stream<'s, Epoch, Block> {
     partials.binary_frontier::<_, BlockBuilder, _, _, _, _>(
@@ -362,7 +536,8 @@ fn merge<'s>(
                         let arrived = closing.windows.entry(window).or_default();
                         arrived.push(std::mem::take(block));
                         if arrived.is_much() {
-                            arrived.merge_into(own.borrow_mut().entry((*held.time(), window)).or_default());
+                            let mut own = own.borrow_mut();
+                            arrived.merge_into(own.entry((*held.time(), window)).or_default(), &merges);
                         }
                     }
                 });
@@ -381,7 +556,7 @@ fn merge<'s>(
                     }
                     for (window, mut arrived) in closing.windows {
                         let mut tables = own.borrow_mut().remove(&(*held.time(), window)).unwrap_or_default();
-                        arrived.merge_into(&mut tables);
+                        arrived.merge_into(&mut tables, &merges);
                         for mut block in tables.into_blocks(0, window) {
                             if let Some(archive) = &mut archive {
                                 archive.put(block.clone());
@@ -400,9 +575,9 @@ fn merge<'s>(
 
 /// On one worker: the groups that were written of a window that the archive does not have, for their owners, in the epoch
 /// that needs them. From then on the archive has them again.
-fn recalled<'s>(
+fn recalled<'s, T: Store>(
     turns: Stream<'s, Epoch, Block>,
-    mask: Mask,
+    set: GroupSet,
     recall: Option<Rc<dyn Recall>>,
 ) -> Stream<'s, Epoch, Block> {
     let peers = turns.scope().peers();
@@ -419,12 +594,15 @@ fn recalled<'s>(
                 let Some(recall) = &recall else { continue };
                 let mut session = output.session_with_builder(&held);
                 for window in turns.recalled {
-                    let (mut batches, mut shares) = (Batches::default(), Vec::new());
-                    shares.resize_with(peers, Tables::default);
-                    for (key, values) in recall.recall(mask, window) {
-                        batches.push(key, values, &mut shares);
+                    let (mut batches, mut shares) = (T::Batches::default(), Vec::new());
+                    shares.resize_with(peers, T::default);
+                    let merges = set.measures.merges();
+                    for (key, values) in recall.recall(&set, window) {
+                        if let Some((counts, more)) = values.split_first_chunk() {
+                            T::push(&mut batches, key, (*counts, more), &mut shares, merges);
+                        }
                     }
-                    batches.finish(&mut shares);
+                    T::finish(&mut batches, &mut shares, merges);
                     for (to, tables) in shares.into_iter().enumerate() {
                         tables
                             .into_blocks(to, window)
@@ -441,30 +619,89 @@ pub(crate) fn elements<'s>(groups: Stream<'s, Epoch, Block>, key: Mask) -> Strea
     let ones = groups.unary::<BlockBuilder, _, _, _>(Pipeline, "Ones", move |_, _| {
         move |input, output| {
             input.for_each(|message, block| {
-                let width = if block.wide { WIDE_GROUP } else { COMPACT_GROUP };
                 let mut words = block.words.to_vec();
-                for row in words.chunks_exact_mut(width) {
-                    row[width - 4..].copy_from_slice(&[1, 0, 0, 0]);
+                for row in words.chunks_exact_mut(block.width.max(1)) {
+                    row[block.layout.words()..][..COUNTS].copy_from_slice(&[1, 0, 0, 0]);
                 }
                 block.words = words.into();
                 output.session_with_builder(&message).give_container(block);
             });
         }
     });
-    let (scope, own) = (ones.scope(), Own::default());
-    merge(fold(ones, key, own.clone(), Rc::default()), empty(scope), own, None)
+    let folding = Folding { set: GroupSet::of(key), from: Vec::new() };
+    let set = folding.set.clone();
+    with_store!(set, roll_up(ones, folding, Rc::default()))
 }
 
-/// Each key set with the number of the key set it is rolled up from; finer sets come first and none comes twice.
-pub fn plan(masks: impl IntoIterator<Item = Mask>) -> Vec<(Mask, Option<usize>)> {
-    let mut planned: Vec<(Mask, Option<usize>)> = Vec::new();
-    let mut masks: Vec<Mask> = masks.into_iter().collect();
-    masks.sort_by_key(|mask| std::cmp::Reverse(mask.bits()));
-    for mask in masks {
-        if planned.iter().all(|(earlier, _)| *earlier != mask) {
+/// Batches of each kind of tables, for all folds of a worker.
+#[derive(Default)]
+struct Shared(HashMap<TypeId, Box<dyn Any>>);
+
+impl Shared {
+    fn batches<T: Store>(&mut self) -> Rc<RefCell<T::Batches>> {
+        let made =
+            self.0.entry(TypeId::of::<T>()).or_insert_with(|| Box::<Rc<RefCell<T::Batches>>>::default());
+        made.downcast_ref::<Rc<RefCell<T::Batches>>>().cloned().unwrap_or_default()
+    }
+
+    fn count<'s, T: Store>(
+        &mut self,
+        observations: &Stream<'s, Epoch, Observations>,
+        turns: &Stream<'s, Epoch, Block>,
+        set: &GroupSet,
+        closed: &Closed,
+    ) -> Stream<'s, Epoch, Block> {
+        count::<T>(observations.clone(), turns.clone(), set.clone(), closed, self.batches::<T>())
+    }
+
+    fn roll_up<'s, T: Store>(
+        &mut self,
+        finer: &Stream<'s, Epoch, Block>,
+        folding: Folding,
+    ) -> Stream<'s, Epoch, Block> {
+        roll_up::<T>(finer.clone(), folding, self.batches::<T>())
+    }
+}
+
+/// Groups made of those of a finer set.
+fn roll_up<'s, T: Store>(
+    finer: Stream<'s, Epoch, Block>,
+    folding: Folding,
+    batches: Rc<RefCell<T::Batches>>,
+) -> Stream<'s, Epoch, Block> {
+    let (scope, own) = (finer.scope(), Own::<T>::default());
+    let merges = *folding.set.measures.merges();
+    merge(fold(finer, folding, own.clone(), batches), empty(scope), (own, merges), None)
+}
+
+/// Groups made of observations.
+fn count<'s, T: Store>(
+    observations: Stream<'s, Epoch, Observations>,
+    turns: Stream<'s, Epoch, Block>,
+    set: GroupSet,
+    closed: &Closed,
+    batches: Rc<RefCell<T::Batches>>,
+) -> Stream<'s, Epoch, Block> {
+    let (own, merges) = (Own::<T>::default(), *set.measures.merges());
+    // Every worker builds the same operators; what recalls nothing sends nothing.
+    let earlier = recalled::<T>(turns.clone(), set.clone(), closed.recall.clone());
+    let partials = fold(observations, Folding { set, from: Vec::new() }, own.clone(), batches);
+    merge(partials.concat(earlier), turns, (own, merges), (closed.archive)())
+}
+
+/// A set of groups with the number of the set that it is rolled up from.
+pub type Planned = (GroupSet, Option<usize>);
+
+/// Each set with the number of the set that it is rolled up from; finer sets come first and none comes twice.
+pub fn plan(sets: impl IntoIterator<Item = GroupSet>) -> Vec<Planned> {
+    let mut planned: Vec<Planned> = Vec::new();
+    let mut sets: Vec<GroupSet> = sets.into_iter().collect();
+    sets.sort_by_key(|set| std::cmp::Reverse((set.mask.bits(), set.measures.more())));
+    for set in sets {
+        if planned.iter().all(|(earlier, _)| *earlier != set) {
             // The least of the finer sets has the fewest groups to roll up; they are sorted, so it is the last.
-            let parent = planned.iter().rposition(|(finer, _)| finer.contains(mask));
-            planned.push((mask, parent));
+            let parent = planned.iter().rposition(|(finer, _)| finer.contains(&set));
+            planned.push((set, parent));
         }
     }
     planned
@@ -481,31 +718,29 @@ pub struct Closed {
     pub keeps: bool,
 }
 
-/// The groups of every planned key set, as streams of finished windows on their owners.
+/// The groups of every planned set, as streams of finished windows on their owners.
 pub fn build<'s>(
-    scope: Scope<'s, Epoch>,
-    packets: &Stream<'s, Epoch, Packets>,
+    observations: &Stream<'s, Epoch, Observations>,
     turns: &Stream<'s, Epoch, Block>,
-    plan: &[(Mask, Option<usize>)],
+    plan: &[Planned],
     closed: &Closed,
-) -> Vec<(Mask, Stream<'s, Epoch, Block>)> {
-    let mut built: Vec<(Mask, Stream<'s, Epoch, Block>)> = Vec::new();
-    let batches: Rc<RefCell<Batches>> = Rc::default();
-    for &(mask, parent) in plan {
-        let own = Own::default();
+) -> Vec<(GroupSet, Stream<'s, Epoch, Block>)> {
+    let mut built: Vec<(GroupSet, Stream<'s, Epoch, Block>)> = Vec::new();
+    // Sets with the same tables share their batches.
+    let mut shared = Shared::default();
+    for (set, parent) in plan {
         let groups = match parent {
-            None => {
-                let partials = fold(packets.clone(), mask, own.clone(), batches.clone());
-                // Every worker builds the same operators; what recalls nothing sends nothing.
-                let earlier = recalled(turns.clone(), mask, closed.recall.clone());
-                merge(partials.concat(earlier), turns.clone(), own, (closed.archive)())
-            }
+            None => with_store!(set, shared.count(observations, turns, set, closed)),
             Some(parent) => {
-                let partials = fold(built[parent].1.clone(), mask, own.clone(), batches.clone());
-                merge(partials, empty(scope), own, None)
+                let (finer, groups) = &built[*parent];
+                let finer = &finer.measures;
+                let word = |name| finer.word_of(name).map(|word| word - COUNTS);
+                let from = set.measures.names().filter_map(word).collect();
+                let folding = Folding { set: set.clone(), from };
+                with_store!(set, shared.roll_up(groups, folding))
             }
         };
-        built.push((mask, groups));
+        built.push((set.clone(), groups));
     }
     built
 }
@@ -513,7 +748,9 @@ pub fn build<'s>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field::Plan;
     use crate::key::KeyFields;
+    use crate::measure::{MEASURES, parse};
 
     fn mask(names: &[&str]) -> Mask {
         KeyFields::parse(names).expect("fields").mask()
@@ -522,23 +759,38 @@ mod tests {
     #[test]
     fn a_worker_without_packets_has_no_batches() {
         // 256 workers once took 1.4 GB for one packet: each had a batch for each of 256 owners and six key sets.
-        let mut batches = Batches::default();
-        let mut shares: Vec<Tables> = (0..256).map(|_| Tables::default()).collect();
-        batches.finish(&mut shares);
+        type Plain = Tables<2, 6, 5, 9>;
+        let (mut batches, merges) = (Batches::default(), Merges::default());
+        let mut shares: Vec<Plain> = (0..256).map(|_| Tables::default()).collect();
+        Plain::finish(&mut batches, &mut shares, &merges);
         assert_eq!((batches.compact.capacity(), batches.wide.capacity()), (0, 0));
-        batches.push(Key::Compact([1, 2]), [1, 60, 7, 7], &mut shares);
-        batches.finish(&mut shares);
+        Plain::push(&mut batches, Key::Compact([1, 2]), ([1, 60, 7, 7], &[]), &mut shares, &merges);
+        Plain::finish(&mut batches, &mut shares, &merges);
         assert_eq!((batches.compact.len(), batches.wide.capacity()), (256, 0));
-        assert_eq!(shares.iter().map(Tables::len).sum::<usize>(), 1);
+        assert_eq!(shares.iter().map(Store::len).sum::<usize>(), 1);
     }
 
     #[test]
-    fn a_contained_key_set_is_rolled_up_from_the_least_finer_one() {
+    fn a_contained_set_is_rolled_up_from_the_least_finer_one_that_has_its_measures() {
         let five = mask(&["SrcIP", "DstIP", "SrcPort", "DstPort", "Protocol"]);
         let pair = mask(&["SrcIP", "DstIP"]);
         let source = mask(&["SrcIP"]);
         let vlan = mask(&["VLAN"]);
-        let planned = plan([source, vlan, five, pair, source]);
-        assert_eq!(planned, [(five, None), (pair, Some(0)), (source, Some(1)), (vlan, None)]);
+        let plain = GroupSet::of;
+        let planned = plan([source, vlan, five, pair, source].map(plain));
+        let expected = [(five, None), (pair, Some(0)), (source, Some(1)), (vlan, None)];
+        assert_eq!(planned, expected.map(|(mask, parent)| (plain(mask), parent)));
+        let shown = parse(&["packets", "syn"], &MEASURES).expect("measures");
+        let measures = Measures::new(&shown, &Plan::default()).expect("room");
+        let with_syn = |mask| GroupSet { mask, measures: measures.clone() };
+        let planned = plan([plain(five), with_syn(pair), with_syn(source), plain(source), plain(pair)]);
+        let expected = [
+            (plain(five), None),
+            (with_syn(pair), None),
+            (plain(pair), Some(1)),
+            (with_syn(source), Some(1)),
+            (plain(source), Some(3)),
+        ];
+        assert_eq!(planned, expected);
     }
 }

@@ -5,6 +5,7 @@ use crate::block::Block;
 use crate::count_min::hundred;
 use crate::groups::Counts;
 use crate::key::{Key, Mask};
+use crate::measure::Weight;
 use crate::packet::Packet;
 use crate::rows::{Schema, ValueKind};
 use crate::sketch::{Distinct, Shape};
@@ -61,8 +62,8 @@ struct Spreaders {
 /// Reads a task's options.
 pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
     let HllOptions { key_fields, element_fields, k, threshold, width, depth, seed } = options.read()?;
-    let key = options.fields("key_fields", &key_fields)?;
-    let element = options.fields("element_fields", &element_fields)?;
+    let key = options.base_fields("key_fields", &key_fields)?;
+    let element = options.base_fields("element_fields", &element_fields)?;
     let pair = joined(&key, &element).map_err(|error| options.refuse("element_fields", error))?.mask();
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
@@ -104,7 +105,7 @@ impl Sketch for Elements {
         });
     }
 
-    fn update(&mut self, packet: &Packet) {
+    fn update(&mut self, packet: &Packet, _: Weight) {
         with_key(self.mask, packet, |wide, key| {
             with_key(self.element, packet, |_, element| self.elements.update(wide, key, element));
         });

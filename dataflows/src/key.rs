@@ -1,9 +1,12 @@
-//! Keys: which fields of a packet make a flow, and the two fixed layouts that hold any combination of them.
+//! Keys: which fields of a packet make a flow, and the fixed layouts that hold any combination of them.
 //!
-//! A key is the packet's own address and transport words with everything masked out that the task does not name, so
-//! rolling a fine key up to a coarser one is masking again. Where all addresses left are IPv4 (or none is left) the key
-//! is [`Compact`], else it is [`Wide`]; one flow never appears in both.
+//! A key is the packet's own address and transport words, and its extension words where the key has extra fields, with
+//! everything masked out that the task does not name: so rolling a fine key up to a coarser one is masking again. Where all
+//! addresses left are IPv4 (or none is left) the key is compact, else it is wide; one flow never appears in both. A key that
+//! needs more than one extension word is full, whatever its addresses are.
 
+use crate::field::{FIELDS, Field, KEY_WORDS, Kind, Lives, NoRoom, Place, Plan, parse_extra};
+use crate::layers::Text;
 use crate::packet::{Address, Packet, Transport};
 use crate::table::route;
 use serde::{Deserialize, Serialize};
@@ -14,47 +17,62 @@ use std::net::IpAddr;
 pub type Compact = [u64; 2];
 /// Five words: source address, destination address (high word first), then [`Transport`].
 pub type Wide = [u64; 5];
+/// A compact key, then an extension word.
+pub type CompactExtra = [u64; 3];
+/// A wide key, then an extension word.
+pub type WideExtra = [u64; 6];
+/// A wide key, then all extension words that keys can hold.
+pub type Full = [u64; 5 + KEY_WORDS];
 
-/// One field of a key. Prefix lengths are in bits; 32 and 128 keep the whole address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Field {
-    /// Source address, cut to a prefix a family.
-    SrcIp {
-        /// Bits kept of an IPv4 address, 1..=32.
-        v4: u8,
-        /// Bits kept of an IPv6 address, 1..=128.
-        v6: u8,
-    },
-    /// Destination address, cut to a prefix a family.
-    DstIp {
-        /// Bits kept of an IPv4 address, 1..=32.
-        v4: u8,
-        /// Bits kept of an IPv6 address, 1..=128.
-        v6: u8,
-    },
-    /// Source port.
-    SrcPort,
-    /// Destination port.
-    DstPort,
-    /// IP protocol number.
-    Protocol,
-    /// Outermost VLAN identifier; 0 without a tag.
-    Vlan,
-    /// TCP flags, CWR..FIN.
-    TcpFlags,
-    /// Version of the outermost IP header.
-    IpVersion,
+/// How the words of a key lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Layout {
+    /// [`Compact`].
+    #[default]
+    Compact,
+    /// [`Wide`].
+    Wide,
+    /// [`CompactExtra`].
+    CompactExtra,
+    /// [`WideExtra`].
+    WideExtra,
+    /// [`Full`].
+    Full,
+}
+
+impl Layout {
+    /// All layouts.
+    pub const ALL: [Self; 5] = [Self::Compact, Self::Wide, Self::CompactExtra, Self::WideExtra, Self::Full];
+
+    /// Words of a key.
+    #[inline(always)]
+    pub const fn words(self) -> usize {
+        match self {
+            Self::Compact => 2,
+            Self::Wide => 5,
+            Self::CompactExtra => 3,
+            Self::WideExtra => 6,
+            Self::Full => 5 + KEY_WORDS,
+        }
+    }
+
+    /// The layout of this number, as `as u64` gives it.
+    pub fn numbered(number: u64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
 }
 
 /// Why a field name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
     /// Not a field at all.
-    #[error(
-        "unknown field `{0}`; one of SrcIP, DstIP, SrcPort, DstPort, Protocol, VLAN, TCPFlags, IPVersion, \
-         or a prefix such as SrcIP/24 (IPv4), SrcIP/64 (IPv6), SrcIP/24/64 (both)"
-    )]
-    Unknown(String),
+    #[error("unknown field `{name}`; one of {}, or a prefix such as SrcIP/24 (IPv4), SrcIP/64 (IPv6), SrcIP/24/64 (both)", known.join(", "))]
+    Unknown {
+        /// What it says.
+        name: String,
+        /// The names of all fields.
+        known: Vec<&'static str>,
+    },
     /// A prefix length outside of its family's range.
     #[error(
         "bad prefix in `{0}`: 1 to 32 bits for IPv4, 33 to 128 for IPv6 alone, or both as in SrcIP/24/48"
@@ -66,70 +84,94 @@ pub enum FieldError {
     /// No field at all.
     #[error("a key needs at least one field")]
     Empty,
+    /// Too many extra fields.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
-impl Field {
+/// A column of a key: a field, and what of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyColumn {
+    /// The field.
+    pub field: &'static Field,
+    /// Of an address, the bits kept in IPv4, 1..=32, and IPv6, 1..=128; 32 and 128 keep it whole.
+    pub prefix: (u8, u8),
+    /// Of an extra field, where it lies.
+    pub place: Option<Place>,
+}
+
+const WHOLE: (u8, u8) = (32, 128);
+
+impl KeyColumn {
     /// Reads a name as configuration spells it: `SrcIP`, `DstPort`, `SrcIP/24`, `DstIP/24/64`.
     ///
     /// A single prefix length of at most 32 cuts IPv4 addresses and one above 32 cuts IPv6 addresses; the other family
     /// stays whole.
-    pub fn parse(name: &str) -> Result<Self, FieldError> {
+    fn parse(name: &str, fields: &[&'static Field], plan: &Plan) -> Result<Self, FieldError> {
         let mut parts = name.split('/');
         let base = parts.next().unwrap_or_default();
         let lengths = parts
             .map(|part| part.parse::<u8>().map_err(|_| FieldError::Prefix(name.into())))
             .collect::<Result<Vec<_>, _>>()?;
-        let (v4, v6) = match lengths[..] {
-            [] => (32, 128),
+        let prefix = match lengths[..] {
+            [] => WHOLE,
             [both @ 1..=32] => (both, 128),
             [both @ 33..=128] => (32, both),
             [v4 @ 1..=32, v6 @ 1..=128] => (v4, v6),
             _ => return Err(FieldError::Prefix(name.into())),
         };
-        match (base, lengths.is_empty()) {
-            ("SrcIP", _) => Ok(Self::SrcIp { v4, v6 }),
-            ("DstIP", _) => Ok(Self::DstIp { v4, v6 }),
-            ("SrcPort", true) => Ok(Self::SrcPort),
-            ("DstPort", true) => Ok(Self::DstPort),
-            ("Protocol", true) => Ok(Self::Protocol),
-            ("VLAN", true) => Ok(Self::Vlan),
-            ("TCPFlags", true) => Ok(Self::TcpFlags),
-            ("IPVersion", true) => Ok(Self::IpVersion),
-            _ => Err(FieldError::Unknown(name.into())),
-        }
+        let field = fields.iter().copied().find(|field| {
+            // Only an address has prefixes.
+            field.name == base && (lengths.is_empty() || field.kind == Kind::Address)
+        });
+        let Some(field) = field else {
+            let known = fields.iter().map(|field| field.name).collect();
+            return Err(FieldError::Unknown { name: name.into(), known });
+        };
+        Self::of(field, prefix, plan)
+    }
+
+    fn of(field: &'static Field, prefix: (u8, u8), plan: &Plan) -> Result<Self, FieldError> {
+        let place = field.is_extra().then(|| plan.place_in_keys(field)).transpose()?;
+        Ok(Self { field, prefix, place })
+    }
+
+    /// A whole base field.
+    pub fn base(field: &'static Field) -> Self {
+        Self { field, prefix: WHOLE, place: None }
+    }
+
+    /// A prefix of an address, so many bits of IPv4 and of IPv6.
+    pub fn prefix_of(field: &'static Field, prefix: (u8, u8)) -> Self {
+        Self { field, prefix, place: None }
     }
 
     /// The column's name in every table.
-    pub fn column(self) -> &'static str {
-        match self {
-            Self::SrcIp { v4: 32, v6: 128 } => "src_ip",
-            Self::SrcIp { .. } => "src_prefix",
-            Self::DstIp { v4: 32, v6: 128 } => "dst_ip",
-            Self::DstIp { .. } => "dst_prefix",
-            Self::SrcPort => "src_port",
-            Self::DstPort => "dst_port",
-            Self::Protocol => "protocol",
-            Self::Vlan => "vlan",
-            Self::TcpFlags => "tcp_flags",
-            Self::IpVersion => "ip_version",
+    pub fn name(&self) -> &'static str {
+        match (self.field.lives, self.prefix) {
+            (Lives::Source, prefix) if prefix != WHOLE => "src_prefix",
+            (Lives::Destination, prefix) if prefix != WHOLE => "dst_prefix",
+            _ => self.field.column,
         }
     }
 
     /// Whether the column holds whole addresses.
-    pub fn is_address(self) -> bool {
-        matches!(self, Self::SrcIp { v4: 32, v6: 128 } | Self::DstIp { v4: 32, v6: 128 })
+    pub fn is_address(&self) -> bool {
+        self.field.kind == Kind::Address && self.prefix == WHOLE
     }
 
-    /// The bits of the transport word that this field keeps.
-    fn transport_mask(self) -> u64 {
-        match self {
-            Self::SrcIp { .. } | Self::DstIp { .. } => 0,
-            Self::SrcPort => Transport::new(u16::MAX, 0, 0, 0, 0, 0).0,
-            Self::DstPort => Transport::new(0, u16::MAX, 0, 0, 0, 0).0,
-            Self::Protocol => Transport::new(0, 0, u8::MAX, 0, 0, 0).0,
-            Self::TcpFlags => Transport::new(0, 0, 0, u8::MAX, 0, 0).0,
-            Self::Vlan => Transport::new(0, 0, 0, 0, u16::MAX, 0).0,
-            Self::IpVersion => Transport::new(0, 0, 0, 0, 0, u8::MAX).0,
+    /// Whether the column holds prefixes.
+    pub fn is_prefix(&self) -> bool {
+        self.field.kind == Kind::Address && self.prefix != WHOLE
+    }
+
+    /// What comes before it where keys pack their columns.
+    fn rank(&self) -> (usize, usize, u32) {
+        match (self.field.lives, self.place) {
+            (Lives::Source, _) => (0, 0, 0),
+            (Lives::Destination, _) => (1, 0, 0),
+            (Lives::Transport(shift), _) => (2, 0, 64 - shift),
+            (Lives::Extra(_), place) => place.map_or((3, 0, 0), |place| (3, place.word, 64 - place.shift)),
         }
     }
 }
@@ -142,7 +184,7 @@ struct AddressMask {
 }
 
 impl AddressMask {
-    fn new(v4: u8, v6: u8) -> Self {
+    fn new((v4, v6): (u8, u8)) -> Self {
         Self { v4: u32::MAX << (32 - u32::from(v4)), v6: u128::MAX << (128 - u32::from(v6)) }
     }
 
@@ -174,24 +216,61 @@ pub struct Mask {
     source: AddressMask,
     destination: AddressMask,
     transport: u64,
+    extra: [u64; KEY_WORDS],
 }
 
-/// A key in the layout that its addresses call for. Its own order is that of the words, not that of columns.
+/// A key in the layout that its mask and its addresses call for. Its own order is that of the words, not that of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
     /// All addresses are IPv4, or there are none.
     Compact(Compact),
     /// At least one address is IPv6.
     Wide(Wide),
+    /// Compact, with an extension word.
+    CompactExtra(CompactExtra),
+    /// Wide, with an extension word.
+    WideExtra(WideExtra),
+    /// With more extension words.
+    Full(Full),
 }
 
 impl Key {
-    /// The key that words begin with: 5 if it is wide, else 2.
-    pub fn of_words(wide: bool, words: &[u64]) -> Self {
-        match (words.first_chunk(), words.first_chunk()) {
-            (_, Some(key)) if wide => Self::Wide(*key),
-            (Some(key), _) => Self::Compact(*key),
-            _ => unreachable!("a key has all of its words"),
+    /// The key that words of a layout begin with.
+    #[inline(always)]
+    pub fn of_words(layout: Layout, words: &[u64]) -> Self {
+        fn first<const N: usize>(words: &[u64]) -> [u64; N] {
+            *words.first_chunk().expect("a key has all of its words")
+        }
+        match layout {
+            Layout::Compact => Self::Compact(first(words)),
+            Layout::Wide => Self::Wide(first(words)),
+            Layout::CompactExtra => Self::CompactExtra(first(words)),
+            Layout::WideExtra => Self::WideExtra(first(words)),
+            Layout::Full => Self::Full(first(words)),
+        }
+    }
+
+    /// Its words.
+    #[inline(always)]
+    pub fn words(&self) -> &[u64] {
+        match self {
+            Self::Compact(words) => words,
+            Self::Wide(words) => words,
+            Self::CompactExtra(words) => words,
+            Self::WideExtra(words) => words,
+            Self::Full(words) => words,
+        }
+    }
+
+    /// How they lie.
+    #[inline(always)]
+    pub fn layout(&self) -> Layout {
+        match self {
+            Self::Compact(_) => Layout::Compact,
+            Self::Wide(_) => Layout::Wide,
+            Self::CompactExtra(_) => Layout::CompactExtra,
+            Self::WideExtra(_) => Layout::WideExtra,
+            Self::Full(_) => Layout::Full,
         }
     }
 
@@ -200,6 +279,9 @@ impl Key {
         match self {
             Self::Compact(key) => route(key),
             Self::Wide(key) => route(key),
+            Self::CompactExtra(key) => route(key),
+            Self::WideExtra(key) => route(key),
+            Self::Full(key) => route(key),
         }
     }
 
@@ -209,7 +291,54 @@ impl Key {
         match self {
             Self::Compact(key) => Self::Compact(mask.coarsen_compact(key)),
             Self::Wide(key) => mask.coarsen_wide(key),
+            _ => mask.key_of(Parts::of(self.layout(), self.words())),
         }
+    }
+}
+
+/// What a key is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Ports, protocol, flags, VLAN, version.
+    pub transport: Transport,
+    /// Extension words.
+    pub extra: [u64; KEY_WORDS],
+}
+
+impl Parts {
+    /// The parts of a key; a masked-out address of a compact key reads as 0.0.0.0.
+    #[inline(always)]
+    fn of(layout: Layout, words: &[u64]) -> Self {
+        let address = |high: u64, low: u64| Address(u128::from(high) << 64 | u128::from(low));
+        let none = [0; KEY_WORDS];
+        let one = |word| {
+            let mut extra = none;
+            extra[0] = word;
+            extra
+        };
+        let (source, destination, transport, extra) = match (layout, words) {
+            (Layout::Compact | Layout::CompactExtra, &[addresses, transport, ref rest @ ..]) => {
+                let extra = match (layout, rest) {
+                    (Layout::CompactExtra, &[word, ..]) => one(word),
+                    _ => none,
+                };
+                (Address::v4((addresses >> 32) as u32), Address::v4(addresses as u32), transport, extra)
+            }
+            (_, &[a, b, c, d, transport, ref rest @ ..]) => {
+                let extra = match (layout, rest) {
+                    (Layout::WideExtra, &[word, ..]) => one(word),
+                    (Layout::Full, rest) => rest.first_chunk().copied().unwrap_or(none),
+                    _ => none,
+                };
+                (address(a, b), address(c, d), transport, extra)
+            }
+            _ => unreachable!("a row holds its whole key"),
+        };
+        Self { source, destination, transport: Transport(transport), extra }
     }
 }
 
@@ -219,15 +348,27 @@ impl Mask {
         self.source.union(coarse.source) == self.source
             && self.destination.union(coarse.destination) == self.destination
             && self.transport | coarse.transport == self.transport
+            && self.extra.iter().zip(coarse.extra).all(|(fine, coarse)| fine | coarse == *fine)
     }
 
     /// How many bits are kept, both families together: a first guess at how many keys there are.
     pub fn bits(self) -> u32 {
         let address = |mask: AddressMask| mask.v4.count_ones() + mask.v6.count_ones();
-        address(self.source) + address(self.destination) + self.transport.count_ones()
+        let extra = self.extra.iter().map(|word| word.count_ones()).sum::<u32>();
+        address(self.source) + address(self.destination) + self.transport.count_ones() + extra
     }
 
-    /// The key of these parts under this mask.
+    /// Extension words of its keys: 0, 1 or [`KEY_WORDS`].
+    #[inline(always)]
+    pub fn extra_words(self) -> usize {
+        match self.extra {
+            [0, rest @ ..] if rest == [0; KEY_WORDS - 1] => 0,
+            [_, rest @ ..] if rest == [0; KEY_WORDS - 1] => 1,
+            _ => KEY_WORDS,
+        }
+    }
+
+    /// The key of these parts, none of them extra, under a mask without extra fields.
     #[inline(always)]
     pub fn key(self, source: Address, destination: Address, transport: Transport) -> Key {
         let transport = transport.0 & self.transport;
@@ -236,21 +377,65 @@ impl Mask {
             let destination = destination.0 as u32 & self.destination.v4;
             Key::Compact([u64::from(source) << 32 | u64::from(destination), transport])
         } else {
-            let (source, destination) = (self.source.apply(source).0, self.destination.apply(destination).0);
-            Key::Wide([
-                (source >> 64) as u64,
-                source as u64,
-                (destination >> 64) as u64,
-                destination as u64,
-                transport,
-            ])
+            Key::Wide(self.wide(source, destination, transport))
         }
     }
 
-    /// The key of a packet under this mask.
     #[inline(always)]
-    pub fn of(self, packet: &Packet) -> Key {
-        self.key(packet.source, packet.destination, packet.transport)
+    fn wide(self, source: Address, destination: Address, transport: u64) -> Wide {
+        let (source, destination) = (self.source.apply(source).0, self.destination.apply(destination).0);
+        [(source >> 64) as u64, source as u64, (destination >> 64) as u64, destination as u64, transport]
+    }
+
+    /// The key of these parts under this mask.
+    #[inline(always)]
+    pub fn key_of(self, Parts { source, destination, transport, extra }: Parts) -> Key {
+        match self.extra_words() {
+            0 => self.key(source, destination, transport),
+            1 => self.key_with_word(source, destination, transport, extra[0]),
+            _ => Key::Full(self.full(source, destination, transport, extra)),
+        }
+    }
+
+    #[inline(always)]
+    fn key_with_word(self, source: Address, destination: Address, transport: Transport, extra: u64) -> Key {
+        let extra = extra & self.extra[0];
+        match self.key(source, destination, transport) {
+            Key::Compact([addresses, transport]) => Key::CompactExtra([addresses, transport, extra]),
+            Key::Wide([a, b, c, d, transport]) => Key::WideExtra([a, b, c, d, transport, extra]),
+            other => other,
+        }
+    }
+
+    /// Addresses are not told apart by family here: what is masked out of either is 0.
+    #[inline(always)]
+    fn full(
+        self,
+        source: Address,
+        destination: Address,
+        transport: Transport,
+        extra: [u64; KEY_WORDS],
+    ) -> Full {
+        let mut full = [0; 5 + KEY_WORDS];
+        full[..5].copy_from_slice(&self.wide(source, destination, transport.0 & self.transport));
+        for (at, word) in extra.into_iter().enumerate() {
+            full[5 + at] = word & self.extra[at];
+        }
+        full
+    }
+
+    /// The key of a packet, of which these are the extension words, under this mask.
+    #[inline(always)]
+    pub fn of(self, packet: &Packet, extra: &[u64]) -> Key {
+        let Packet { source, destination, transport, .. } = *packet;
+        match self.extra_words() {
+            0 => self.key(source, destination, transport),
+            1 => self.key_with_word(source, destination, transport, extra.first().copied().unwrap_or(0)),
+            _ => {
+                let extra = extra.first_chunk().copied().unwrap_or_default();
+                Key::Full(self.full(source, destination, transport, extra))
+            }
+        }
     }
 
     /// A compact key of a finer mask, rolled up to this one.
@@ -262,22 +447,9 @@ impl Mask {
     /// A wide key of a finer mask, rolled up to this one; it may turn compact.
     #[inline(always)]
     pub fn coarsen_wide(self, key: &Wide) -> Key {
-        let (source, destination, transport) = wide_parts(key);
+        let Parts { source, destination, transport, .. } = Parts::of(Layout::Wide, key);
         self.key(source, destination, transport)
     }
-}
-
-/// Addresses and transport of a wide key.
-#[inline(always)]
-fn wide_parts(key: &Wide) -> (Address, Address, Transport) {
-    let address = |high: u64, low: u64| Address(u128::from(high) << 64 | u128::from(low));
-    (address(key[0], key[1]), address(key[2], key[3]), Transport(key[4]))
-}
-
-/// Addresses and transport of a compact key; a masked-out address reads as 0.0.0.0.
-#[inline(always)]
-fn compact_parts(key: &Compact) -> (Address, Address, Transport) {
-    (Address::v4((key[0] >> 32) as u32), Address::v4(key[0] as u32), Transport(key[1]))
 }
 
 /// The value of one key column.
@@ -287,95 +459,106 @@ pub enum KeyValue {
     Address(Address),
     /// A network address and its prefix length in bits.
     Prefix(Address, u8),
-    /// A port, protocol, VLAN, set of flags or IP version.
-    Number(u16),
+    /// A port, protocol, VLAN, set of flags or any other number.
+    Number(u64),
+    /// A link-layer address.
+    Mac(u64),
+    /// A text.
+    Text(Text),
 }
 
 /// The fields of a key in the order of their columns; at least one, no column twice.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyFields {
-    fields: Vec<Field>,
+    columns: Vec<KeyColumn>,
     mask: Mask,
-    /// Whether the columns stand in the order in which a compact key packs them.
+    /// Whether the columns stand in the order in which a key packs them.
     natural: bool,
 }
 
 impl KeyFields {
-    /// Checks and keeps the fields in the given order.
-    pub fn new(fields: Vec<Field>) -> Result<Self, FieldError> {
-        if fields.is_empty() {
+    /// Checks and keeps the columns in the given order.
+    pub fn new(columns: Vec<KeyColumn>) -> Result<Self, FieldError> {
+        if columns.is_empty() {
             return Err(FieldError::Empty);
         }
         let mut mask = Mask::default();
-        for (at, field) in fields.iter().enumerate() {
-            if fields[..at].iter().any(|earlier| earlier.column() == field.column()) {
-                return Err(FieldError::Twice(field.column().into()));
+        for (at, column) in columns.iter().enumerate() {
+            if columns[..at].iter().any(|earlier| earlier.name() == column.name()) {
+                return Err(FieldError::Twice(column.name().into()));
             }
-            mask.transport |= field.transport_mask();
-            match *field {
-                Field::SrcIp { v4, v6 } => mask.source = mask.source.union(AddressMask::new(v4, v6)),
-                Field::DstIp { v4, v6 } => {
-                    mask.destination = mask.destination.union(AddressMask::new(v4, v6))
+            match column.field.lives {
+                Lives::Source => mask.source = mask.source.union(AddressMask::new(column.prefix)),
+                Lives::Destination => {
+                    mask.destination = mask.destination.union(AddressMask::new(column.prefix));
                 }
-                _ => {}
+                Lives::Transport(shift) => mask.transport |= column.field.most() << shift,
+                Lives::Extra(_) => {
+                    let words = column.place.map(Place::mask).unwrap_or_default();
+                    mask.extra.iter_mut().zip(words).for_each(|(mask, word)| *mask |= word);
+                }
             }
         }
-        let rank = |field: &Field| match field {
-            Field::SrcIp { .. } => 0,
-            Field::DstIp { .. } => 1,
-            Field::SrcPort => 2,
-            Field::DstPort => 3,
-            Field::Protocol => 4,
-            Field::TcpFlags => 5,
-            Field::Vlan => 6,
-            Field::IpVersion => 7,
-        };
-        let natural = fields.windows(2).all(|pair| rank(&pair[0]) < rank(&pair[1]));
-        Ok(Self { fields, mask, natural })
+        let natural = columns.windows(2).all(|pair| pair[0].rank() < pair[1].rank());
+        Ok(Self { columns, mask, natural })
     }
 
-    /// Reads the names as configuration spells them.
+    /// Reads names of the fields that ship as configuration spells them. Extra fields get places of their own, which other
+    /// keys do not share: for a run's tasks, see [`Self::parse_with`].
     pub fn parse<S: AsRef<str>>(names: &[S]) -> Result<Self, FieldError> {
-        Self::new(names.iter().map(|name| Field::parse(name.as_ref())).collect::<Result<_, _>>()?)
+        Self::parse_with(names, &FIELDS, &Plan::default())
     }
 
-    /// The fields, in column order.
-    pub fn fields(&self) -> &[Field] {
-        &self.fields
+    /// Reads the names of these fields; the plan gives places to extra ones.
+    pub fn parse_with<S: AsRef<str>>(
+        names: &[S],
+        fields: &[&'static Field],
+        plan: &Plan,
+    ) -> Result<Self, FieldError> {
+        let columns = names.iter().map(|name| KeyColumn::parse(name.as_ref(), fields, plan));
+        Self::new(columns.collect::<Result<_, _>>()?)
+    }
+
+    /// The columns, in their order.
+    pub fn columns(&self) -> &[KeyColumn] {
+        &self.columns
+    }
+
+    /// The first extra field among them.
+    pub fn extra(&self) -> Option<&'static Field> {
+        self.columns.iter().map(|column| column.field).find(|field| field.is_extra())
     }
 
     /// The key whose columns read as these cells; `None` where they are not what a table of these fields holds.
     pub fn read<'a>(&self, cells: impl IntoIterator<Item = &'a str>) -> Option<Key> {
         let (mut source, mut destination) = (None, None);
         let mut transport = 0;
+        let mut extra = [0; crate::field::WORDS];
         let mut cells = cells.into_iter();
-        for field in &self.fields {
+        for column in &self.columns {
             let cell = cells.next()?;
             let address = |known: Option<Address>| {
                 let address: IpAddr = cell.split('/').next()?.parse().ok()?;
                 // An address and its prefix may both be columns.
                 Some(Some(Address(Address::from(address).0 | known.map_or(0, |known| known.0))))
             };
-            let number = || cell.parse::<u16>().ok();
-            transport |= match field {
-                Field::SrcIp { .. } => {
-                    source = address(source)?;
-                    0
+            match column.field.lives {
+                Lives::Source => source = address(source)?,
+                Lives::Destination => destination = address(destination)?,
+                Lives::Transport(shift) => {
+                    let number = cell.parse::<u64>().ok().filter(|number| *number <= column.field.most())?;
+                    transport |= number << shift;
                 }
-                Field::DstIp { .. } => {
-                    destination = address(destination)?;
-                    0
-                }
-                Field::SrcPort => Transport::new(number()?, 0, 0, 0, 0, 0).0,
-                Field::DstPort => Transport::new(0, number()?, 0, 0, 0, 0).0,
-                Field::Protocol => Transport::new(0, 0, u8::try_from(number()?).ok()?, 0, 0, 0).0,
-                Field::TcpFlags => Transport::new(0, 0, 0, u8::try_from(number()?).ok()?, 0, 0).0,
-                Field::Vlan => Transport::new(0, 0, 0, 0, number()?, 0).0,
-                Field::IpVersion => Transport::new(0, 0, 0, 0, 0, u8::try_from(number()?).ok()?).0,
-            };
+                Lives::Extra(_) => column.place?.set(&mut extra, parse_extra(column.field, cell)?),
+            }
         }
         let unnamed = Address::v4(0);
-        Some(self.mask.key(source.unwrap_or(unnamed), destination.unwrap_or(unnamed), Transport(transport)))
+        Some(self.mask.key_of(Parts {
+            source: source.unwrap_or(unnamed),
+            destination: destination.unwrap_or(unnamed),
+            transport: Transport(transport),
+            extra: *extra.first_chunk()?,
+        }))
     }
 
     /// The bits of a packet that these fields keep.
@@ -383,26 +566,25 @@ impl KeyFields {
         self.mask
     }
 
-    /// A compact key's words rearranged so that comparing them compares the columns in order.
+    /// A compact key's words rearranged so that comparing them compares the columns in order; only for keys without extra
+    /// fields.
     #[inline]
     pub fn compact_order(&self, key: &Compact) -> Compact {
         if self.natural {
             return *key;
         }
-        let (source, destination, transport) = compact_parts(key);
+        let Parts { source, destination, transport, .. } = Parts::of(Layout::Compact, key);
         let mut order: u128 = 0;
         // An address and its prefix overlap: each adds only the bits that the other has not added before it.
         let (mut source_used, mut destination_used) = (0, 0);
-        for field in &self.fields {
-            let (value, width) = match *field {
-                Field::SrcIp { v4, .. } => next_bits(source, &mut source_used, v4),
-                Field::DstIp { v4, .. } => next_bits(destination, &mut destination_used, v4),
-                Field::SrcPort => (transport.source_port().into(), 16),
-                Field::DstPort => (transport.destination_port().into(), 16),
-                Field::Protocol => (transport.protocol().into(), 8),
-                Field::TcpFlags => (transport.tcp_flags().into(), 8),
-                Field::Vlan => (transport.vlan().into(), 12),
-                Field::IpVersion => (transport.ip_version().into(), 4),
+        for column in &self.columns {
+            let (value, width) = match column.field.lives {
+                Lives::Source => next_bits(source, &mut source_used, column.prefix.0),
+                Lives::Destination => next_bits(destination, &mut destination_used, column.prefix.0),
+                Lives::Transport(shift) => {
+                    ((transport.0 >> shift & column.field.most()).into(), column.field.bits)
+                }
+                Lives::Extra(_) => (0, 0),
             };
             order = order << width | value;
         }
@@ -415,61 +597,73 @@ impl KeyFields {
         self.natural
     }
 
-    /// The value of a column; `words` are a compact key (2 words or more) or, where `wide`, a wide key (5 or more).
+    /// The value of a column; `words` begin with a key of this layout.
     #[inline(always)]
-    pub fn value(&self, column: usize, wide: bool, words: &[u64]) -> KeyValue {
-        let (source, destination, transport) = key_parts(wide, words);
-        let address = |address: Address, v4: u8, v6: u8| match (v4, v6) {
-            (32, 128) => KeyValue::Address(address),
-            _ if address.is_v4() => KeyValue::Prefix(Address::v4(cut_v4(address, v4)), v4),
-            _ => KeyValue::Prefix(Address(address.0 & u128::MAX << (128 - u32::from(v6))), v6),
+    pub fn value(&self, column: usize, layout: Layout, words: &[u64]) -> KeyValue {
+        let Parts { source, destination, transport, extra } = Parts::of(layout, words);
+        let KeyColumn { field, prefix, place } = self.columns[column];
+        let address = |address: Address| match prefix {
+            WHOLE => KeyValue::Address(address),
+            (v4, _) if address.is_v4() => KeyValue::Prefix(Address::v4(cut_v4(address, v4)), v4),
+            (_, v6) => KeyValue::Prefix(Address(address.0 & u128::MAX << (128 - u32::from(v6))), v6),
         };
-        match self.fields[column] {
-            Field::SrcIp { v4, v6 } => address(source, v4, v6),
-            Field::DstIp { v4, v6 } => address(destination, v4, v6),
-            Field::SrcPort => KeyValue::Number(transport.source_port()),
-            Field::DstPort => KeyValue::Number(transport.destination_port()),
-            Field::Protocol => KeyValue::Number(transport.protocol().into()),
-            Field::TcpFlags => KeyValue::Number(transport.tcp_flags().into()),
-            Field::Vlan => KeyValue::Number(transport.vlan()),
-            Field::IpVersion => KeyValue::Number(transport.ip_version().into()),
+        match field.lives {
+            Lives::Source => address(source),
+            Lives::Destination => address(destination),
+            Lives::Transport(shift) => KeyValue::Number(transport.0 >> shift & field.most()),
+            Lives::Extra(_) => {
+                let value = place.map_or(0, |place| place.get(&extra));
+                match field.kind {
+                    Kind::Mac => KeyValue::Mac(value as u64),
+                    Kind::Text => KeyValue::Text(Text(value)),
+                    Kind::Number | Kind::Address => KeyValue::Number(value as u64),
+                }
+            }
         }
     }
 
-    /// Order of two keys of either layout, column by column.
-    pub fn compare(&self, left: (bool, &[u64]), right: (bool, &[u64])) -> std::cmp::Ordering {
+    /// Order of two keys of any layout, column by column.
+    pub fn compare(&self, left: (Layout, &[u64]), right: (Layout, &[u64])) -> std::cmp::Ordering {
         self.ordinals(left.0, left.1).cmp(self.ordinals(right.0, right.1))
     }
 
-    /// Numbers of a wide key so that comparing them compares the columns in order.
-    pub fn wide_order(&self, key: &Wide) -> Box<[u128]> {
-        self.ordinals(true, key).collect()
+    /// Numbers of a key so that comparing them compares the columns in order.
+    pub fn order(&self, key: &Key) -> Box<[u128]> {
+        self.ordinals(key.layout(), key.words()).collect()
     }
 
     /// A number of the first column so that comparing it compares that column.
-    pub fn first_order(&self, wide: bool, words: &[u64]) -> u128 {
-        self.ordinals(wide, words).next().unwrap_or_default()
+    pub fn first_order(&self, layout: Layout, words: &[u64]) -> u128 {
+        self.ordinals(layout, words).next().unwrap_or_default()
     }
 
     /// Numbers in the order of the columns' values, a column each.
-    fn ordinals<'a>(&'a self, wide: bool, words: &'a [u64]) -> impl Iterator<Item = u128> + 'a {
-        (0..self.fields.len()).map(move |column| match self.value(column, wide, words) {
+    fn ordinals<'a>(&'a self, layout: Layout, words: &'a [u64]) -> impl Iterator<Item = u128> + 'a {
+        (0..self.columns.len()).map(move |column| match self.value(column, layout, words) {
             KeyValue::Address(address) | KeyValue::Prefix(address, _) => address.ordinal(),
-            KeyValue::Number(number) => number.into(),
+            KeyValue::Number(number) | KeyValue::Mac(number) => number.into(),
+            KeyValue::Text(text) => text.0,
         })
     }
 }
 
-/// Numbers of a key of either layout so that comparing them compares columns that stand in their natural order.
+/// Numbers of a key of any layout so that comparing them compares columns that stand in their natural order, but for what
+/// is behind the first extension word.
 #[inline(always)]
-pub fn natural_order(wide: bool, words: &[u64]) -> [u64; 5] {
-    if wide {
-        let (source, destination, transport) = key_parts(true, words);
-        let (source, destination) = (source.ordinal(), destination.ordinal());
-        let high = |ordinal: u128| (ordinal >> 64) as u64;
-        [high(source), source as u64, high(destination), destination as u64, transport.0]
-    } else {
-        [0, words[0] >> 32, 0, words[0] & 0xffff_ffff, words[1]]
+pub fn natural_order(layout: Layout, words: &[u64]) -> [u64; 6] {
+    match (layout, words) {
+        (Layout::Compact, &[addresses, transport, ..]) => {
+            [0, addresses >> 32, 0, addresses & 0xffff_ffff, transport, 0]
+        }
+        (Layout::CompactExtra, &[addresses, transport, extra, ..]) => {
+            [0, addresses >> 32, 0, addresses & 0xffff_ffff, transport, extra]
+        }
+        _ => {
+            let Parts { source, destination, transport, extra } = Parts::of(layout, words);
+            let (source, destination) = (source.ordinal(), destination.ordinal());
+            let high = |ordinal: u128| (ordinal >> 64) as u64;
+            [high(source), source as u64, high(destination), destination as u64, transport.0, extra[0]]
+        }
     }
 }
 
@@ -489,18 +683,9 @@ fn next_bits(address: Address, used: &mut u8, upto: u8) -> (u128, u32) {
     (value.into(), width)
 }
 
-#[inline(always)]
-fn key_parts(wide: bool, words: &[u64]) -> (Address, Address, Transport) {
-    match (wide, words) {
-        (true, &[a, b, c, d, e, ..]) => wide_parts(&[a, b, c, d, e]),
-        (false, &[a, b, ..]) => compact_parts(&[a, b]),
-        _ => unreachable!("a row holds its whole key"),
-    }
-}
-
 impl fmt::Debug for KeyFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.fields.iter().map(|field| field.column())).finish()
+        f.debug_list().entries(self.columns.iter().map(KeyColumn::name)).finish()
     }
 }
 
@@ -516,18 +701,52 @@ mod tests {
 
     #[test]
     fn names_and_prefixes_are_read() {
-        assert_eq!(Field::parse("SrcIP"), Ok(Field::SrcIp { v4: 32, v6: 128 }));
-        assert_eq!(Field::parse("SrcIP/24"), Ok(Field::SrcIp { v4: 24, v6: 128 }));
-        assert_eq!(Field::parse("DstIP/64"), Ok(Field::DstIp { v4: 32, v6: 64 }));
-        assert_eq!(Field::parse("DstIP/24/48"), Ok(Field::DstIp { v4: 24, v6: 48 }));
+        let parse = |name: &str| {
+            KeyFields::parse(&[name])
+                .map(|fields| (fields.columns()[0].field.name, fields.columns()[0].prefix))
+        };
+        assert_eq!(parse("SrcIP"), Ok(("SrcIP", WHOLE)));
+        assert_eq!(parse("SrcIP/24"), Ok(("SrcIP", (24, 128))));
+        assert_eq!(parse("DstIP/64"), Ok(("DstIP", (32, 64))));
+        assert_eq!(parse("DstIP/24/48"), Ok(("DstIP", (24, 48))));
+        assert_eq!(parse("DSCP"), Ok(("DSCP", WHOLE)));
         for bad in ["SrcIP/0", "SrcIP/129", "SrcIP/24/0", "SrcIP/33/64", "SrcIP/1/2/3", "SrcIP/x", "SrcIP/"] {
-            assert!(matches!(Field::parse(bad), Err(FieldError::Prefix(_))), "{bad}");
+            assert!(matches!(parse(bad), Err(FieldError::Prefix(_))), "{bad}");
         }
-        for bad in ["srcip", "", "Port", "SrcPort/8"] {
-            assert!(matches!(Field::parse(bad), Err(FieldError::Unknown(_))), "{bad}");
+        for bad in ["srcip", "", "Port", "SrcPort/8", "TTL/8"] {
+            assert!(matches!(parse(bad), Err(FieldError::Unknown { .. })), "{bad}");
         }
         assert_eq!(KeyFields::parse(&["SrcIP", "SrcIP"]), Err(FieldError::Twice("src_ip".into())));
         assert_eq!(KeyFields::parse::<&str>(&[]), Err(FieldError::Empty));
+    }
+
+    #[test]
+    fn the_layout_follows_the_extra_fields() {
+        let plan = Plan::default();
+        let fields = |names: &[&str]| KeyFields::parse_with(names, &FIELDS, &plan).expect("fields");
+        let (one, many) = (fields(&["SrcIP", "DSCP", "TTL"]), fields(&["DSCP", "SrcMAC", "DstMAC"]));
+        let mut extra = [0; crate::field::WORDS];
+        for (column, value) in many.columns().iter().chain(&one.columns()[2..]).zip([46, 0x0a0b, 0x0c0d, 63])
+        {
+            column.place.expect("an extra field").set(&mut extra, value);
+        }
+        let packet = |source| Packet { source, ..Packet::default() };
+        for (source, layout) in
+            [(address("192.0.2.1"), Layout::CompactExtra), (address("2001:db8::1"), Layout::WideExtra)]
+        {
+            let key = one.mask().of(&packet(source), &extra);
+            assert_eq!(key.layout(), layout);
+            let value = |column| one.value(column, layout, key.words());
+            assert_eq!(
+                [0, 1, 2].map(value),
+                [KeyValue::Address(source), KeyValue::Number(46), KeyValue::Number(63)]
+            );
+            let key = many.mask().of(&packet(source), &extra);
+            assert_eq!(key.layout(), Layout::Full);
+            assert_eq!(many.value(2, key.layout(), key.words()), KeyValue::Mac(0x0c0d));
+            assert_eq!(many.read(["46", "00:00:00:00:0a:0b", "0-0-0-0-c-d"]), Some(key));
+        }
+        assert_eq!(one.read(["192.0.2.1", "64", "1"]), None, "no such code point");
     }
 
     #[test]
@@ -549,20 +768,21 @@ mod tests {
         assert_eq!(source.coarsen_wide(&wide), direct);
     }
 
-    fn any_fields() -> impl Strategy<Value = Vec<Field>> {
-        let field = prop_oneof![
-            (1u8..=32, 1u8..=128).prop_map(|(v4, v6)| Field::SrcIp { v4, v6 }),
-            Just(Field::SrcIp { v4: 32, v6: 128 }),
-            (1u8..=32, 1u8..=128).prop_map(|(v4, v6)| Field::DstIp { v4, v6 }),
-            Just(Field::DstIp { v4: 32, v6: 128 }),
-            Just(Field::SrcPort),
-            Just(Field::DstPort),
-            Just(Field::Protocol),
-            Just(Field::Vlan),
-            Just(Field::TcpFlags),
-            Just(Field::IpVersion),
-        ];
-        proptest::collection::vec(field, 1..8)
+    /// Columns of base fields, in any order; where `extras` is set, of all fields but the text, in places of one plan.
+    fn any_columns(extras: bool) -> impl Strategy<Value = Vec<KeyColumn>> {
+        let any = (0..if extras { FIELDS.len() } else { 8 }, any::<bool>(), 1u8..=32, 1u8..=128);
+        proptest::collection::vec(any, 1..8).prop_map(|columns| {
+            let plan = Plan::default();
+            let column = |(field, whole, v4, v6): (usize, bool, u8, u8)| {
+                let field = FIELDS[field];
+                let prefix = if whole || field.kind != Kind::Address { WHOLE } else { (v4, v6) };
+                KeyColumn::of(field, prefix, &plan).ok()
+            };
+            FIELDS.iter().filter(|field| field.is_extra() && field.kind != Kind::Text).for_each(|field| {
+                plan.place_in_keys(field).expect("room");
+            });
+            columns.into_iter().filter_map(column).collect()
+        })
     }
 
     fn any_address() -> impl Strategy<Value = Address> {
@@ -576,33 +796,29 @@ mod tests {
     proptest! {
         #[test]
         fn rolling_up_equals_masking_the_packet(
-            fine in any_fields(), coarse in any_fields(), source in any_address(), destination in any_address(),
-            transport in any::<u64>(),
+            fine in any_columns(true), coarse in any_columns(true), source in any_address(),
+            destination in any_address(), transport in any::<u64>(), extra in any::<[u64; KEY_WORDS]>(),
         ) {
             let (Ok(fine), Ok(coarse)) = (KeyFields::new(fine), KeyFields::new(coarse)) else { return Ok(()) };
             let (fine, coarse) = (fine.mask(), coarse.mask());
             prop_assume!(fine.contains(coarse));
-            let transport = Transport(transport);
-            let rolled = match fine.key(source, destination, transport) {
-                Key::Compact(key) => Key::Compact(coarse.coarsen_compact(&key)),
-                Key::Wide(key) => coarse.coarsen_wide(&key),
-            };
-            prop_assert_eq!(rolled, coarse.key(source, destination, transport));
+            let parts = Parts { source, destination, transport: Transport(transport), extra };
+            prop_assert_eq!(fine.key_of(parts).under(coarse), coarse.key_of(parts));
         }
 
         #[test]
         fn compact_order_agrees_with_the_columns(
-            fields in any_fields(), left in any::<(u32, u32, u64)>(), right in any::<(u32, u32, u64)>(),
+            fields in any_columns(false), left in any::<(u32, u32, u64)>(), right in any::<(u32, u32, u64)>(),
         ) {
             let Ok(fields) = KeyFields::new(fields) else { return Ok(()) };
             let key = |(source, destination, transport)| match fields.mask().key(
                 Address::v4(source), Address::v4(destination), Transport(transport),
             ) {
                 Key::Compact(key) => key,
-                Key::Wide(_) => unreachable!("both are IPv4"),
+                _ => unreachable!("both are IPv4"),
             };
             let (left, right) = (key(left), key(right));
-            let (wide_left, wide_right) = ((false, &left[..]), (false, &right[..]));
+            let (wide_left, wide_right) = ((Layout::Compact, &left[..]), (Layout::Compact, &right[..]));
             prop_assert_eq!(
                 fields.compact_order(&left).cmp(&fields.compact_order(&right)),
                 fields.compare(wide_left, wide_right)
@@ -611,23 +827,20 @@ mod tests {
 
         #[test]
         fn natural_order_agrees_with_the_columns(
-            fields in any_fields(), left in (any_address(), any_address(), any::<u64>()),
-            right in (any_address(), any_address(), any::<u64>()), same_source in any::<bool>(),
+            fields in any_columns(true), left in (any_address(), any_address(), any::<u64>(), any::<u64>()),
+            right in (any_address(), any_address(), any::<u64>(), any::<u64>()), same_source in any::<bool>(),
         ) {
             let Ok(fields) = KeyFields::new(fields) else { return Ok(()) };
-            let key = |(source, destination, transport)| match fields.mask().key(
-                source, destination, Transport(transport),
-            ) {
-                Key::Compact(key) => (false, key.to_vec()),
-                Key::Wide(key) => (true, key.to_vec()),
+            let key = |(source, destination, transport, word)| {
+                let extra = [word, 0, 0, 0];
+                fields.mask().key_of(Parts { source, destination, transport: Transport(transport), extra })
             };
-            let right = if same_source { (left.0, right.1, right.2) } else { right };
-            let ((left_wide, left), (right_wide, right)) = (key(left), key(right));
+            let right = if same_source { (left.0, right.1, right.2, right.3) } else { right };
+            let (left, right) = (key(left), key(right));
+            let (left, right) = ((left.layout(), left.words()), (right.layout(), right.words()));
             if fields.in_natural_order() {
-                prop_assert_eq!(
-                    natural_order(left_wide, &left).cmp(&natural_order(right_wide, &right)),
-                    fields.compare((left_wide, &left), (right_wide, &right))
-                );
+                let order = natural_order(left.0, left.1).cmp(&natural_order(right.0, right.1));
+                prop_assert_eq!(order, fields.compare(left, right));
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::aggregator::{Aggregator, Flow, Options, OptionsError};
 use crate::block::Block;
 use crate::count_min::hundred;
 use crate::key::Mask;
+use crate::measure::Weight;
 use crate::packet::Packet;
 use crate::rows::{Schema, ValueColumn, ValueKind};
 use crate::sketch::{Shape, Sizes};
@@ -59,7 +60,7 @@ const COLUMNS: [&str; 9] =
 /// Reads a task's options.
 pub(crate) fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
     let QuantilesOptions { key_fields, k, width, depth, seed } = options.read()?;
-    let key = options.fields("key_fields", &key_fields)?;
+    let key = options.base_fields("key_fields", &key_fields)?;
     options.check_rows("k", k)?;
     let shape = shape(options, width, depth, seed)?;
     let mut values = vec![ValueColumn { name: "packets", kind: ValueKind::Count }];
@@ -90,9 +91,10 @@ impl Sketch for Lengths {
         with_key(self.mask, packet, |wide, key| self.sizes.prefetch(wide, key, packet.length));
     }
 
-    fn update(&mut self, packet: &Packet) {
+    fn update(&mut self, packet: &Packet, weight: Weight) {
         with_key(self.mask, packet, |wide, key| {
-            self.sizes.update(wide, key, packet.length, packet.fingerprint());
+            let size = u32::try_from(weight.bytes / weight.packets.max(1)).unwrap_or(u32::MAX);
+            self.sizes.update(wide, key, (size, weight.packets), packet.fingerprint());
         });
     }
 

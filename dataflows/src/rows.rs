@@ -5,7 +5,7 @@
 
 use crate::block::{AHEAD, Block, BlockBuilder, Words};
 use crate::epochs::{ByWindow, Epochs};
-use crate::key::{Key, KeyFields, KeyValue, natural_order};
+use crate::key::{Key, KeyColumn, KeyFields, KeyValue, Layout, natural_order};
 use crate::sort::sorted;
 use crate::window::Epoch;
 use std::cmp::Ordering;
@@ -24,6 +24,8 @@ pub enum ValueKind {
     Bytes,
     /// Nanoseconds since the Unix epoch, UTC.
     Time,
+    /// A number that is no amount: a set of flags, a time to live.
+    Number,
 }
 
 /// A value column.
@@ -51,7 +53,7 @@ pub struct Schema {
 impl Schema {
     /// Names of all columns in order.
     pub fn columns(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.key.fields().iter().map(|field| field.column()).chain(self.values.iter().map(|value| value.name))
+        self.key.columns().iter().map(KeyColumn::name).chain(self.values.iter().map(|value| value.name))
     }
 
     /// Number of the value column of this name.
@@ -59,20 +61,16 @@ impl Schema {
         self.values.iter().position(|value| value.name == name)
     }
 
-    /// Words of a row of either layout.
-    fn row_words(&self, wide: bool) -> usize {
-        key_words(wide) + self.values.len()
+    /// Words of a row of a layout.
+    pub fn row_words(&self, layout: Layout) -> usize {
+        layout.words() + self.values.len()
     }
-}
-
-fn key_words(wide: bool) -> usize {
-    if wide { 5 } else { 2 }
 }
 
 /// One row of a task, borrowed from its run.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
-    wide: bool,
+    layout: Layout,
     words: &'a [u64],
 }
 
@@ -80,25 +78,25 @@ impl<'a> Row<'a> {
     /// The value of a key column.
     #[inline]
     pub fn key(&self, schema: &Schema, column: usize) -> KeyValue {
-        schema.key.value(column, self.wide, self.words)
+        schema.key.value(column, self.layout, self.words)
     }
 
     /// The words of the value columns.
     #[inline]
     pub fn values(&self) -> &'a [u64] {
-        &self.words[key_words(self.wide)..]
+        &self.words[self.layout.words()..]
     }
 
     /// The key.
     #[inline]
     pub fn key_words(&self) -> Key {
-        Key::of_words(self.wide, self.words)
+        Key::of_words(self.layout, self.words)
     }
 
-    /// The key words, if the row's addresses are all IPv4.
+    /// The words of addresses and transport, if the row's addresses are all IPv4.
     #[inline]
     pub fn compact_key(&self) -> Option<&'a [u64; 2]> {
-        if self.wide { None } else { self.words.first_chunk() }
+        matches!(self.layout, Layout::Compact | Layout::CompactExtra).then(|| self.words.first_chunk())?
     }
 }
 
@@ -107,16 +105,16 @@ impl<'a> Row<'a> {
 struct Ranked<'a> {
     row: Row<'a>,
     /// The value, inverted, and the key where its columns stand in their natural order.
-    rank: [u64; 6],
+    rank: [u64; 7],
 }
 
 impl<'a> Ranked<'a> {
     #[inline(always)]
     fn new(row: Row<'a>, schema: &Schema) -> Self {
         let value = !row.values()[schema.order_by];
-        let [a, b, c, d, e] =
-            if schema.key.in_natural_order() { natural_order(row.wide, row.words) } else { [0; 5] };
-        Self { row, rank: [value, a, b, c, d, e] }
+        let [a, b, c, d, e, f] =
+            if schema.key.in_natural_order() { natural_order(row.layout, row.words) } else { [0; 6] };
+        Self { row, rank: [value, a, b, c, d, e, f] }
     }
 
     #[inline(always)]
@@ -127,7 +125,7 @@ impl<'a> Ranked<'a> {
                 return left < right;
             }
         }
-        let key = |row: &Row<'a>| (row.wide, row.words);
+        let key = |row: &Row<'a>| (row.layout, row.words);
         schema.key.compare(key(&self.row), key(&other.row)) == Ordering::Less
     }
 }
@@ -155,7 +153,7 @@ pub(crate) fn sort<'s>(
                 for window in turns.shown() {
                     let blocks = windows.remove(&window).unwrap_or_default();
                     for run in runs(&blocks, &schema) {
-                        if !run.is_empty() || tells && !run.wide {
+                        if !run.is_empty() || tells && run.layout == Layout::Compact {
                             session.give_container(&mut Block { to: COMMITTER, task, window, ..run });
                         }
                     }
@@ -169,39 +167,57 @@ pub(crate) fn sort<'s>(
 pub const COMMITTER: usize = 0;
 
 /// A task's rows, given as blocks in any order, as a sorted run of each layout.
-fn runs(blocks: &[Block], schema: &Schema) -> [Block; 2] {
-    [false, true].map(|wide| {
-        let of_layout = blocks.iter().filter(|block| block.wide == wide);
+fn runs(blocks: &[Block], schema: &Schema) -> Vec<Block> {
+    let run = |layout| {
+        let of_layout = blocks.iter().filter(|block| block.layout == layout);
         debug_assert!(blocks.iter().all(|block| block.sorted.is_none()), "rows that have no order yet");
-        sort_words(of_layout.map(|block| block.words.clone()).collect(), wide, schema)
-    })
+        sort_words(of_layout.map(|block| block.words.clone()).collect(), layout, schema)
+    };
+    let is_used = |layout: &Layout| {
+        *layout == Layout::Compact || blocks.iter().any(|block| block.layout == *layout && block.width > 0)
+    };
+    Layout::ALL.into_iter().filter(is_used).map(run).collect()
 }
 
 /// A task's rows, given as words in any order, in the order of the schema.
-pub fn sort_words(blocks: Vec<Words>, wide: bool, schema: &Schema) -> Block {
-    let width = schema.row_words(wide);
-    let (by, key) = (key_words(wide) + schema.order_by, &schema.key);
-    let by_columns = |left: &[u64], right: &[u64]| key.compare((wide, left), (wide, right));
-    let sorted = if !wide {
-        let rank = |row: &[u64]| {
-            let [high, low] = key.compact_order(&[row[0], row[1]]);
-            [!row[by], high, low]
-        };
-        sorted(blocks, width, rank, by_columns)
-    } else if key.in_natural_order() {
-        let rank = |row: &[u64]| {
-            let [a, b, c, d, e] = natural_order(true, row);
-            [!row[by], a, b, c, d, e]
-        };
-        sorted(blocks, width, rank, by_columns)
-    } else {
-        let rank = |row: &[u64]| {
-            let first = key.first_order(true, row);
-            [!row[by], (first >> 64) as u64, first as u64]
-        };
-        sorted(blocks, width, rank, by_columns)
+pub fn sort_words(blocks: Vec<Words>, layout: Layout, schema: &Schema) -> Block {
+    let width = schema.row_words(layout);
+    let (by, key) = (layout.words() + schema.order_by, &schema.key);
+    let by_columns = |left: &[u64], right: &[u64]| key.compare((layout, left), (layout, right));
+    let sorted = match (layout, key.in_natural_order()) {
+        (Layout::Compact, _) => {
+            let rank = |row: &[u64]| {
+                let [high, low] = key.compact_order(&[row[0], row[1]]);
+                [!row[by], high, low]
+            };
+            sorted(blocks, width, rank, by_columns)
+        }
+        (Layout::CompactExtra, true) => {
+            sorted(blocks, width, |row| [!row[by], row[0], row[1], row[2]], by_columns)
+        }
+        (Layout::Wide, true) => {
+            let rank = |row: &[u64]| {
+                let [a, b, c, d, e, _] = natural_order(layout, row);
+                [!row[by], a, b, c, d, e]
+            };
+            sorted(blocks, width, rank, by_columns)
+        }
+        (_, true) => {
+            let rank = |row: &[u64]| {
+                let [a, b, c, d, e, f] = natural_order(layout, row);
+                [!row[by], a, b, c, d, e, f]
+            };
+            sorted(blocks, width, rank, by_columns)
+        }
+        (_, false) => {
+            let rank = |row: &[u64]| {
+                let first = key.first_order(layout, row);
+                [!row[by], (first >> 64) as u64, first as u64]
+            };
+            sorted(blocks, width, rank, by_columns)
+        }
     };
-    Block { wide, sorted: Some(Arc::new(sorted)), ..Block::default() }
+    Block { layout, width, sorted: Some(Arc::new(sorted)), ..Block::default() }
 }
 
 /// All rows of one task in one window.
@@ -242,14 +258,14 @@ impl TaskRows {
     pub fn total(&self, name: &str) -> u64 {
         let Some(column) = self.schema.value_named(name) else { return 0 };
         let sum = |run: &Block| -> u64 {
-            let (width, at) = (self.schema.row_words(run.wide), key_words(run.wide) + column);
+            let (width, at) = (self.schema.row_words(run.layout), run.layout.words() + column);
             run.unordered().flat_map(|words| words.chunks_exact(width)).map(|row| row[at]).sum()
         };
         self.runs.iter().map(sum).sum()
     }
 
     fn run_len(&self, run: &Block) -> usize {
-        run.len() / self.schema.row_words(run.wide)
+        run.len() / self.schema.row_words(run.layout)
     }
 
     fn row<'a>(&'a self, run: &'a Block, number: usize) -> Row<'a> {
@@ -259,11 +275,11 @@ impl TaskRows {
                 sorted.row(number)
             }
             None => {
-                let width = self.schema.row_words(run.wide);
+                let width = self.schema.row_words(run.layout);
                 &run.words[number * width..][..width]
             }
         };
-        Row { wide: run.wide, words }
+        Row { layout: run.layout, words }
     }
 
     #[inline(always)]

@@ -1037,14 +1037,14 @@ impl Sizes {
         self.grid.clear(|cell| buckets[cell * BUCKETS..][..BUCKETS].fill(0));
     }
 
-    /// Adds one packet of `size` bytes; `packet` tells packets of one key apart.
+    /// Adds so many packets of `size` bytes each; `packet` tells packets of one key apart.
     ///
     /// # Panics
     /// If the key has not 2 words, or 5 if `wide`.
     #[inline]
-    pub fn update(&mut self, wide: bool, key: &[u64], size: u32, packet: u64) {
+    pub fn update(&mut self, wide: bool, key: &[u64], (size, packets): (u32, u64), packet: u64) {
         let bucket = bucket(size);
-        self.grid.add(wide, key, 1, packet, |cell| {
+        self.grid.add(wide, key, packets, packet, |cell| {
             let count = &mut self.buckets[cell * BUCKETS + bucket];
             *count = count.saturating_add(1);
         });
@@ -1347,7 +1347,7 @@ mod tests {
 
     fn sizes(shape: Shape, traffic: &[Seen]) -> Sizes {
         let mut sketch = Sizes::new(shape);
-        traffic.iter().for_each(|one| sketch.update(one.wide, one.key(), one.size, one.packet));
+        traffic.iter().for_each(|one| sketch.update(one.wide, one.key(), (one.size, 1), one.packet));
         sketch
     }
 
@@ -1571,7 +1571,7 @@ mod tests {
             for one in &traffic {
                 counts.update(one.wide, one.key(), one.size.into(), one.packet);
                 distinct.update(one.wide, one.key(), &[one.element]);
-                lengths.update(one.wide, one.key(), one.size, one.packet);
+                lengths.update(one.wide, one.key(), (one.size, 1), one.packet);
             }
             let (new_counts, new_distinct, new_lengths) =
                 (count_min(SMALL, &traffic, true), spread(SMALL, &traffic), sizes(SMALL, &traffic));

@@ -9,7 +9,8 @@ use crate::aggregator::{Flow, Options, OptionsError};
 use crate::block::{self, Block, BlockBuilder};
 use crate::epochs::{ByWindow, Epochs};
 use crate::groups::{Archive, Counts, visit};
-use crate::key::{Key, KeyFields, Mask};
+use crate::key::{Key, KeyFields, Layout, Mask};
+use crate::measure::Weight;
 use crate::packet::Packet;
 use crate::rows::{COMMITTER, Schema, ValueColumn, ValueKind};
 use crate::sketch::{Estimate, Found, Shape};
@@ -30,8 +31,8 @@ pub(crate) trait Sketch: 'static {
     /// Fetches what taking this packet will touch.
     fn prefetch(&self, packet: &Packet);
 
-    /// Takes a packet.
-    fn update(&mut self, packet: &Packet);
+    /// Takes a packet, or what all packets of an observation share, with what it adds.
+    fn update(&mut self, packet: &Packet, weight: Weight);
 
     /// Takes what another sketch of the same options has seen, as its words. The error is of words that are something
     /// else.
@@ -170,7 +171,7 @@ fn to_block(window: Epoch, sketch: &impl Sketch) -> Block {
 
 /// The sketches of the packets that this worker reads, for the committing worker.
 fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stream<'s, Epoch, Block> {
-    flow.packets().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
+    flow.observations().unary_frontier::<BlockBuilder, _, _, _>(Pipeline, "Sketch", move |_, _| {
         let pool = Pool::new(new);
         let mut epochs: Epochs<BTreeMap<Epoch, Pooled<S>>> = Epochs::default();
         move |(input, frontier), output| {
@@ -178,9 +179,11 @@ fn sketch<'s, S: Sketch>(flow: &Flow<'s>, new: impl Fn() -> S + 'static) -> Stre
             input.for_each(|message, batch| {
                 let Some((_, windows)) = epochs.at(&message, port) else { return };
                 let sketch = &mut **windows.entry(batch.window).or_insert_with(|| pool.take());
-                for packets in batch.packets.chunks(AHEAD) {
+                for (chunk, packets) in batch.packets.chunks(AHEAD).enumerate() {
                     packets.iter().for_each(|packet| sketch.prefetch(packet));
-                    packets.iter().for_each(|packet| sketch.update(packet));
+                    for (number, packet) in (chunk * AHEAD..).zip(packets) {
+                        sketch.update(packet, batch.weight(number, packet));
+                    }
                 }
             });
             while let Some((held, windows)) = epochs.close(&[frontier]) {
@@ -254,21 +257,19 @@ fn merge<'s, S: Sketch>(
 /// The words of a key under a mask.
 #[inline(always)]
 pub(crate) fn with_key<T>(mask: Mask, packet: &Packet, take: impl FnOnce(bool, &[u64]) -> T) -> T {
-    with_words(&mask.of(packet), take)
+    with_words(&mask.of(packet, &[]), take)
 }
 
 /// The words of a key, and whether it is wide.
 #[inline(always)]
 pub(crate) fn with_words<T>(key: &Key, take: impl FnOnce(bool, &[u64]) -> T) -> T {
-    match key {
-        Key::Compact(key) => take(false, key),
-        Key::Wide(key) => take(true, key),
-    }
+    take(matches!(key, Key::Wide(_)), key.words())
 }
 
 /// Adds rows of keys that a sketch has named.
 pub(crate) fn push<V, const N: usize>(rows: &mut Rows, found: &Found<V>, values: [u64; N]) {
-    rows.push(&Key::of_words(found.wide, &found.key), &values);
+    let layout = if found.wide { Layout::Wide } else { Layout::Compact };
+    rows.push(&Key::of_words(layout, &found.key), &values);
 }
 
 /// The columns of [`push_above`], which estimate something of this kind.

@@ -12,7 +12,7 @@ use crate::aggregator::{Flow, numbered};
 use crate::block::{self, Block, BlockBuilder};
 use crate::epochs::{ByWindow, Epochs};
 use crate::groups::{self, Counts};
-use crate::key::{Key, KeyFields, Mask};
+use crate::key::{Key, KeyFields, Layout, Mask};
 use crate::rows::{COMMITTER, Schema, TaskRows};
 use crate::table::owner;
 use crate::window::Epoch;
@@ -199,23 +199,28 @@ impl<V: 'static, const N: usize> Answer<(Key, V)> for Records<V, N> {
 
 /// Rows that are gathered, by layout.
 #[derive(Default)]
-pub struct Rows([Vec<u64>; 2]);
+pub struct Rows {
+    words: [Vec<u64>; Layout::ALL.len()],
+    /// Value words of a row.
+    values: usize,
+}
 
 impl Rows {
     /// Adds a row.
     pub fn push(&mut self, key: &Key, values: &[u64]) {
-        let (words, key): (_, &[u64]) = match key {
-            Key::Compact(key) => (&mut self.0[0], key),
-            Key::Wide(key) => (&mut self.0[1], key),
-        };
-        words.extend_from_slice(key);
+        let words = &mut self.words[key.layout() as usize];
+        words.extend_from_slice(key.words());
         words.extend_from_slice(values);
+        self.values = values.len();
     }
 
     /// As blocks of a window for a worker.
     pub fn into_blocks(self, to: usize, window: Epoch) -> impl Iterator<Item = Block> {
-        let blocks = [false, true].into_iter().zip(self.0).filter(|(_, words)| !words.is_empty());
-        blocks.map(move |(wide, words)| Block { to, window, wide, words: words.into(), ..Block::default() })
+        let (values, blocks) = (self.values, Layout::ALL.into_iter().zip(self.words));
+        blocks.filter(|(_, words)| !words.is_empty()).map(move |(layout, words)| {
+            let width = layout.words() + values;
+            Block { to, window, layout, width, words: words.into(), ..Block::default() }
+        })
     }
 }
 
@@ -346,13 +351,13 @@ pub fn by_owner<'s>(groups: Stream<'s, Epoch, Block>, key: Mask) -> Stream<'s, E
 
 /// The key set that holds two others, which share no field.
 pub fn joined(key: &KeyFields, element: &KeyFields) -> Result<KeyFields, crate::key::FieldError> {
-    KeyFields::new(key.fields().iter().chain(element.fields()).copied().collect())
+    KeyFields::new(key.columns().iter().chain(element.columns()).copied().collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aggregator::{Options, Registry};
+    use crate::aggregator::Registry;
     use crate::packet::Packet;
     use crate::trial::{self, LENGTH, any_packets};
     use proptest::prelude::*;
@@ -362,8 +367,9 @@ mod tests {
 
     fn aggregators(horizon: u64) -> Vec<Box<dyn crate::aggregator::Aggregator>> {
         let build = |kind: &str, options: serde_json::Value| {
-            let Ok(options) = serde_json::from_value(options) else { panic!("no options") };
-            Registry::default().get(kind).expect("a type")(&Options(options)).expect("options")
+            let options: BTreeMap<String, serde_json::Value> =
+                serde_json::from_value(options).expect("options");
+            Registry::default().get(kind).expect("a type")(&options.into()).expect("options")
         };
         let mut all = Vec::new();
         for key_fields in KEYS {
@@ -385,7 +391,7 @@ mod tests {
     fn totals(packets: &[Packet], key: &KeyFields, windows: std::ops::Range<u64>) -> BTreeMap<Key, [u64; 4]> {
         let mut totals = BTreeMap::new();
         for packet in packets.iter().filter(|packet| windows.contains(&(packet.time / LENGTH))) {
-            let sum = totals.entry(key.mask().of(packet)).or_insert([0, 0, u64::MAX, 0]);
+            let sum = totals.entry(key.mask().of(packet, &[])).or_insert([0, 0, u64::MAX, 0]);
             *sum = [
                 sum[0] + 1,
                 sum[1] + u64::from(packet.length),
@@ -397,11 +403,7 @@ mod tests {
     }
 
     fn row(key: &Key, values: &[u64]) -> Vec<u64> {
-        let key: &[u64] = match key {
-            Key::Compact(key) => key,
-            Key::Wide(key) => key,
-        };
-        [key, values].concat()
+        [key.words(), values].concat()
     }
 
     /// All answers from all packets, a window at a time.
@@ -420,7 +422,7 @@ mod tests {
             };
             for names in KEYS {
                 let key = KeyFields::parse(names).expect("fields");
-                let words = |key: &Key| -> (bool, Vec<u64>) { (matches!(key, Key::Wide(_)), row(key, &[])) };
+                let words = |key: &Key| -> (Layout, Vec<u64>) { (key.layout(), row(key, &[])) };
                 let mut top: Vec<_> = totals(packets, &key, past(horizon)).into_iter().collect();
                 top.sort_by(|(left, a), (right, b)| {
                     let ((l, left), (r, right)) = (words(left), words(right));

@@ -1,4 +1,4 @@
-//! The hash table of exact groups: key words to packets, bytes, first and last time.
+//! The hash table of exact groups: key words to packets, bytes, first and last time, and other measures.
 //!
 //! Groups lie densely in the order of their first packet, in chunks that are never moved; a small index of 4 bytes a
 //! slot points at them, and each slot carries the hash bits that the group's number leaves free, so that a probe rarely
@@ -6,17 +6,14 @@
 //! Groups arrive in batches: hash all, fetch all index lines, fetch all groups, then update, so that cache misses
 //! overlap. Nothing observable depends on the seed or on the order of groups.
 
+use crate::measure::{MOST, Merges};
 use crate::prefetch::prefetch;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::LazyLock;
 
-/// Words of a group behind its key: packets, bytes, first time, last time (nanoseconds).
+/// Words of every group behind its key: packets, bytes, first time, last time (nanoseconds). Those of other measures follow.
 pub const COUNTS: usize = 4;
-/// Words of a group under a compact key.
-pub const COMPACT_GROUP: usize = 2 + COUNTS;
-/// Words of a group under a wide key.
-pub const WIDE_GROUP: usize = 5 + COUNTS;
 
 /// Groups that are looked up together.
 const BATCH: usize = 64;
@@ -85,7 +82,7 @@ pub struct Table<const K: usize, const S: usize> {
 
 impl<const K: usize, const S: usize> Default for Table<K, S> {
     fn default() -> Self {
-        const { assert!(S == K + COUNTS && CHUNK_GROUPS.is_multiple_of(BATCH)) };
+        const { assert!(S >= K + COUNTS && S <= K + COUNTS + MOST && CHUNK_GROUPS.is_multiple_of(BATCH)) };
         Self { index: Vec::new(), chunks: Vec::new(), len: 0, seed: *SEED }
     }
 }
@@ -134,15 +131,16 @@ impl<const K: usize, const S: usize> Table<K, S> {
         self.len += 1;
     }
 
-    /// Adds every group to the one of its key: packets and bytes sum up, first and last time widen.
-    pub fn absorb(&mut self, groups: &[[u64; S]]) {
+    /// Adds every group to the one of its key: packets and bytes sum up, first and last time widen, and what is behind them
+    /// merges as it should.
+    pub fn absorb(&mut self, groups: &[[u64; S]], merges: &Merges) {
         for batch in groups.chunks(BATCH) {
-            self.absorb_batch(batch);
+            self.absorb_batch(batch, merges);
         }
     }
 
     #[inline]
-    fn absorb_batch(&mut self, batch: &[[u64; S]]) {
+    fn absorb_batch(&mut self, batch: &[[u64; S]], merges: &Merges) {
         self.reserve(batch.len());
         let mask = self.index.len() - 1;
         let bits = self.index.len().trailing_zeros();
@@ -174,14 +172,16 @@ impl<const K: usize, const S: usize> Table<K, S> {
         }
         for ((group, found), hash) in batch.iter().zip(found).zip(hashes) {
             match self.group_mut(found as usize) {
-                Some(entry) if key_of::<K, S>(entry) == key_of::<K, S>(group) => merge::<K, S>(entry, group),
-                _ => self.upsert(group, hash),
+                Some(entry) if key_of::<K, S>(entry) == key_of::<K, S>(group) => {
+                    merge::<K, S>(entry, group, merges)
+                }
+                _ => self.upsert(group, hash, merges),
             }
         }
     }
 
     /// Finds the key's group by probing, or adds it. The index has room.
-    fn upsert(&mut self, group: &[u64; S], hash: u64) {
+    fn upsert(&mut self, group: &[u64; S], hash: u64, merges: &Merges) {
         let mask = self.index.len() - 1;
         let bits = self.index.len().trailing_zeros();
         let tag = tag(hash, bits);
@@ -197,7 +197,7 @@ impl<const K: usize, const S: usize> Table<K, S> {
                 let number = (slot & mask as u32) as usize;
                 let entry = self.group_mut(number).expect("the index points at groups that are there");
                 if key_of::<K, S>(entry) == key_of::<K, S>(group) {
-                    return merge::<K, S>(entry, group);
+                    return merge::<K, S>(entry, group, merges);
                 }
             }
             at = (at + 1) & mask;
@@ -245,11 +245,17 @@ fn tag(hash: u64, bits: u32) -> u32 {
 }
 
 #[inline(always)]
-fn merge<const K: usize, const S: usize>(entry: &mut [u64; S], group: &[u64; S]) {
+fn merge<const K: usize, const S: usize>(entry: &mut [u64; S], group: &[u64; S], merges: &Merges) {
     entry[K] += group[K];
     entry[K + 1] += group[K + 1];
     entry[K + 2] = entry[K + 2].min(group[K + 2]);
     entry[K + 3] = entry[K + 3].max(group[K + 3]);
+    if S > K + COUNTS {
+        let entry = entry[K + COUNTS..].iter_mut();
+        for ((entry, group), merge) in entry.zip(&group[K + COUNTS..]).zip(merges) {
+            *entry = merge.of(*entry, *group);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -279,7 +285,7 @@ mod tests {
             let groups: Vec<[u64; 6]> =
                 groups.into_iter().map(|(a, b, p, y, f, l)| [a << 40, b, p, y, f.into(), l.into()]).collect();
             let mut table = Table::default();
-            table.absorb(&groups);
+            table.absorb(&groups, &Merges::default());
             prop_assert_eq!(table.len(), as_map(&table).len());
             prop_assert_eq!(as_map(&table), naive(&groups));
         }
@@ -289,8 +295,8 @@ mod tests {
     fn a_table_grows_and_keeps_every_group() {
         let groups: Vec<[u64; 9]> = (0..200_000u64).map(|n| [0, n, n >> 3, 1, 0, 1, n, n, n]).collect();
         let mut table = Table::<5, 9>::default();
-        table.absorb(&groups);
-        table.absorb(&groups);
+        table.absorb(&groups, &Merges::default());
+        table.absorb(&groups, &Merges::default());
         assert_eq!(table.len(), groups.len());
         assert!(table.groups().all(|group| group[5] == 2 && group[6] == group[1] * 2));
     }
@@ -299,7 +305,10 @@ mod tests {
     fn chunks_that_are_handed_on_have_no_room_to_spare() {
         for groups in [1, 5, 1000, CHUNK_GROUPS, CHUNK_GROUPS + 1] {
             let mut table = Table::<2, 6>::default();
-            table.absorb(&(0..groups as u64).map(|n| [n, 0, 1, 1, n, n]).collect::<Vec<_>>());
+            table.absorb(
+                &(0..groups as u64).map(|n| [n, 0, 1, 1, n, n]).collect::<Vec<_>>(),
+                &Merges::default(),
+            );
             let room: usize = table.into_chunks().map(|chunk| chunk.capacity()).sum();
             assert_eq!(room, groups);
         }

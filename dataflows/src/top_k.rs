@@ -82,7 +82,7 @@ impl Aggregator for TopK {
             metric: self.metric,
             k: self.k,
             compact: BTreeMap::new(),
-            wide: BTreeMap::new(),
+            others: BTreeMap::new(),
         };
         first(answers(flow, totals, None, ranks), self.schema(), self.k)
     }
@@ -129,13 +129,13 @@ impl Part for Sums {
     }
 }
 
-/// The keys of this worker in their order, those of either layout apart.
+/// The keys of this worker in their order, compact ones apart from all others.
 struct Ranks {
     fields: KeyFields,
     metric: Metric,
     k: usize,
     compact: Ordered<Compact>,
-    wide: Ordered<Box<[u128]>>,
+    others: Ordered<Box<[u128]>>,
 }
 
 /// Keys by rank, then by what orders keys.
@@ -156,12 +156,12 @@ impl Answer<(Key, Sum)> for Ranks {
             Key::Compact(words) => {
                 put(&mut self.compact, (rank, self.fields.compact_order(&words)), (key, sum), by);
             }
-            Key::Wide(words) => put(&mut self.wide, (rank, self.fields.wide_order(&words)), (key, sum), by),
+            _ => put(&mut self.others, (rank, self.fields.order(&key)), (key, sum), by),
         }
     }
 
     fn rows(&mut self, _: &[Block], rows: &mut Rows) {
-        let firsts = self.compact.values().take(self.k).chain(self.wide.values().take(self.k));
+        let firsts = self.compact.values().take(self.k).chain(self.others.values().take(self.k));
         for (key, (packets, bytes)) in firsts {
             rows.push(key, &[*packets as u64, *bytes as u64]);
         }

@@ -2,7 +2,7 @@
 
 use crate::aggregator::{Aggregator, Task, build_tasks};
 use crate::block::Block;
-use crate::groups::{Archive, Closed, Packets};
+use crate::groups::{Archive, Closed, Observations};
 use crate::packet::{Address, Packet, Transport};
 use crate::turns::touches;
 use crate::window::{Epoch, Watermark, Windowing};
@@ -77,7 +77,7 @@ pub(crate) fn run(
         let (mut batches, mut touched) = (Vec::new(), Vec::new());
         for (closed, packet) in epochs.iter().skip(index).step_by(peers) {
             let window = packet.time / LENGTH;
-            batches.push((window.max(*closed), Packets { window, packets: Arc::new(vec![*packet]) }));
+            batches.push((window.max(*closed), Observations::packets(window, vec![*packet])));
             touched.push((window.max(*closed), touches(window)));
         }
         let task = |(number, aggregator): (usize, Box<dyn Aggregator>)| Task {
@@ -116,7 +116,7 @@ pub(crate) fn run(
             }
             *last = *epoch;
         }
-        let words = widths[block.task] + if block.wide { 5 } else { 2 };
+        let words = widths[block.task] + block.layout.words();
         let (rows, _) = answers.entry((block.window, block.task)).or_default();
         let Ok(()) = block.visit_words(|several| {
             rows.extend(several.chunks_exact(words).map(<[u64]>::to_vec));

@@ -269,7 +269,8 @@ pub fn touches(window: Epoch) -> Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Key, Mask};
+    use crate::groups::GroupSet;
+    use crate::key::Key;
 
     fn close(known: &mut Known, epoch: Epoch, touched: &[Epoch]) -> (Vec<(Epoch, bool)>, Epoch) {
         let turns = known.close(epoch, &touched.iter().copied().collect());
@@ -294,7 +295,7 @@ mod tests {
     struct Earlier(Epoch);
 
     impl Recall for Earlier {
-        fn recall(&self, _: Mask, _: Epoch) -> Vec<(Key, [u64; 4])> {
+        fn recall(&self, _: &GroupSet, _: Epoch) -> Vec<(Key, Vec<u64>)> {
             Vec::new()
         }
 
