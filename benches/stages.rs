@@ -7,8 +7,9 @@ use bytes::Bytes;
 use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{BlockBuilder, Words};
 use dataflows::exact::Exact;
-use dataflows::groups::{Closed, Packets};
-use dataflows::key::{Key, KeyFields};
+use dataflows::groups::{Closed, Observations};
+use dataflows::key::{Key, KeyFields, Layout};
+use dataflows::measure::Merges;
 use dataflows::packet::Packet;
 use dataflows::rows::{Snapshot, TaskRows, sort_words};
 use dataflows::sketch::{CountMin, Distinct, Shape, Sizes};
@@ -58,7 +59,7 @@ static DECODED: LazyLock<Vec<Packet>> = LazyLock::new(|| {
 /// Words of its five-tuple groups with IPv4 addresses.
 static GROUPS: LazyLock<Vec<Words>> = LazyLock::new(|| {
     let mut table = Table::<2, 6>::default();
-    table.absorb(&keyed());
+    table.absorb(&keyed(), &Merges::default());
     table.into_chunks().map(|chunk| chunk.into_flattened().into()).collect()
 });
 
@@ -76,9 +77,9 @@ fn frames(mut visit: impl FnMut(netspectra::decode::LinkType, &[u8], u64, u32)) 
 
 fn keyed() -> Vec<[u64; 6]> {
     let mask = five_tuple().mask();
-    let group = |packet: &Packet| match mask.of(packet) {
+    let group = |packet: &Packet| match mask.of(packet, &[]) {
         Key::Compact([a, b]) => Some([a, b, 1, packet.length.into(), packet.time, packet.time]),
-        Key::Wide(_) => None,
+        _ => None,
     };
     DECODED.iter().filter_map(group).collect()
 }
@@ -108,7 +109,7 @@ fn messages() -> Vec<Bytes> {
 
 fn task_rows() -> TaskRows {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
-    let runs = vec![sort_words(GROUPS.clone(), false, &schema)];
+    let runs = vec![sort_words(GROUPS.clone(), Layout::Compact, &schema)];
     TaskRows { name: "flows".into(), schema, runs, kept: None }
 }
 
@@ -167,7 +168,7 @@ fn group(bencher: Bencher) {
     let groups = keyed();
     bencher.counter(ItemsCount::new(groups.len())).bench(|| {
         let mut table = Table::<2, 6>::default();
-        table.absorb(&groups);
+        table.absorb(&groups, &Merges::default());
         table
     });
 }
@@ -201,7 +202,7 @@ fn sketch(bencher: Bencher, kind: &str) {
             for groups in groups.chunks(16) {
                 groups.iter().for_each(|group| sketch.prefetch(false, &source(group[0]), group[3] as u32));
                 for group in groups {
-                    sketch.update(false, &source(group[0]), group[3] as u32, group[4]);
+                    sketch.update(false, &source(group[0]), (group[3] as u32, 1), group[4]);
                 }
             }
             sketch
@@ -216,13 +217,14 @@ fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
     bencher.counter(ItemsCount::new(packets.len())).bench(|| {
         let packets = packets.clone();
         let guards = timely::execute(timely::Config::process(workers), move |worker| {
-            let share: Vec<Packets> = packets
+            let share: Vec<Observations> = packets
                 .chunks(512)
                 .skip(worker.index())
                 .step_by(worker.peers())
-                .map(|packets| Packets { window: 0, packets: Arc::new(packets.to_vec()) })
+                .map(|packets| Observations::packets(0, packets.to_vec()))
                 .collect();
-            let mut input = InputHandle::<u64, timely::container::NoopBuilder<Packets>>::new_with_builder();
+            let mut input =
+                InputHandle::<u64, timely::container::NoopBuilder<Observations>>::new_with_builder();
             let mut news = InputHandle::<u64, BlockBuilder>::new_with_builder();
             let probe = worker.dataflow(|scope| {
                 let stream = scope.input_from(&mut input);
@@ -255,7 +257,7 @@ fn sort(bencher: Bencher) {
     let schema = dataflows::aggregator::Aggregator::schema(&Exact::new(five_tuple()));
     bencher
         .counter(ItemsCount::new(GROUPS.iter().map(|words| words.len() / 6).sum::<usize>()))
-        .bench(|| sort_words(GROUPS.clone(), false, &schema));
+        .bench(|| sort_words(GROUPS.clone(), Layout::Compact, &schema));
 }
 
 #[divan::bench]

@@ -3,13 +3,14 @@
 
 #![allow(missing_docs)]
 
-use dataflows::aggregator::{Options, Registry, Task, build_tasks};
+use dataflows::aggregator::{Registry, Task, build_tasks};
 use dataflows::block::BlockBuilder;
-use dataflows::groups::{Closed, Packets};
+use dataflows::groups::{Closed, Observations};
 use dataflows::packet::{Address, Packet, Transport};
 use dataflows::turns::touches;
 use dataflows::window::Windowing;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,10 +47,11 @@ fn keys(window: u64) -> impl Iterator<Item = u32> {
 fn bench(kind: &'static str, options: serde_json::Value) {
     let guards = timely::execute(timely::Config::process(WORKERS), move |worker| {
         let (index, peers) = (worker.index(), worker.peers());
-        let Ok(options) = serde_json::from_value(options.clone()) else { panic!("no options") };
-        let aggregator = Registry::default().get(kind).expect("a type")(&Options(options)).expect("options");
+        let options: BTreeMap<String, serde_json::Value> =
+            serde_json::from_value(options.clone()).expect("options");
+        let aggregator = Registry::default().get(kind).expect("a type")(&options.into()).expect("options");
         let tasks = [Task { name: kind.into(), aggregator: Arc::from(aggregator) }];
-        let mut input = InputHandle::<u64, NoopBuilder<Packets>>::new_with_builder();
+        let mut input = InputHandle::<u64, NoopBuilder<Observations>>::new_with_builder();
         let mut news = InputHandle::<u64, BlockBuilder>::new_with_builder();
         let probe = worker.dataflow(|scope| {
             let (packets, touched) = (scope.input_from(&mut input), scope.input_from(&mut news));
@@ -63,7 +65,7 @@ fn bench(kind: &'static str, options: serde_json::Value) {
                 keys(window).skip(index).step_by(peers).map(|key| packet(key, window)).collect();
             let began = Instant::now();
             for packets in own.chunks(512) {
-                input.send_batch(&mut Packets { window, packets: Arc::new(packets.to_vec()) });
+                input.send_batch(&mut Observations::packets(window, packets.to_vec()));
             }
             news.send_batch(&mut touches(window));
             input.advance_to(window + 1);

@@ -7,9 +7,9 @@
 use netspectra::dataflows::aggregator::{Aggregator, Flow, Options, OptionsError, Registry};
 use netspectra::dataflows::block::{Block, BlockBuilder};
 use netspectra::dataflows::epochs::Epochs;
+use netspectra::dataflows::field::TCP_FLAGS;
 use netspectra::dataflows::groups::visit;
-use netspectra::dataflows::key::{Field, Key, KeyFields, Mask};
-use netspectra::dataflows::packet::Transport;
+use netspectra::dataflows::key::{Key, KeyColumn, KeyFields, Mask};
 use netspectra::dataflows::rows::{COMMITTER, Schema, ValueColumn, ValueKind};
 use netspectra::dataflows::standing::{Rows, by_owner};
 use netspectra::dataflows::window::Epoch;
@@ -39,7 +39,7 @@ struct TcpFlags {
 fn from_options(options: &Options) -> Result<Box<dyn Aggregator>, OptionsError> {
     let TcpFlagsOptions { key_fields } = options.read()?;
     let key = options.fields("key_fields", &key_fields)?;
-    let fields = key.fields().iter().copied().chain([Field::TcpFlags]).collect();
+    let fields = key.columns().iter().copied().chain([KeyColumn::base(&TCP_FLAGS)]).collect();
     let with_flags = KeyFields::new(fields).map_err(|error| options.refuse("key_fields", error))?.mask();
     let values = FLAGS.map(|name| ValueColumn { name, kind: ValueKind::Count }).to_vec();
     let schema = Arc::new(Schema { key, values, order_by: 1, counts_every_packet: false });
@@ -65,8 +65,7 @@ impl Aggregator for TcpFlags {
                 input.for_each(|message, block| {
                     let Some((_, counts)) = epochs.at(&message, port) else { return };
                     visit(block, |fine, [packets, ..]| {
-                        let (Key::Compact([.., transport]) | Key::Wide([.., transport])) = fine;
-                        let flags = Transport(transport).tcp_flags();
+                        let flags = fine.transport().tcp_flags();
                         let counts = counts.entry((block.window, fine.under(key))).or_default();
                         for (bit, count) in counts.iter_mut().enumerate() {
                             *count += packets * u64::from(flags >> bit & 1);

@@ -6,6 +6,7 @@
 
 use dataflows::block::Block;
 use dataflows::groups::Archive;
+use dataflows::key::Layout;
 use dataflows::window::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -28,7 +29,7 @@ fn bytes_in_memory(block: &Block) -> usize {
 /// Where a block of groups is.
 enum Kept {
     Memory(Block),
-    File { wide: bool, words: usize, extents: Vec<Range<u64>> },
+    File { layout: Layout, width: usize, words: usize, extents: Vec<Range<u64>> },
 }
 
 /// Which bytes of a file are in use.
@@ -116,7 +117,8 @@ impl SpillingArchive {
                     bytes = later;
                 }
                 self.in_memory -= bytes_in_memory(block);
-                *kept = Kept::File { wide: block.wide, words: block.words.len(), extents };
+                let (layout, width) = (block.layout, block.width);
+                *kept = Kept::File { layout, width, words: block.words.len(), extents };
             }
         }
         Ok(())
@@ -157,10 +159,11 @@ impl Archive for SpillingArchive {
                     self.in_memory -= bytes_in_memory(&block);
                     blocks.push(block);
                 }
-                Kept::File { wide, words, extents } => {
+                Kept::File { layout, width, words, extents } => {
                     match self.read(&extents, words) {
                         Ok(words) => {
-                            blocks.push(Block { window, wide, words: words.into(), ..Block::default() });
+                            let words = words.into();
+                            blocks.push(Block { window, layout, width, words, ..Block::default() });
                         }
                         Err(error) => (self.failed)(format!("cannot read a closed window back: {error}")),
                     }
@@ -193,7 +196,8 @@ mod tests {
     fn block(window: Epoch, words: u64) -> Block {
         Block {
             window,
-            wide: window % 2 == 1,
+            layout: if window % 2 == 1 { Layout::Wide } else { Layout::Compact },
+            width: 7,
             words: (0..words).map(|word| word ^ window).collect::<Vec<_>>().into(),
             ..Block::default()
         }

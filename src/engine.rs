@@ -19,11 +19,12 @@ use crossbeam_channel::{Sender, unbounded};
 use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
-use dataflows::groups::{Archive, Closed, Packets, Recall};
+use dataflows::field::Extension;
+use dataflows::groups::{Archive, Closed, GroupSet, Observations, Recall};
 use dataflows::rows::{Schema, Snapshot, TaskRows};
 use dataflows::turns::{Lately, touches};
 use dataflows::window::{Epoch, Windowing};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -51,6 +52,8 @@ pub struct Job {
     pub intake: Arc<dyn Intake>,
     /// What to compute, in the order of the snapshots' tasks.
     pub tasks: Vec<Task>,
+    /// The extra fields that are read of each frame.
+    pub extension: Extension,
     /// How event time is cut.
     pub windowing: Windowing,
     /// Nanoseconds that a window stays open behind the watermark.
@@ -104,7 +107,7 @@ impl Earlier {
 
 /// Snapshots that can be read back.
 pub trait Written: Send + Sync {
-    /// The exact groups of a task in a window: each a key, packets, bytes, first and last time.
+    /// The exact groups of a task in a window: each a key and the words of all its measures, 0 where a measure is no column.
     fn groups(&self, task: &Task, window: Epoch) -> Result<Vec<Group>, String>;
 
     /// What a task kept of a window beside its rows; `None` where there is nothing.
@@ -114,8 +117,8 @@ pub trait Written: Send + Sync {
     fn summary(&self, window: Epoch) -> Result<Option<(u32, Option<u64>)>, String>;
 }
 
-/// A key with packets, bytes, first and last time.
-pub type Group = (dataflows::key::Key, [u64; 4]);
+/// A key with the words of its measures.
+pub type Group = (dataflows::key::Key, Vec<u64>);
 
 /// What is known of a run while it goes on and when it is over.
 #[derive(Debug, Default)]
@@ -294,7 +297,7 @@ fn build(
 ) {
     worker.dataflow::<Epoch, _, _>(|scope| {
         let (written, feedback) = scope.feedback::<Block>(0);
-        let Read { packets, touched, accounts } = read(scope, feedback, job, progress, left.clone());
+        let Read { observations, touched, accounts } = read(scope, feedback, job, progress, left.clone());
         let failure = progress.failure.clone();
         let failed: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |why| failure.set(why));
         let archive = {
@@ -312,7 +315,7 @@ fn build(
             Rc::new(ReadBack { written, failed, job }) as Rc<dyn Recall>
         });
         let closed = Closed { archive: Rc::new(archive), recall, keeps: job.earlier.manifest.is_some() };
-        let rows = build_tasks(scope, packets, touched, (&job.tasks, job.windowing), closed);
+        let rows = build_tasks(scope, observations, touched, (&job.tasks, job.windowing), closed);
         commit(rows, accounts, job, progress, commits).connect_loop(written);
     });
 }
@@ -335,17 +338,26 @@ impl ReadBack {
 }
 
 impl Recall for ReadBack {
-    fn recall(&self, mask: dataflows::key::Mask, window: Epoch) -> Vec<Group> {
-        let mut tasks = self.job.tasks.iter();
-        let task = tasks.find(|task| {
-            let schema = task.aggregator.schema();
-            schema.counts_every_packet && schema.key.mask() == mask
+    fn recall(&self, set: &GroupSet, window: Epoch) -> Vec<Group> {
+        let mut tasks = self.job.tasks.iter().filter(|task| {
+            let aggregator = &task.aggregator;
+            aggregator.shows_groups() && aggregator.group_sets().contains(set)
         });
-        let groups = match task {
+        let groups = match tasks.next() {
             Some(task) => self.written.groups(task, window),
             None => Err("no task holds all groups that a late packet belongs to".into()),
         };
-        self.or_fail(groups)
+        let mut groups = self.or_fail(groups);
+        // Other tasks may have the same groups and show other measures of them.
+        for task in tasks {
+            let more = self.or_fail(self.written.groups(task, window));
+            let mut more: HashMap<_, _> = more.into_iter().collect();
+            for (key, words) in &mut groups {
+                let more = more.remove(key).unwrap_or_default();
+                words.iter_mut().zip(more).for_each(|(word, more)| *word |= more);
+            }
+        }
+        groups
     }
 
     fn holds(&self, window: Epoch) -> bool {
@@ -379,7 +391,7 @@ impl Recall for ReadBack {
 
 /// What the sources of a worker give out.
 struct Read<'s> {
-    packets: Stream<'s, Epoch, Packets>,
+    observations: Stream<'s, Epoch, Observations>,
     /// The windows that packets are for, told to the worker that decides what is shown.
     touched: Stream<'s, Epoch, Block>,
     /// For the committing worker.
@@ -417,10 +429,10 @@ fn read<'s>(
     let (job, progress, worker) = (job.clone(), progress.clone(), scope.index());
     let mut builder = OperatorBuilder::new("Read".into(), scope);
     let info = builder.operator_info();
-    let (output, packets) = builder.new_output::<Packets>();
+    let (output, observations) = builder.new_output::<Observations>();
     let (touched_output, touched) = builder.new_output::<Block>();
     let (account_output, accounts_out) = builder.new_output::<Block>();
-    let mut output = OutputBuilder::<_, NoopBuilder<Packets>>::from(output);
+    let mut output = OutputBuilder::<_, NoopBuilder<Observations>>::from(output);
     let mut touched_output = OutputBuilder::<_, BlockBuilder>::from(touched_output);
     let mut account_output = OutputBuilder::<_, BlockBuilder>::from(account_output);
     // No path from this input to the outputs: it tells of progress and holds nothing back.
@@ -440,7 +452,8 @@ fn read<'s>(
         // Once the input has ended: to tell of a stop that is asked for here.
         let mut ended: Option<Capability<Epoch>> = None;
         let mut reader = job.intake.clone().reader(worker);
-        let mut placer = Placer::new(job.windowing, job.lateness, job.earlier.first);
+        let mut placer =
+            Placer::new(job.windowing, job.lateness, job.earlier.first).with_extension(job.extension.clone());
         let mut announced: BTreeSet<(Epoch, Epoch)> = BTreeSet::new();
         let mut unwritten: BTreeSet<Epoch> = BTreeSet::new();
         let mut first_unwritten = Some(0);
@@ -540,7 +553,7 @@ fn read<'s>(
             activator.activate();
         }
     });
-    Read { packets, touched, accounts: accounts_out }
+    Read { observations, touched, accounts: accounts_out }
 }
 
 /// Gathers each epoch's rows and accounts on one worker, makes snapshots of them and holds the epoch until they are

@@ -23,8 +23,7 @@ use anyhow::anyhow;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use crossbeam_channel::Receiver;
 use dataflows::aggregator::{Registry, Task};
-use dataflows::groups;
-use dataflows::key::Mask;
+use dataflows::groups::{self, GroupSet};
 use dataflows::window::Windowing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -217,16 +216,17 @@ fn output(folder: PathBuf) -> Result<PathBuf, String> {
     }
 }
 
-/// Checks that all groups can be read back after a restart: the finest key sets of all tasks are those of tasks that
-/// count every packet.
+/// Checks that all groups can be read back after a restart: the finest key sets of all tasks are those of tasks that show
+/// them.
 fn check_recall(tasks: &[Task]) -> anyhow::Result<()> {
-    let counted = |mask: &Mask| {
-        let mut schemas = tasks.iter().map(|task| task.aggregator.schema());
-        schemas.any(|schema| schema.counts_every_packet && schema.key.mask() == *mask)
+    let shown = |set: &GroupSet| {
+        let mut shown = tasks.iter().filter(|task| task.aggregator.shows_groups());
+        shown.any(|task| task.aggregator.group_sets().contains(set))
     };
-    let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.groups()));
-    let root = plan.iter().find(|(mask, parent)| parent.is_none() && !counted(mask));
-    let needs = root.and_then(|(mask, _)| tasks.iter().find(|task| task.aggregator.groups().contains(mask)));
+    let plan = groups::plan(tasks.iter().flat_map(|task| task.aggregator.group_sets()));
+    let root = plan.iter().find(|(set, parent)| parent.is_none() && !shown(set));
+    let needs =
+        root.and_then(|(set, _)| tasks.iter().find(|task| task.aggregator.group_sets().contains(set)));
     match needs {
         Some(task) => Err(anyhow!(
             "task `{}`: with the durable log its groups are read back from the csv of an `exact` task after a restart, \

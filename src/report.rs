@@ -126,7 +126,7 @@ impl Report<'_> {
                 .iter()
                 .map(|row| {
                     let cells = task.schema.columns().zip(&row.cells).enumerate();
-                    let keys = task.schema.key.fields().len();
+                    let keys = task.schema.key.columns().len();
                     let cell = |(at, (column, cell)): (usize, (&str, &String))| {
                         let is_number = at >= keys && task.schema.values[at - keys].kind != ValueKind::Time;
                         let number = cell
@@ -222,7 +222,7 @@ impl Report<'_> {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         let many_windows = self.highlights.windows.len() > 1;
-        let keys = task.schema.key.fields().len();
+        let keys = task.schema.key.columns().len();
         let mut header: Vec<&str> = task.schema.columns().take(keys).collect();
         let is_shown = |column: &&ValueColumn| has_times || column.kind != ValueKind::Time;
         header.extend(task.schema.values.iter().filter(is_shown).map(|column| column.name));
@@ -238,6 +238,7 @@ impl Report<'_> {
                 }
                 cells.push(match column.kind {
                     ValueKind::Count => grouped(*value),
+                    ValueKind::Number => value.to_string(),
                     ValueKind::Bytes => scaled(*value as f64, "B"),
                     ValueKind::Time => crate::sinks::text::rfc3339(*value).replace('T', " ")[..23].to_owned(),
                 });

@@ -2,7 +2,7 @@
 
 use dataflows::aggregator::Task;
 use dataflows::exact::Exact;
-use dataflows::key::{Key, KeyFields};
+use dataflows::key::{KeyFields, Layout};
 use dataflows::packet::{Address, Transport};
 use dataflows::rows::{TaskRows, sort_words};
 use std::net::IpAddr;
@@ -33,13 +33,11 @@ pub(crate) fn rows(task: &Task, flows: &[Flow<'_>]) -> TaskRows {
     for (source, port, packets, bytes) in flows {
         let source: IpAddr = source.parse().expect("an address");
         let transport = Transport::new(0, *port, 6, 0, 0, 4);
-        match schema.key.mask().key(source.into(), Address::v4(0), transport) {
-            Key::Compact(key) => words[0].extend(key),
-            Key::Wide(key) => words[1].extend(key),
-        }
+        let key = schema.key.mask().key(source.into(), Address::v4(0), transport);
+        words[usize::from(source.is_ipv6())].extend(key.words());
         words[usize::from(source.is_ipv6())].extend([*packets, *bytes, 0, 1_000_000_001]);
     }
-    let run = |(wide, words): (bool, Vec<u64>)| sort_words(vec![words.into()], wide, &schema);
-    let runs = [false, true].into_iter().zip(words).map(run).collect();
+    let run = |(layout, words): (Layout, Vec<u64>)| sort_words(vec![words.into()], layout, &schema);
+    let runs = [Layout::Compact, Layout::Wide].into_iter().zip(words).map(run).collect();
     TaskRows { name: task.name.clone(), schema: schema.clone(), runs, kept: None }
 }

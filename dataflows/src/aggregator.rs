@@ -35,6 +35,18 @@ pub trait Aggregator: Send + Sync {
         Measures::default()
     }
 
+    /// Those key sets with these measures.
+    fn group_sets(&self) -> Vec<GroupSet> {
+        let set = |mask| GroupSet { mask, measures: self.measures() };
+        self.groups().into_iter().map(set).collect()
+    }
+
+    /// Whether its rows are the groups of its one key set, each measure a column under its own name: then they can be read
+    /// back from what was written, so that late packets revise windows of an earlier run.
+    fn shows_groups(&self) -> bool {
+        false
+    }
+
     /// On how many windows before its own an answer depends: where one of those is revised, it is too.
     fn reach(&self, _windowing: Windowing) -> u64 {
         0
@@ -158,10 +170,7 @@ pub fn build_tasks<'s>(
 ) -> Stream<'s, Epoch, Block> {
     let reach = Reach::of(tasks.iter().map(|task| task.aggregator.reach(windowing)));
     let turns = turns::turns(touched, reach, closed.recall.clone());
-    let sets = tasks.iter().flat_map(|task| {
-        let (masks, measures) = (task.aggregator.groups(), task.aggregator.measures());
-        masks.into_iter().map(move |mask| GroupSet { mask, measures: measures.clone() })
-    });
+    let sets = tasks.iter().flat_map(|task| task.aggregator.group_sets());
     let groups = groups::build(&observations, &turns, &groups::plan(sets), &closed);
     let kept = RefCell::default();
     let mut flow =

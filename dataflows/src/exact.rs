@@ -94,6 +94,10 @@ impl Aggregator for Exact {
         self.set.measures.clone()
     }
 
+    fn shows_groups(&self) -> bool {
+        true
+    }
+
     fn build<'s>(&self, flow: &Flow<'s>) -> Stream<'s, Epoch, Block> {
         let groups = flow.measured_groups(&self.set);
         match &self.shown {

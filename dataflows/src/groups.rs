@@ -780,7 +780,8 @@ mod tests {
         let planned = plan([source, vlan, five, pair, source].map(plain));
         let expected = [(five, None), (pair, Some(0)), (source, Some(1)), (vlan, None)];
         assert_eq!(planned, expected.map(|(mask, parent)| (plain(mask), parent)));
-        let shown = parse(&["packets", "syn"], &MEASURES).expect("measures");
+        let shown =
+            parse(&["syn", "packets", "bytes", "first_seen", "last_seen"], &MEASURES).expect("measures");
         let measures = Measures::new(&shown, &Plan::default()).expect("room");
         let with_syn = |mask| GroupSet { mask, measures: measures.clone() };
         let planned = plan([plain(five), with_syn(pair), with_syn(source), plain(source), plain(pair)]);

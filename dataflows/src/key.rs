@@ -274,6 +274,11 @@ impl Key {
         }
     }
 
+    /// Its ports, protocol, flags, VLAN and version.
+    pub fn transport(&self) -> Transport {
+        Parts::of(self.layout(), self.words()).transport
+    }
+
     /// The hash that decides which worker owns the key: see [`route`].
     pub fn route(&self) -> u64 {
         match self {

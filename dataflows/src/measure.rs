@@ -267,15 +267,23 @@ pub const MOST: usize = 12;
 pub type Merges = [Merge; MOST];
 
 /// The measures of a set of groups: the four of [`DEFAULT`], then those that were asked for beside them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Measures {
     more: Arc<[(&'static Measure, Option<Place>)]>,
     merges: Merges,
+    /// Whether all of the first four are shown too, so that they can be read back from what was written.
+    has_default: bool,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        Self { more: Arc::default(), merges: Merges::default(), has_default: true }
+    }
 }
 
 impl PartialEq for Measures {
     fn eq(&self, other: &Self) -> bool {
-        self.names().eq(other.names())
+        self.has_default == other.has_default && self.names().eq(other.names())
     }
 }
 
@@ -322,7 +330,8 @@ impl Measures {
         }
         let mut merges = Merges::default();
         merges.iter_mut().zip(&more).for_each(|(merge, (measure, _))| *merge = measure.merge);
-        Ok(Self { more: more.into(), merges })
+        let has_default = DEFAULT.iter().all(|measure| shown.contains(measure));
+        Ok(Self { more: more.into(), merges, has_default })
     }
 
     /// Measures behind the first four.
@@ -341,9 +350,9 @@ impl Measures {
         default.or_else(|| Some(DEFAULT.len() + self.names().position(|known| known == name)?))
     }
 
-    /// Whether groups with these measures have all that those of `other` have.
+    /// Whether groups with these measures have all that those of `other` have, also when they are read back.
     pub fn contain(&self, other: &Self) -> bool {
-        other.names().all(|name| self.word_of(name).is_some())
+        self.has_default && other.names().all(|name| self.word_of(name).is_some())
     }
 
     /// How the words behind the first four merge.
@@ -401,7 +410,17 @@ mod tests {
 
     #[test]
     fn observations_are_measured_by_their_weight() {
-        let names = ["syn", "rst", "max_length", "packets", "tcp_flags_or", "fragments"];
+        let names = [
+            "syn",
+            "rst",
+            "packets",
+            "max_length",
+            "bytes",
+            "first_seen",
+            "last_seen",
+            "tcp_flags_or",
+            "fragments",
+        ];
         let shown = parse(&names, &MEASURES).expect("measures");
         let plan = Plan::default();
         let measures = Measures::new(&shown, &plan).expect("room");

@@ -403,7 +403,8 @@ mod tests {
     fn rule() -> Rule {
         let options =
             json!({"name": "busy", "task": "flows", "metric": "packets", "comparison": ">", "threshold": 1});
-        let options = Options(serde_json::from_value(options).expect("a map"));
+        let options =
+            Options { values: serde_json::from_value(options).expect("a map"), ..Options::default() };
         Rule::read(&options, &[task(&["SrcIP"])]).expect("a rule")
     }
 

@@ -5,7 +5,9 @@
 use crate::config::size;
 use crate::sinks::text::rfc3339;
 use dataflows::aggregator::{Options, OptionsError, Task};
-use dataflows::key::{Field, KeyValue};
+use dataflows::field::{Kind, mac, parse_mac};
+use dataflows::key::{KeyColumn, KeyValue};
+use dataflows::layers::Text;
 use dataflows::packet::Address;
 use dataflows::rows::{Row, Schema, TaskRows, ValueKind};
 use serde::Deserialize;
@@ -113,7 +115,11 @@ impl Comparison {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Condition {
     /// This number.
-    Number(u16),
+    Number(u64),
+    /// This link-layer address.
+    Mac(u64),
+    /// This text.
+    Text(Text),
     /// An address or a prefix in this network.
     Network {
         /// The network's address; IPv4 as [`Address`] has it.
@@ -127,18 +133,20 @@ pub enum Condition {
 
 impl Condition {
     /// Reads what a field has to be.
-    fn read(field: Field, value: &Value) -> Result<Self, String> {
+    fn read(column: &KeyColumn, value: &Value) -> Result<Self, String> {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let number = |most: u16| match text.parse::<u16>() {
-            Ok(number) if number <= most => Ok(Self::Number(number)),
-            _ => Err(format!("`{text}` is no number from 0 to {most}")),
-        };
-        match field {
-            Field::SrcIp { v4, v6 } | Field::DstIp { v4, v6 } => Self::network(&text, (v4, v6)),
-            Field::SrcPort | Field::DstPort => number(u16::MAX),
-            Field::Protocol | Field::TcpFlags => number(u8::MAX.into()),
-            Field::Vlan => number(4095),
-            Field::IpVersion => number(6),
+        match column.field.kind {
+            Kind::Address => Self::network(&text, column.prefix),
+            Kind::Mac => {
+                let wrong = || format!("`{text}` is no link-layer address; write 00:1b:21:aa:bb:cc");
+                parse_mac(&text).map(Self::Mac).ok_or_else(wrong)
+            }
+            Kind::Text => Ok(Self::Text(Text::new(&text))),
+            Kind::Number => {
+                let most = column.field.most();
+                let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+                number.map(Self::Number).ok_or_else(|| format!("`{text}` is no number from 0 to {most}"))
+            }
         }
     }
 
@@ -173,7 +181,10 @@ impl Condition {
     #[inline]
     fn holds(self, value: KeyValue) -> bool {
         match (self, value) {
-            (Self::Number(wanted), KeyValue::Number(number)) => number == wanted,
+            (Self::Number(wanted), KeyValue::Number(number)) | (Self::Mac(wanted), KeyValue::Mac(number)) => {
+                number == wanted
+            }
+            (Self::Text(wanted), KeyValue::Text(text)) => text == wanted,
             (
                 Self::Network { address, mask, is_v4 },
                 KeyValue::Address(found) | KeyValue::Prefix(found, _),
@@ -203,15 +214,15 @@ impl Conditions {
         schema: &Schema,
         written: impl IntoIterator<Item = (String, Value)>,
     ) -> Result<Self, NoCondition> {
-        let fields = schema.key.fields();
+        let columns = schema.key.columns();
         let read = |(name, value): (String, Value)| {
-            let Some(column) = fields.iter().position(|field| field.column() == name) else {
-                let known: Vec<&str> = fields.iter().map(|field| field.column()).collect();
+            let Some(column) = columns.iter().position(|column| column.name() == name) else {
+                let known: Vec<&str> = columns.iter().map(KeyColumn::name).collect();
                 let why =
                     format!("the key of task `{task}` has no column `{name}`; one of {}", known.join(", "));
                 return Err(NoCondition::Column(why));
             };
-            let condition = Condition::read(fields[column], &value);
+            let condition = Condition::read(&columns[column], &value);
             Ok((column, condition.map_err(|why| NoCondition::Value(format!("{name}: {why}")))?))
         };
         written.into_iter().map(read).collect::<Result<_, _>>().map(Self)
@@ -228,7 +239,11 @@ impl Conditions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cell {
     /// A number.
-    Number(u16),
+    Number(u64),
+    /// A link-layer address.
+    Mac(u64),
+    /// A text.
+    Text(Text),
     /// A whole address.
     Address(IpAddr),
     /// A network and its length in bits.
@@ -239,6 +254,8 @@ impl From<KeyValue> for Cell {
     fn from(value: KeyValue) -> Self {
         match value {
             KeyValue::Number(number) => Self::Number(number),
+            KeyValue::Mac(number) => Self::Mac(number),
+            KeyValue::Text(text) => Self::Text(text),
             KeyValue::Address(address) => Self::Address(address.into()),
             KeyValue::Prefix(address, bits) => Self::Prefix(address.into(), bits),
         }
@@ -250,6 +267,8 @@ impl fmt::Display for Cell {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Number(number) => write!(formatter, "{number}"),
+            Self::Mac(number) => formatter.write_str(&mac(*number)),
+            Self::Text(text) => formatter.write_str(&text.text()),
             Self::Address(address) => write!(formatter, "{address}"),
             Self::Prefix(address, bits) => write!(formatter, "{address}/{bits}"),
         }
@@ -262,15 +281,16 @@ pub struct MatchKey(Vec<(&'static str, Cell)>);
 
 impl MatchKey {
     fn of(schema: &Schema, row: &Row<'_>) -> Self {
-        let cell = |(column, field): (usize, &Field)| (field.column(), Cell::from(row.key(schema, column)));
-        Self(schema.key.fields().iter().enumerate().map(cell).collect())
+        let cell =
+            |(number, column): (usize, &KeyColumn)| (column.name(), Cell::from(row.key(schema, number)));
+        Self(schema.key.columns().iter().enumerate().map(cell).collect())
     }
 
     /// Column and value: numbers as numbers, addresses as text.
     pub fn json(&self) -> Map<String, Value> {
         let value = |cell: &Cell| match cell {
             Cell::Number(number) => Value::from(*number),
-            Cell::Address(_) | Cell::Prefix(..) => Value::from(cell.to_string()),
+            _ => Value::from(cell.to_string()),
         };
         self.0.iter().map(|(column, cell)| ((*column).to_owned(), value(cell))).collect()
     }
@@ -385,7 +405,7 @@ impl Rule {
         let own = tables.clone().find(|rows| rows.name == self.task);
         let has_key = |rows: &&TaskRows| {
             let (fields, key) =
-                (rows.schema.key.fields(), own.iter().flat_map(|own| own.schema.key.fields()));
+                (rows.schema.key.columns(), own.iter().flat_map(|own| own.schema.key.columns()));
             rows.schema.counts_every_packet && key.into_iter().all(|field| fields.contains(field))
         };
         let finer = tables.filter(has_key).max_by_key(|rows| rows.schema.key.mask().bits());
@@ -398,7 +418,7 @@ impl Rule {
     /// and with a key only those whose columns of the key's names hold the same.
     fn top(&self, rows: &TaskRows, matches: &[&Match], count: usize) -> Vec<Vec<Value>> {
         let schema = &rows.schema;
-        let column = |name: &str| schema.key.fields().iter().position(|field| field.column() == name);
+        let column = |name: &str| schema.key.columns().iter().position(|column| column.name() == name);
         // All matches of a rule are of the same columns.
         let columns: Vec<usize> = matches
             .iter()
@@ -411,7 +431,7 @@ impl Rule {
             cells.map(|(_, cell)| *cell).collect()
         };
         let places: HashMap<Vec<Cell>, usize> = matches.iter().map(wanted).zip(0..).collect();
-        let has_one_each = schema.counts_every_packet && columns.len() == schema.key.fields().len();
+        let has_one_each = schema.counts_every_packet && columns.len() == schema.key.columns().len();
         let count = if has_one_each { count.min(1) } else { count };
         let is_own = rows.name == self.task;
         let mut tops = vec![Vec::new(); matches.len()];
@@ -467,7 +487,7 @@ fn json(schema: &Schema, row: &Row<'_>) -> Value {
     let mut object = MatchKey::of(schema, row).json();
     object.extend(schema.values.iter().zip(row.values()).map(|(column, word)| {
         let value = match column.kind {
-            ValueKind::Count | ValueKind::Bytes => Value::from(*word),
+            ValueKind::Count | ValueKind::Bytes | ValueKind::Number => Value::from(*word),
             ValueKind::Time => Value::from(rfc3339(*word)),
         };
         (column.name.to_owned(), value)
@@ -495,7 +515,7 @@ mod tests {
         let mut options: BTreeMap<String, Value> = serde_json::from_value(usual).expect("a map");
         options.extend(serde_json::from_value::<BTreeMap<String, Value>>(keys).expect("a map"));
         options.retain(|_, value| !value.is_null());
-        Rule::read(&Options(options), std::slice::from_ref(task))
+        Rule::read(&options.into(), std::slice::from_ref(task))
     }
 
     fn found(task: &Task, rows: &TaskRows, keys: Value) -> Vec<(String, u64)> {

@@ -14,7 +14,8 @@ pub mod writers;
 
 use crate::bus::Settings;
 use crate::interpolate::Filling;
-use dataflows::aggregator::{Options, OptionsError, Registry, Task};
+use dataflows::aggregator::{Options, OptionsError, Registry, Task, Vocabulary};
+use dataflows::field::Plan;
 pub use dataflows::window::duration;
 use dataflows::window::{Windowing, scaled};
 use section::{Place, Section};
@@ -86,6 +87,8 @@ pub struct Config {
     pub allowed_lateness: Duration,
     /// What to compute; at least one, names unique.
     pub tasks: Vec<Task>,
+    /// Where extra fields lie that the tasks ask for.
+    pub plan: Plan,
     /// Where snapshots go; at least one.
     pub writers: Vec<writers::WriterConfig>,
     /// Where a running engine can be asked.
@@ -239,7 +242,8 @@ impl Config {
         let shipped = Section::new(place, "", shipped, SECTIONS);
         let entries = section.entries("tasks");
         let entries = entries.or_else(|| shipped.section("aggregator", AGGREGATOR_KEYS).entries("tasks"))?;
-        let tasks = tasks(place, &entries, registry);
+        let vocabulary = registry.vocabulary();
+        let tasks = tasks(place, &entries, registry, &vocabulary);
         place.lacks_tasks.set(tasks.len() < entries.value.len());
         let nats = nats::settings(&nats::section(&file));
         let cluster = cluster(&file.section("cluster", CLUSTER_KEYS));
@@ -259,6 +263,7 @@ impl Config {
         Some(Self {
             workers: workers.map_or(0, |workers| workers.value),
             windowing: windowing?,
+            plan: vocabulary.plan,
             window_text: window.map(|window| window.value),
             allowed_lateness: allowed_lateness?,
             tasks,
@@ -328,10 +333,15 @@ fn cluster(section: &Section<'_>) -> ClusterSection {
 }
 
 /// The tasks that are right; what is wrong with others is noted.
-fn tasks(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>, registry: &Registry) -> Vec<Task> {
+fn tasks(
+    place: &Place<'_>,
+    entries: &Spanned<Vec<Spanned<Entry>>>,
+    registry: &Registry,
+    vocabulary: &Vocabulary,
+) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     for entry in &entries.value {
-        tasks.extend(place.kept(task(place, entry, registry, &tasks)));
+        tasks.extend(place.kept(task(place, entry, (registry, vocabulary), &tasks)));
     }
     if entries.value.is_empty() {
         let why = "aggregator.tasks: name at least one task, or leave the key out for the six of the shipped configuration";
@@ -343,7 +353,7 @@ fn tasks(place: &Place<'_>, entries: &Spanned<Vec<Spanned<Entry>>>, registry: &R
 fn task(
     place: &Place<'_>,
     entry: &Spanned<Entry>,
-    registry: &Registry,
+    (registry, vocabulary): (&Registry, &Vocabulary),
     tasks: &[Task],
 ) -> Result<Task, ConfigError> {
     let at = entry.defined;
@@ -358,8 +368,11 @@ fn task(
         let message = format!("task `{name}`: unknown type `{kind}`; one of {}", known.join(", "));
         return Err(place.wrong(kind_at, message));
     };
-    let aggregator = constructor(&own_options(&entry.value, &["name", "type"]))
-        .map_err(|error| place.wrong(place_of(entry, &error), format!("task `{name}`: {error}")))?;
+    let aggregator = constructor(&Options {
+        vocabulary: vocabulary.clone(),
+        ..own_options(&entry.value, &["name", "type"])
+    })
+    .map_err(|error| place.wrong(place_of(entry, &error), format!("task `{name}`: {error}")))?;
     Ok(Task { name: name.into(), aggregator: Arc::from(aggregator) })
 }
 
@@ -386,7 +399,8 @@ fn check_name(place: &Place<'_>, name: &str, what: &str) -> Result<(), String> {
 /// The options of an entry but for some that are read here.
 fn own_options(entry: &Entry, without: &[&str]) -> Options {
     let own = entry.iter().filter(|(key, _)| !without.contains(&key.as_str()));
-    Options(own.map(|(key, value)| (key.clone(), value.value.clone())).collect())
+    let values = own.map(|(key, value)| (key.clone(), value.value.clone())).collect::<BTreeMap<_, _>>();
+    values.into()
 }
 
 /// Where the option stands that an error names, else the entry.

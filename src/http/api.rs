@@ -23,7 +23,8 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use dataflows::key::{Field, KeyValue};
+use dataflows::field::Kind;
+use dataflows::key::KeyValue;
 use dataflows::rows::{Row, Schema, Snapshot, TaskRows, ValueKind};
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -392,19 +393,22 @@ async fn tasks(State(site): State<Arc<Site>>, uri: Uri) -> Answer {
 }
 
 fn columns(schema: &Schema) -> Vec<Value> {
-    let keys = schema.key.fields().iter().map(|field| {
-        let kind = match field {
-            field if field.is_address() => "address",
-            Field::SrcIp { .. } | Field::DstIp { .. } => "prefix",
-            _ => "number",
+    let keys = schema.key.columns().iter().map(|column| {
+        let kind = match column.field.kind {
+            Kind::Address if column.is_prefix() => "prefix",
+            Kind::Address => "address",
+            Kind::Number => "number",
+            Kind::Mac => "mac",
+            Kind::Text => "text",
         };
-        json!({"name": field.column(), "type": kind, "role": "key"})
+        json!({"name": column.name(), "type": kind, "role": "key"})
     });
     let values = schema.values.iter().map(|column| {
         let kind = match column.kind {
             ValueKind::Count => "count",
             ValueKind::Bytes => "bytes",
             ValueKind::Time => "time",
+            ValueKind::Number => "number",
         };
         json!({"name": column.name, "type": kind, "role": "value"})
     });
@@ -597,7 +601,7 @@ enum Column {
 impl Order {
     fn read(table: &TaskRows, name: &str, descends: bool) -> Result<Self, Refusal> {
         let schema = &table.schema;
-        let key = schema.key.fields().iter().position(|field| field.column() == name).map(Column::Key);
+        let key = schema.key.columns().iter().position(|column| column.name() == name).map(Column::Key);
         let column = key.or_else(|| schema.value_named(name).map(Column::Value)).ok_or_else(|| {
             let known = schema.columns().collect::<Vec<_>>().join(", ");
             Refusal::missing(format!("sort: `{name}` is no column of task `{}`; one of {known}", table.name))
@@ -618,7 +622,8 @@ impl Order {
 /// Place of a cell in the order of its column.
 fn ordinal(value: KeyValue) -> u128 {
     match value {
-        KeyValue::Number(number) => number.into(),
+        KeyValue::Number(number) | KeyValue::Mac(number) => number.into(),
+        KeyValue::Text(text) => text.0,
         KeyValue::Address(address) | KeyValue::Prefix(address, _) => address.ordinal(),
     }
 }
@@ -635,7 +640,7 @@ impl Ord for Ranked<'_> {
         let by = self.schema.order_by;
         let cells = |ranked: &Self| {
             let (schema, row) = (ranked.schema, ranked.row);
-            (0..schema.key.fields().len()).map(move |column| ordinal(row.key(schema, column)))
+            (0..schema.key.columns().len()).map(move |column| ordinal(row.key(schema, column)))
         };
         self.rank
             .cmp(&other.rank)

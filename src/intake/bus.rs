@@ -19,6 +19,7 @@ use crate::wire::single;
 use crate::wire::v1::TakenRange;
 use async_nats::Subject;
 use bytes::Bytes;
+use dataflows::field::WORDS;
 use dataflows::packet::Packet;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -401,10 +402,10 @@ impl Reader for MessageReader {
             Some(Piece::Singles(packets)) => {
                 for (packet, is_stray) in packets {
                     if is_stray {
-                        into.place_stray(packet);
+                        into.place_stray(packet, [0; WORDS]);
                     } else {
                         into.observe(packet.time);
-                        into.place(packet);
+                        into.place_known(packet, || [0; WORDS]);
                     }
                 }
                 0
@@ -417,13 +418,13 @@ impl Reader for MessageReader {
                     Item::Packet(packet) => {
                         if whole || fresh.iter().any(|range| range.contains(&at)) {
                             into.observe(packet.time);
-                            into.place(packet);
+                            into.place_known(packet, || [0; WORDS]);
                         }
                         at += 1;
                     }
                     Item::Stray(packet) => {
                         if whole || fresh.iter().any(|range| range.contains(&at)) {
-                            into.place_stray(packet);
+                            into.place_stray(packet, [0; WORDS]);
                         }
                         at += 1;
                     }

@@ -9,6 +9,7 @@ use crate::capture::{Chunk, Frame};
 use crate::decode::link::{NotIp, what_is_not_ip};
 use crate::decode::{self, Decoded};
 use crate::ledger::{Counts, InputReport};
+use dataflows::field::WORDS;
 use dataflows::packet::Packet;
 use std::sync::Arc;
 use timely::scheduling::SyncActivator;
@@ -196,7 +197,7 @@ impl Decoding<'_> {
 
     #[inline(always)]
     fn place(&mut self, packet: Packet, is_stray: bool) {
-        if is_stray { self.into.place_stray(packet) } else { self.into.place(packet) }
+        if is_stray { self.into.place_stray(packet, [0; WORDS]) } else { self.into.place(packet) }
     }
 
     #[inline(never)]

@@ -22,6 +22,7 @@ use crate::capture::live;
 use crate::wire::batch::{Batch, Item};
 use crate::wire::single;
 use async_nats::Subject;
+use dataflows::field::WORDS;
 use dataflows::packet::Packet;
 use dataflows::window::Epoch;
 use serde::{Deserialize, Serialize};
@@ -717,9 +718,11 @@ impl Reader for LogReader {
                 closings.push((place, closed));
             }
             match item {
-                Item::Packet(packet) if is_new || windowing.index(packet.time) >= first => into.place(packet),
+                Item::Packet(packet) if is_new || windowing.index(packet.time) >= first => {
+                    into.place_known(packet, || [0; WORDS]);
+                }
                 // It had gone out with a window that was open before the boundary.
-                Item::Stray(packet) if is_new => into.place_stray(packet),
+                Item::Stray(packet) if is_new => into.place_stray(packet, [0; WORDS]),
                 _ => {}
             }
         };

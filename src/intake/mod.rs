@@ -16,7 +16,9 @@ pub mod skew;
 use crate::account::{Found, InputKey, Noticed};
 use crate::intake::log::LogPosition;
 use crate::ledger::Counts;
-use dataflows::groups::Packets;
+use dataflows::field::{Extension, WORDS};
+use dataflows::groups::Observations;
+use dataflows::measure::Weight;
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};
 use serde::{Deserialize, Serialize};
@@ -152,13 +154,34 @@ struct Place {
     epoch: Epoch,
     window: Epoch,
     packets: Vec<Packet>,
+    /// Of each of them, where any are asked for.
+    extra: Vec<[u64; WORDS]>,
+    /// Of each of them, where they are not packets.
+    weights: Vec<Weight>,
     /// Packets that have gone on in full batches, and the bytes of all.
     gone: u64,
     bytes: u64,
 }
 
+impl Place {
+    /// What has gathered, as a batch.
+    fn batch(&mut self) -> Observations {
+        let room = if self.packets.len() == BATCH { BATCH } else { 0 };
+        let packets = std::mem::replace(&mut self.packets, Vec::with_capacity(room));
+        let (extra, weights) = (std::mem::take(&mut self.extra), std::mem::take(&mut self.weights));
+        Observations {
+            window: self.window,
+            packets: Arc::new(packets),
+            extra: Arc::new(extra),
+            weights: Arc::new(weights),
+        }
+    }
+}
+
 /// Puts decoded packets into batches by window, and keeps the accounts of the input that they come from.
 pub struct Placer {
+    /// The extra fields that are read of each frame.
+    extension: Extension,
     windowing: Windowing,
     lateness: u64,
     /// The first epoch that is not written by an earlier run.
@@ -172,7 +195,7 @@ pub struct Placer {
     /// Where in `open` an epoch's window is.
     places: BTreeMap<(Epoch, Epoch), usize>,
     /// Full batches with their epochs.
-    pub batches: Vec<(Epoch, Packets)>,
+    pub batches: Vec<(Epoch, Observations)>,
     /// Epochs with the windows that their packets are for.
     pub touched: BTreeSet<(Epoch, Epoch)>,
     /// The times that go where the last packet went, and where that is.
@@ -190,6 +213,7 @@ impl Placer {
     /// closed from the beginning.
     pub fn new(windowing: Windowing, lateness: u64, first: Epoch) -> Self {
         Self {
+            extension: Extension::default(),
             windowing,
             lateness,
             first,
@@ -206,6 +230,16 @@ impl Placer {
             began: first,
             ceiling: Epoch::MAX,
         }
+    }
+
+    /// The same, which wants these fields of each frame too.
+    pub fn with_extension(self, extension: Extension) -> Self {
+        Self { extension, ..self }
+    }
+
+    /// The extra fields that are wanted of each frame: with any, each packet is placed with its extension words.
+    pub fn extension(&self) -> &Extension {
+        &self.extension
     }
 
     /// Goes to where a piece begins; gives the first epoch that its reader may still hand out.
@@ -269,20 +303,56 @@ impl Placer {
             place.bytes += u64::from(packet.length);
             place.packets.push(packet);
             if place.packets.len() == BATCH {
-                let packets = std::mem::replace(&mut place.packets, Vec::with_capacity(BATCH));
                 place.gone += BATCH as u64;
-                let batch = Packets { window: place.window, packets: Arc::new(packets) };
-                self.batches.push((place.epoch, batch));
+                self.batches.push((place.epoch, place.batch()));
             }
         }
+    }
+
+    /// Puts a packet with its extension words into its window. Its time was observed just before.
+    #[inline]
+    pub fn place_with(&mut self, packet: Packet, extra: [u64; WORDS]) {
+        if !self.current.contains(&packet.time) {
+            self.find_place(packet.time);
+        }
+        if let Some(place) = self.open.get_mut(self.place) {
+            place.extra.push(extra);
+        }
+        self.put(packet);
+    }
+
+    /// Puts a packet with its extension words, where any are wanted, into its window. Its time was observed just before.
+    #[inline(always)]
+    pub fn place_known(&mut self, packet: Packet, extra: impl FnOnce() -> [u64; WORDS]) {
+        if self.extension.is_empty() { self.place(packet) } else { self.place_with(packet, extra()) }
+    }
+
+    /// Puts an observation of many packets into the window of its first one. Its times were observed just before.
+    pub fn place_weighted(&mut self, fields: Packet, weight: Weight, extra: [u64; WORDS]) {
+        self.find_place(weight.first);
+        if let Some(place) = self.open.get_mut(self.place) {
+            place.gone += weight.packets.saturating_sub(1);
+            place.bytes = (place.bytes + weight.bytes).saturating_sub(fields.length.into());
+            if !self.extension.is_empty() {
+                place.extra.push(extra);
+            }
+            place.weights.push(weight);
+        }
+        self.put(Packet { time: weight.first, ..fields });
+        self.current = 0..0;
     }
 
     /// Puts a packet that is dated ahead by mistake into its window, which goes out with the first one that is open: a
     /// packet of a window that may never come holds nothing open.
     #[cold]
-    pub fn place_stray(&mut self, packet: Packet) {
+    pub fn place_stray(&mut self, packet: Packet, extra: [u64; WORDS]) {
         let window = self.windowing.index(packet.time);
         self.find(self.closed, window);
+        if !self.extension.is_empty()
+            && let Some(place) = self.open.get_mut(self.place)
+        {
+            place.extra.push(extra);
+        }
         self.put(packet);
         self.current = 0..0;
     }
@@ -299,7 +369,8 @@ impl Placer {
     fn find(&mut self, epoch: Epoch, window: Epoch) {
         self.place = *self.places.entry((epoch, window)).or_insert_with(|| {
             self.touched.insert((epoch, window));
-            self.open.push(Place { epoch, window, packets: Vec::new(), gone: 0, bytes: 0 });
+            let (packets, extra, weights) = (Vec::new(), Vec::new(), Vec::new());
+            self.open.push(Place { epoch, window, packets, extra, weights, gone: 0, bytes: 0 });
             self.open.len() - 1
         });
     }
@@ -313,16 +384,17 @@ impl Placer {
         if let Some(read) = read {
             *self.counts.entry((self.began, input)).or_default() += read;
         }
-        for Place { epoch, window, packets, gone, bytes } in self.open.drain(..) {
-            let counted = gone + packets.len() as u64;
+        for mut place in self.open.drain(..) {
+            let Place { epoch, window, gone, bytes, .. } = place;
+            let counted = gone + place.packets.len() as u64;
             let late = if window < epoch { counted } else { 0 };
             let mut counts = Counts { counted, bytes_counted: bytes, late, ..Counts::default() };
             if all {
                 (counts.read, counts.bytes_read) = (counted, bytes);
             }
             *self.counts.entry((epoch, input)).or_default() += counts;
-            if !packets.is_empty() {
-                self.batches.push((epoch, Packets { window, packets: Arc::new(packets) }));
+            if !place.packets.is_empty() {
+                self.batches.push((epoch, place.batch()));
             }
         }
     }

@@ -247,6 +247,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let job = Arc::new(Job {
         intake,
         tasks: config.tasks,
+        extension: config.plan.extension(),
         windowing,
         lateness,
         workers,

@@ -21,6 +21,7 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field as Column};
 use clickhouse::Client;
 use clickhouse::error::Error;
+use dataflows::key::KeyColumn;
 use dataflows::rows::{Row, Schema, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -298,7 +299,7 @@ impl Setup<'_> {
         let rest = "ENGINE = ReplacingMergeTree(snapshot_id) ORDER BY (task, window)";
         self.execute("create table `snapshots`", &create("snapshots", SNAPSHOTS, rest)).await?;
         for (task, schema) in tasks {
-            let keys: Vec<_> = schema.key.fields().iter().map(|field| field.column()).collect();
+            let keys: Vec<_> = schema.key.columns().iter().map(KeyColumn::name).collect();
             let columns = table_columns(schema);
             let addresses = columns.iter().filter(|(_, kind, _)| *kind == "IPv6");
             let indexes = addresses

@@ -7,7 +7,8 @@ use super::pieces::write_lines;
 use super::text::window_name;
 use crate::engine::{Group, Written};
 use dataflows::aggregator::Task;
-use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::measure::DEFAULT;
+use dataflows::rows::{Snapshot, TaskRows, ValueKind};
 use dataflows::window::{Epoch, Windowing};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -82,7 +83,7 @@ impl Written for CsvReader {
             }
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
-        let schema = task.aggregator.schema();
+        let (schema, measures) = (task.aggregator.schema(), task.aggregator.measures());
         let mut reader = ::csv::Reader::from_reader(io::BufReader::new(file));
         let header = reader.headers().map_err(|error| wrong(1, &error))?;
         if !header.iter().eq(schema.columns()) {
@@ -91,14 +92,24 @@ impl Written for CsvReader {
         let (mut record, mut groups) = (::csv::StringRecord::new(), Vec::new());
         while reader.read_record(&mut record).map_err(|error| wrong(0, &error))? {
             let line = record.position().map_or(0, |position| position.line());
-            let keys = schema.key.fields().len();
+            let keys = schema.key.columns().len();
             let key = schema.key.read(record.iter().take(keys));
             let number = |column: usize| record.get(keys + column)?.parse::<u64>().ok();
             let time = |column: usize| {
                 let time: jiff::Timestamp = record.get(keys + column)?.parse().ok()?;
                 u64::try_from(time.as_nanosecond()).ok()
             };
-            let values = || Some([number(0)?, number(1)?, time(2)?, time(3)?]);
+            let values = || {
+                let mut words = vec![0; DEFAULT.len() + measures.more()];
+                for (column, value) in schema.values.iter().enumerate() {
+                    let word = measures.word_of(value.name)?;
+                    words[word] = match value.kind {
+                        ValueKind::Time => time(column)?,
+                        ValueKind::Count | ValueKind::Bytes | ValueKind::Number => number(column)?,
+                    };
+                }
+                Some(words)
+            };
             let group = key.zip(values()).ok_or_else(|| wrong(line, &"is no row of this task"))?;
             groups.push(group);
         }
@@ -151,7 +162,7 @@ mod tests {
     use crate::state::Manifest;
     use dataflows::block::Block;
     use dataflows::exact::Exact;
-    use dataflows::key::{Key, KeyFields};
+    use dataflows::key::{KeyFields, Layout};
     use dataflows::packet::{Address, Packet, Transport};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -194,19 +205,17 @@ mod tests {
             keys in 0..KEYS.len(),
         ) {
             let fields = KeyFields::parse(KEYS[keys]).expect("fields");
-            let values = values.iter().map(|(packets, bytes, first, last)| [*packets, *bytes, *first, *last]);
+            let values = values.iter().map(|(packets, bytes, first, last)| vec![*packets, *bytes, *first, *last]);
             let groups: BTreeMap<String, Group> = packets.iter().zip(values).map(|(packet, values)| {
-                let key = fields.mask().of(packet);
+                let key = fields.mask().of(packet, &[]);
                 (format!("{key:?}"), (key, values))
             }).collect();
-            let (mut compact, mut wide) = (Vec::new(), Vec::new());
-            for (key, values) in groups.values() {
-                match key {
-                    Key::Compact(key) => compact.extend(key.iter().chain(values)),
-                    Key::Wide(key) => wide.extend(key.iter().chain(values)),
-                }
-            }
-            let runs = [(false, compact), (true, wide)].map(|(wide, words): (bool, Vec<u64>)| Block { wide, words: words.into(), ..Block::default() });
+            let run = |layout: Layout| {
+                let groups = groups.values().filter(|(key, _)| key.layout() == layout);
+                let words = groups.flat_map(|(key, values)| key.words().iter().chain(values)).copied().collect::<Vec<_>>();
+                Block { layout, width: layout.words() + 4, words: words.into(), ..Block::default() }
+            };
+            let runs = [Layout::Compact, Layout::Wide].map(run);
             let task = Task { name: "task".into(), aggregator: Arc::new(Exact::new(fields)) };
             let rows = TaskRows { name: task.name.clone(), schema: task.aggregator.schema(), runs: runs.to_vec(), kept: None };
             let folder = tempfile::tempdir().expect("a folder");

@@ -12,6 +12,7 @@ use crate::fingerprint::fingerprint;
 use crate::state::sync_folder;
 use crate::warn;
 use dataflows::block::{Block, Words};
+use dataflows::key::Layout;
 use dataflows::rows::{Schema, Snapshot, TaskRows};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -493,14 +494,33 @@ struct SnapshotHeader {
 #[derive(Serialize, Deserialize)]
 struct TaskHeader {
     name: String,
-    /// Of each run whether it is wide, and how many words it has.
-    runs: Vec<(bool, usize)>,
+    /// Of each run how its keys lie, and how many words it has.
+    runs: Vec<(RunLayout, usize)>,
+}
+
+/// How the keys of a run lie.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum RunLayout {
+    /// As earlier versions wrote it: whether keys are wide.
+    IsWide(bool),
+    Named(Layout),
+}
+
+impl RunLayout {
+    fn layout(self) -> Layout {
+        match self {
+            Self::IsWide(true) => Layout::Wide,
+            Self::IsWide(false) => Layout::Compact,
+            Self::Named(layout) => layout,
+        }
+    }
 }
 
 fn to_bytes(entry: &Entry) -> Vec<u8> {
     let task = |task: &TaskRows| TaskHeader {
         name: task.name.to_string(),
-        runs: task.runs.iter().map(|run| (run.wide, run.len())).collect(),
+        runs: task.runs.iter().map(|run| (RunLayout::Named(run.layout), run.len())).collect(),
     };
     let snapshot = |snapshot: &Arc<Snapshot>| SnapshotHeader {
         window: snapshot.window,
@@ -545,12 +565,14 @@ fn from_bytes(bytes: &[u8], schemas: &Schemas) -> io::Result<Entry> {
             .iter()
             .find(|(known, _)| **known == *name)
             .ok_or_else(|| io::Error::other(format!("there is no task `{name}` any more")))?;
-        let run = |(wide, length): (bool, usize)| {
+        let run = |(layout, length): (RunLayout, usize)| {
+            let layout = layout.layout();
             let words: Vec<u64> = words.by_ref().take(length).collect();
             if words.len() < length {
                 return Err(wrong("it is cut off"));
             }
-            Ok(Block { wide, words: Words::from(words), ..Block::default() })
+            let width = schema.row_words(layout);
+            Ok(Block { layout, width, words: Words::from(words), ..Block::default() })
         };
         let runs = runs.into_iter().map(run).collect::<io::Result<Vec<_>>>()?;
         Ok(TaskRows { name: name.clone(), schema: schema.clone(), runs, kept: None })
@@ -580,7 +602,7 @@ mod tests {
     fn entry(window: u64, rows: u64) -> Entry {
         let row = |port: u64| [0, port << 48, 1, 60 + window, 5, 6];
         let words: Vec<u64> = (0..rows).flat_map(row).collect();
-        let run = Block { words: words.into(), ..Block::default() };
+        let run = Block { width: 6, words: words.into(), ..Block::default() };
         let (name, schema) = schemas().remove(0);
         let tasks = vec![TaskRows { name, schema, runs: vec![run], kept: None }];
         let snapshot = Snapshot { window, span: Some((window, window + 1)), revision: 3, tasks };

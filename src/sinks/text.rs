@@ -5,7 +5,8 @@
 //! the end is overwritten by the next value. Digits are made several at a time, a byte each of a word whose lowest byte
 //! is the first digit.
 
-use dataflows::key::{Field, KeyValue};
+use dataflows::field::{Kind, Lives, mac};
+use dataflows::key::KeyValue;
 use dataflows::packet::{Address, Transport};
 use dataflows::rows::{Row, Schema, ValueKind};
 use jiff::Timestamp;
@@ -74,6 +75,23 @@ pub struct Text {
     line: Line,
 }
 
+/// A text as a cell of RFC 4180.
+fn csv_text(out: &mut Vec<u8>, text: &str) {
+    if text.contains([',', '"', '\r', '\n']) {
+        out.push(b'"');
+        out.extend_from_slice(text.replace('"', "\"\"").as_bytes());
+        out.push(b'"');
+    } else {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// A text as JSON has it.
+fn json_text(out: &mut Vec<u8>, text: &str) {
+    // Writing into memory does not fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
 impl Default for Text {
     fn default() -> Self {
         Self { midnight: 0, date: *b"1970-01-01T00:00", line: [0; MOST_LINE] }
@@ -85,8 +103,11 @@ impl Text {
     #[inline]
     pub fn row(&mut self, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>, separator: u8) {
         let mut at = 0;
-        for column in 0..schema.key.fields().len() {
-            let end = self.key_of(at, schema, row, column);
+        for (number, column) in schema.key.columns().iter().enumerate() {
+            if column.field.kind == Kind::Text {
+                at = self.text_cell(out, at, (schema, row, number), csv_text);
+            }
+            let end = self.key_of(at, schema, row, number);
             put(&mut self.line, end, [separator]);
             at = self.make_room(out, end + 1);
         }
@@ -103,10 +124,13 @@ impl Text {
     #[inline]
     pub fn members(&mut self, out: &mut Vec<u8>, schema: &Schema, row: &Row<'_>) {
         let mut at = 0;
-        for (column, field) in schema.key.fields().iter().enumerate() {
-            let quoted = matches!(field, Field::SrcIp { .. } | Field::DstIp { .. });
-            at = self.name(out, at, field.column(), quoted);
-            at = self.key_of(at, schema, row, column);
+        for (number, column) in schema.key.columns().iter().enumerate() {
+            let quoted = matches!(column.field.kind, Kind::Address | Kind::Mac);
+            at = self.name(out, at, column.name(), quoted);
+            if column.field.kind == Kind::Text {
+                at = self.text_cell(out, at, (schema, row, number), json_text);
+            }
+            at = self.key_of(at, schema, row, number);
             at = self.end_member(out, at, quoted);
         }
         for (column, word) in schema.values.iter().zip(row.values()) {
@@ -150,6 +174,22 @@ impl Text {
         std::str::from_utf8(&self.line[..end]).expect("cells are ASCII")
     }
 
+    /// Moves the line on and writes the cell of a text behind it; gives the place for what follows.
+    #[cold]
+    fn text_cell(
+        &mut self,
+        out: &mut Vec<u8>,
+        at: usize,
+        (schema, row, column): (&Schema, &Row<'_>, usize),
+        write: fn(&mut Vec<u8>, &str),
+    ) -> usize {
+        out.extend_from_slice(&self.line[..at]);
+        if let KeyValue::Text(text) = row.key(schema, column) {
+            write(out, &text.text());
+        }
+        0
+    }
+
     /// Moves the line on where the next cell might not fit; gives the place for it.
     #[inline(always)]
     fn make_room(&self, out: &mut Vec<u8>, at: usize) -> usize {
@@ -165,12 +205,13 @@ impl Text {
     fn key_of(&mut self, at: usize, schema: &Schema, row: &Row<'_>, column: usize) -> usize {
         if let Some([addresses, transport]) = row.compact_key() {
             let (line, transport) = (&mut self.line, Transport(*transport));
-            match schema.key.fields()[column] {
-                Field::SrcIp { v4: 32, v6: 128 } => return put_v4(line, at, (addresses >> 32) as u32),
-                Field::DstIp { v4: 32, v6: 128 } => return put_v4(line, at, *addresses as u32),
-                Field::SrcPort => return put_number(line, at, transport.source_port().into()),
-                Field::DstPort => return put_number(line, at, transport.destination_port().into()),
-                Field::Protocol => return put_octet(line, at, transport.protocol()) - 1,
+            let column = &schema.key.columns()[column];
+            match column.field.lives {
+                Lives::Source if column.is_address() => return put_v4(line, at, (addresses >> 32) as u32),
+                Lives::Destination if column.is_address() => return put_v4(line, at, *addresses as u32),
+                Lives::Transport(48) => return put_number(line, at, transport.source_port().into()),
+                Lives::Transport(32) => return put_number(line, at, transport.destination_port().into()),
+                Lives::Transport(24) => return put_octet(line, at, transport.protocol()) - 1,
                 _ => {}
             }
         }
@@ -180,7 +221,13 @@ impl Text {
     #[inline(always)]
     fn key(&mut self, at: usize, value: KeyValue) -> usize {
         match value {
-            KeyValue::Number(number) => put_number(&mut self.line, at, number.into()),
+            KeyValue::Number(number) => put_number(&mut self.line, at, number),
+            KeyValue::Mac(number) => {
+                put(&mut self.line, at, *mac(number).as_bytes().first_chunk::<17>().unwrap_or(&[b'0'; 17]));
+                at + 17
+            }
+            // It has been written already: it may be longer than a line.
+            KeyValue::Text(_) => at,
             KeyValue::Address(address) => put_address(&mut self.line, at, address),
             KeyValue::Prefix(address, bits) => {
                 let end = put_address(&mut self.line, at, address);
@@ -193,7 +240,7 @@ impl Text {
     #[inline(always)]
     fn value(&mut self, at: usize, kind: ValueKind, word: u64) -> usize {
         match kind {
-            ValueKind::Count | ValueKind::Bytes => put_number(&mut self.line, at, word),
+            ValueKind::Count | ValueKind::Bytes | ValueKind::Number => put_number(&mut self.line, at, word),
             ValueKind::Time => self.time(at, word),
         }
     }
@@ -381,7 +428,8 @@ pub fn window_name(span: Option<(u64, u64)>) -> String {
 mod tests {
     use super::*;
     use dataflows::block::Block;
-    use dataflows::key::{Key, KeyFields};
+    use dataflows::key::KeyFields;
+    use dataflows::packet::Packet;
     use dataflows::rows::{TaskRows, ValueColumn};
     use proptest::prelude::*;
     use std::net::IpAddr;
@@ -432,12 +480,14 @@ mod tests {
             KeyValue::Number(number) => (number.to_string(), false),
             KeyValue::Address(address) => (IpAddr::from(address).to_string(), true),
             KeyValue::Prefix(address, bits) => (format!("{}/{bits}", IpAddr::from(address)), true),
+            KeyValue::Mac(number) => (mac(number), true),
+            KeyValue::Text(text) => (text.text(), true),
         }
     }
 
     fn value_text(kind: ValueKind, word: u64) -> (String, bool) {
         match kind {
-            ValueKind::Count | ValueKind::Bytes => (word.to_string(), false),
+            ValueKind::Count | ValueKind::Bytes | ValueKind::Number => (word.to_string(), false),
             ValueKind::Time => (calendar(word), true),
         }
     }
@@ -493,14 +543,13 @@ mod tests {
             values in prop::collection::vec((prop::sample::select(&COLUMNS), any::<u64>()), 1..60),
         ) {
             let key = KeyFields::parse(&keys).expect("fields");
-            let (wide, mut words) = match key.mask().key(source, destination, Transport(transport)) {
-                Key::Compact(key) => (false, key.to_vec()),
-                Key::Wide(key) => (true, key.to_vec()),
-            };
+            let packet = Packet { source, destination, transport: Transport(transport), ..Packet::default() };
+            let key_words = key.mask().of(&packet, &[]);
+            let (layout, mut words) = (key_words.layout(), key_words.words().to_vec());
             words.extend(values.iter().map(|(_, word)| word));
             let columns = values.iter().map(|(column, _)| *column).collect();
             let schema = Arc::new(Schema { key, values: columns, order_by: 0, counts_every_packet: false });
-            let runs = vec![Block { wide, words: words.into(), ..Block::default() }];
+            let runs = vec![Block { layout, width: words.len(), words: words.into(), ..Block::default() }];
             let rows = TaskRows { name: "".into(), schema: schema.clone(), runs, kept: None };
             let row = rows.rows().next().expect("a row");
 
