@@ -383,6 +383,7 @@ fn options(flags: &Flags) -> Options {
         snaplen: flags.snaplen,
         ring: flags.ring_size,
         promiscuous: !flags.no_promiscuous,
+        names_interfaces: false,
     }
 }
 
