@@ -17,6 +17,7 @@ use crate::account::{Found, InputKey, Noticed};
 use crate::intake::log::LogPosition;
 use crate::ledger::Counts;
 use dataflows::groups::Packets;
+use dataflows::layers::Layers;
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};
 use serde::{Deserialize, Serialize};
@@ -183,6 +184,8 @@ pub struct Placer {
     began: Epoch,
     /// No window from this one on is closed.
     ceiling: Epoch,
+    /// Whether packets are placed with the layers of their frames.
+    pub with_layers: bool,
 }
 
 impl Placer {
@@ -205,6 +208,7 @@ impl Placer {
             closed: first,
             began: first,
             ceiling: Epoch::MAX,
+            with_layers: false,
         }
     }
 
@@ -261,6 +265,12 @@ impl Placer {
             self.find_place(packet.time);
         }
         self.put(packet);
+    }
+
+    /// Puts a packet into its window, with what is asked for of its layers.
+    #[inline(always)]
+    pub fn place_with(&mut self, packet: Packet, _layers: &Layers<'_>, is_stray: bool) {
+        if is_stray { self.place_stray(packet) } else { self.place(packet) }
     }
 
     #[inline(always)]
