@@ -455,6 +455,7 @@ fn open(flags: &Flags) -> Result<(Source, String), Failed> {
             snaplen: flags.snaplen,
             ring: flags.ring_size,
             promiscuous: !flags.no_promiscuous,
+            names_interfaces: false,
         };
         let live = Live::open(&options).map_err(usage)?;
         if !flags.quiet {

@@ -223,7 +223,7 @@ mod tests {
 
     fn passes(filter: &mut Filter, link: LinkType, big_endian: bool, bytes: &[u8], length: u32) -> bool {
         let captured = bytes.len() as u32;
-        let frame = Frame { time: 0, start: 0, captured, length, link, big_endian };
+        let frame = Frame { time: 0, start: 0, captured, length, link, big_endian, interface: 0 };
         filter.passes(&frame, bytes).expect("a filter")
     }
 
@@ -314,6 +314,7 @@ mod tests {
                 length: bytes.len() as u32,
                 link: LinkType::ETHERNET,
                 big_endian: false,
+                interface: 0,
             };
             let headers = Headers::of(frame.link, bytes)?;
             let mut filter = Filter::new(expression);

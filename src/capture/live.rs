@@ -4,7 +4,7 @@
 //! for is counted. Needs CAP_NET_RAW while it is opened, and no longer.
 
 use crate::decode::LinkType;
-use pcap::{Active, Capture, Device, Precision};
+use pcap::{Active, Capture, Device, Linktype, Precision};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +34,9 @@ pub struct Options {
     pub ring: u64,
     /// Whether frames for other hosts are wanted too.
     pub promiscuous: bool,
+    /// Whether each frame has to tell its interface. Of `any`, link headers are then `LINUX_SLL2`, of 20 bytes; else
+    /// they are `LINUX_SLL`, of 16 bytes, which tell none.
+    pub names_interfaces: bool,
 }
 
 /// An interface that cannot be captured, or not any more.
@@ -126,6 +129,12 @@ impl Live {
             .precision(Precision::Nano)
             .open()
             .and_then(Capture::setnonblock)
+            .and_then(|mut capture| {
+                if options.names_interfaces && options.interface == "any" {
+                    capture.set_datalink(Linktype(LinkType::LINUX_SLL2.0 as i32))?;
+                }
+                Ok(capture)
+            })
             .map_err(failed)?;
         let link = LinkType(capture.get_datalink().0 as u32);
         let mut live = Self {

@@ -2,7 +2,8 @@
 //!
 //! [`source`] reads bytes (plain, [`gzip`], zstd, a pipe), [`pcap`] and [`pcapng`] find frames in them, and [`findings`]
 //! holds what else they say; [`foreign`] names what is no capture. [`dealer`] deals
-//! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. [`live`] captures from an interface,
+//! the frames of all inputs to the workers in chunks, [`filter`] runs BPF. [`interface`] names the interfaces that
+//! captured frames. [`live`] captures from an interface,
 //! [`rings`] does so for every worker, with [`fanout`] to divide the frames; [`savefile`] keeps them. [`clock`] finds the
 //! frames of a file that are dated ahead by mistake. Nothing here looks inside a frame.
 
@@ -13,6 +14,7 @@ pub mod filter;
 pub mod findings;
 pub mod foreign;
 pub mod gzip;
+pub mod interface;
 pub mod live;
 pub mod pcap;
 pub mod pcapng;
@@ -21,7 +23,11 @@ pub mod savefile;
 pub mod source;
 
 use crate::decode::LinkType;
+use dataflows::layers::Text;
 use findings::Findings;
+
+// A frame is passed by value through the hottest loop.
+const _: () = assert!(size_of::<Frame>() == 32);
 
 /// One captured frame, located in the chunk that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub struct Frame {
     pub link: LinkType,
     /// The byte order of the capture's own headers.
     pub big_endian: bool,
+    /// Number of the interface that captured it, within its section of a pcapng file; else 0.
+    pub interface: u16,
 }
 
 /// Bytes that start and end at a record, for one worker.
@@ -74,17 +82,24 @@ impl Chunk {
 
     /// Visits the chunk's frames in order, each with whether it is a stray.
     pub fn frames_and_strays(&mut self, mut visit: impl FnMut(Frame, &[u8], bool)) {
+        self.frames_and_interfaces(|frame, bytes, is_stray, _| visit(frame, bytes, is_stray));
+    }
+
+    /// Visits the chunk's frames in order, each with whether it is a stray and with the format, which names the frame's
+    /// interface where that is asked for: [`Format::interface`].
+    #[inline]
+    pub fn frames_and_interfaces(&mut self, mut visit: impl FnMut(Frame, &[u8], bool, &Format)) {
         let bytes = &self.bytes;
         let mut strays = self.strays.iter().copied();
         let (mut number, mut next_stray) = (0, strays.next().unwrap_or(u64::MAX));
         if let Some(format) = &mut self.format {
-            format.scan(bytes, |frame| {
+            format.scan_with(bytes, |format, frame| {
                 let is_stray = number == next_stray;
                 if is_stray {
                     next_stray = strays.next().unwrap_or(u64::MAX);
                 }
                 number += 1;
-                visit(frame, &bytes[frame.start..][..frame.captured as usize], is_stray);
+                visit(frame, &bytes[frame.start..][..frame.captured as usize], is_stray, format);
             });
         }
     }
@@ -209,11 +224,34 @@ impl Format {
         at as u64
     }
 
+    /// The interface of the frame that was scanned last, as the capture names it: its name, of an interface of a pcapng
+    /// section without a name its number in the section, and empty in a pcap file. See [`interface::Interfaces::name`].
+    #[inline(always)]
+    pub fn interface(&self, frame: Frame) -> Text {
+        match self {
+            Self::Pcap(pcap) => pcap.interface,
+            Self::Pcapng(pcapng) => pcapng.interface_name(frame.interface),
+        }
+    }
+
+    /// Names the one interface of a capture that does not do so itself.
+    pub fn name_interface(&mut self, name: Text) {
+        if let Self::Pcap(pcap) = self {
+            pcap.interface = name;
+        }
+    }
+
     /// Visits every whole frame in bytes that start at a record.
+    #[inline(always)]
+    pub fn scan(&mut self, bytes: &[u8], mut visit: impl FnMut(Frame)) -> Scanned {
+        self.scan_with(bytes, |_, frame| visit(frame))
+    }
+
+    /// Visits every whole frame in bytes that start at a record, with what is known of its capture there.
     ///
     /// One loop for all formats, so that what visits is compiled once, into it.
     #[inline]
-    pub fn scan(&mut self, bytes: &[u8], mut visit: impl FnMut(Frame)) -> Scanned {
+    fn scan_with(&mut self, bytes: &[u8], mut visit: impl FnMut(&Self, Frame)) -> Scanned {
         let mut at = 0;
         loop {
             let next = match self {
@@ -228,7 +266,7 @@ impl Format {
                     Err(stop) => return Scanned { consumed: at as u64, stop },
                 },
             };
-            visit(frame);
+            visit(self, frame);
         }
     }
 

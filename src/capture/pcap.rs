@@ -4,6 +4,7 @@
 
 use super::{Findings, Frame, Halt, foreign, frame_limit};
 use crate::decode::LinkType;
+use dataflows::layers::Text;
 
 /// Bytes of the file header.
 pub const FILE_HEADER: usize = 24;
@@ -56,6 +57,8 @@ pub struct Pcap {
     swapped_lengths: SwappedLengths,
     link: LinkType,
     limit: u32,
+    /// What captured all frames; a file does not say it.
+    pub(super) interface: Text,
     pub(super) findings: Findings,
 }
 
@@ -110,8 +113,18 @@ impl Pcap {
         let limit = frame_limit(u32_at(header, 16, big_endian));
         let plain = !big_endian && record_header == RECORD_HEADER && swapped_lengths == SwappedLengths::Never;
         let link = LinkType(link);
-        let findings = Findings::default();
-        Ok(Self { plain, big_endian, nanos_a_unit, record_header, swapped_lengths, link, limit, findings })
+        let (interface, findings) = (Text::default(), Findings::default());
+        Ok(Self {
+            plain,
+            big_endian,
+            nanos_a_unit,
+            record_header,
+            swapped_lengths,
+            link,
+            limit,
+            interface,
+            findings,
+        })
     }
 
     /// The link type of all its frames.
@@ -153,7 +166,7 @@ impl Pcap {
         let start = *at + record_header;
         *at += end;
         let big_endian = UNUSUAL && self.big_endian;
-        Ok(Frame { time, start, captured, length, link: self.link, big_endian })
+        Ok(Frame { time, start, captured, length, link: self.link, big_endian, interface: 0 })
     }
 
     /// Time in nanoseconds, captured length and length on the wire.
@@ -204,7 +217,8 @@ impl Pcap {
             return Err(Halt::Needs(end));
         }
         let start = *at + self.record_header;
-        let frame = Frame { time, start, captured, length, link: self.link, big_endian: self.big_endian };
+        let (link, big_endian) = (self.link, self.big_endian);
+        let frame = Frame { time, start, captured, length, link, big_endian, interface: 0 };
         let frame = if captured > length { self.findings.contradiction(*at, frame) } else { frame };
         *at += end;
         Ok(frame)

@@ -6,6 +6,7 @@
 use super::live::Drops;
 use super::{Findings, Frame, Halt, MOST_LIMIT, foreign, pcap};
 use crate::decode::LinkType;
+use dataflows::layers::Text;
 use std::sync::Arc;
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
@@ -25,7 +26,7 @@ const MOST_PACKET_BLOCK: usize = MOST_LIMIT as usize + (1 << 20);
 /// Statistics are read whole; longer ones are skipped.
 const MOST_STATISTICS: usize = 1 << 20;
 
-/// Interfaces of one section; more are damage.
+/// Interfaces of one section; more are damage. A frame has 16 bits for the number of its own.
 const MOST_INTERFACES: usize = 1 << 16;
 
 /// An interface of the current section.
@@ -37,6 +38,8 @@ struct Interface {
     resolution: Resolution,
     /// Seconds added to every timestamp.
     offset: i64,
+    /// Its number in the section where it has no name.
+    name: Text,
 }
 
 /// What the capture says that an interface of the current section dropped.
@@ -134,6 +137,12 @@ impl Pcapng {
     /// The link types of the interfaces known so far.
     pub fn links(&self) -> impl Iterator<Item = LinkType> + '_ {
         self.interfaces.iter().map(|interface| interface.link)
+    }
+
+    /// The name of an interface of the section that is being scanned, or its number where it has none.
+    #[inline(always)]
+    pub(super) fn interface_name(&self, number: u16) -> Text {
+        self.interfaces.get(usize::from(number)).map_or(Text::default(), |interface| interface.name)
     }
 
     /// The next frame from the block at `at` on, which moves behind that frame's block; or why there is none, with `at`
@@ -318,9 +327,12 @@ impl Pcapng {
             snaplen: self.u32(fixed, 4),
             resolution: Resolution::Nanos(1000),
             offset: 0,
+            name: Text::default(),
         };
         for (code, value) in self.options(&body[8..]) {
             match (code, value) {
+                // if_name
+                (2, name) => interface.name = Text::new(&String::from_utf8_lossy(name)),
                 // if_tsresol
                 (9, [resolution]) => interface.resolution = Resolution::read(*resolution)?,
                 // if_tsoffset
@@ -333,6 +345,9 @@ impl Pcapng {
         }
         if self.interfaces.len() == MOST_INTERFACES {
             return Err(Halt::Damaged(format!("a section of more than {MOST_INTERFACES} interfaces")));
+        }
+        if interface.name == Text::default() {
+            interface.name = Text::new(&self.interfaces.len().to_string());
         }
         Arc::make_mut(&mut self.interfaces).push(interface);
         Ok(())
@@ -372,6 +387,7 @@ impl Pcapng {
             length,
             link: interface.link,
             big_endian: self.big_endian,
+            interface: number as u16,
         };
         if kind == SIMPLE_PACKET {
             return Ok(frame);
@@ -441,7 +457,7 @@ impl Interface {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Format, Scanned, Stop};
+    use super::super::{Chunk, Format, Scanned, Stop};
     use super::*;
 
     fn block(kind: u32, body: &[u8], big_endian: bool) -> Vec<u8> {
@@ -580,6 +596,41 @@ mod tests {
     }
 
     #[test]
+    fn frames_tell_the_name_of_their_interface_and_else_its_number_in_its_section() {
+        let named = |name: &[u8], big_endian: bool| {
+            let half = |value: u16| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+            let padding = vec![0; name.len().next_multiple_of(4) - name.len()];
+            let option = [&half(2)[..], &half(name.len() as u16), name, &padding].concat();
+            block(INTERFACE, &[&half(1)[..], &[0; 6], &option].concat(), big_endian)
+        };
+        let long = r"\Device\NPF_{3F2504E0-4F89-11D3-9A0C-0305E82C3301}";
+        let bytes = [
+            section(false),
+            named(b"eth0", false),
+            interface(1, None, false),
+            named(b"", false),
+            enhanced(1, 0, false),
+            enhanced(0, 0, false),
+            enhanced(2, 0, false),
+            section(true),
+            enhanced(9, 0, true),
+        ];
+        let of = |blocks: &[Vec<u8>]| {
+            let bytes = blocks.concat();
+            let format = Format::Pcapng(Pcapng::open(&bytes).expect("a section").expect("of our version"));
+            let (mut chunk, mut names) =
+                (Chunk { bytes, format: Some(format), ..Chunk::default() }, Vec::new());
+            chunk.frames_and_interfaces(|frame, _, _, format| names.push(format.interface(frame).text()));
+            names
+        };
+        assert_eq!(of(&bytes), ["1", "eth0", "2"]);
+        let second =
+            [named(long.as_bytes(), true), named(&[b'w', 0xff, b'0', 0], true), enhanced(1, 0, true)];
+        let both = [&bytes[..8], &second, &[enhanced(0, 0, true)]].concat();
+        assert_eq!(of(&both), ["1", "eth0", "2", "w\u{fffd}0", long]);
+    }
+
+    #[test]
     fn a_section_of_another_major_version_is_refused_first_and_damage_later() {
         for big_endian in [false, true] {
             let why =
@@ -635,7 +686,13 @@ mod tests {
 
     #[test]
     fn times_beyond_what_can_be_kept_are_clamped() {
-        let interface = |resolution, offset| Interface { link: LinkType(1), snaplen: 0, resolution, offset };
+        let interface = |resolution, offset| Interface {
+            link: LinkType(1),
+            snaplen: 0,
+            resolution,
+            offset,
+            name: Text::default(),
+        };
         assert_eq!(interface(Resolution::Nanos(1000), 0).time(u64::MAX), u64::MAX);
         assert_eq!(interface(Resolution::Nanos(1), -10).time(5), 0);
         assert_eq!(interface(Resolution::UnitsANano(1000), 1).time(7_999), 1_000_000_007);

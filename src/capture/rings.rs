@@ -11,6 +11,7 @@ use crate::decode::LinkType;
 use crate::intake::{Taken, Wakers};
 use crate::ledger::{InputReport, Losses};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, unbounded};
+use dataflows::layers::Text;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -101,7 +102,8 @@ impl Rings {
             started.push(Ring { blocks, spent, watermark: AtomicU64::new(0), report });
         }
         let header = file_header(link, options.snaplen);
-        let (format, _) = Format::open(&header).expect("a header of the pcap format");
+        let (mut format, _) = Format::open(&header).expect("a header of the pcap format");
+        format.name_interface(Text::new(&options.interface));
         Ok(Self { rings: started, format, link, wakers, stop, failed })
     }
 

@@ -120,28 +120,64 @@ type Stepped<'a> = Result<Step<'a>, NotIp>;
 /// How often readings of what is behind a label stack are tried within one another.
 pub(super) const TRIALS: u8 = 2;
 
-/// Steps over headers to the outermost IP header. `vlan` is the outermost tag met so far.
+/// Tags and labels met on the way to an IP header.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tags {
+    vlan: Option<u16>,
+    inner_vlan: Option<u16>,
+    mpls_label: Option<u32>,
+}
+
+impl Tags {
+    /// Notes a VLAN tag by its control field (IEEE 802.1Q, 9.6).
+    #[inline(always)]
+    pub(super) fn note_vlan(&mut self, control: u16) {
+        let identifier = control & 0xfff;
+        if self.vlan.is_none() {
+            self.vlan = Some(identifier);
+        } else {
+            self.inner_vlan.get_or_insert(identifier);
+        }
+    }
+
+    /// What was found directly behind these.
+    #[inline(always)]
+    pub(super) fn found(self, version: IpVersion, bytes: &[u8]) -> Found<'_> {
+        self.before(Found::untagged(version, bytes))
+    }
+
+    /// What was found behind these and the tags and labels of its own.
+    #[inline(always)]
+    fn before(self, found: Found<'_>) -> Found<'_> {
+        let (vlan, next) = self.vlan.map_or((found.vlan, found.inner_vlan), |vlan| (vlan, found.vlan));
+        let inner_vlan = self.inner_vlan.unwrap_or(next);
+        let mpls_label = self.mpls_label.unwrap_or(found.mpls_label);
+        Found { vlan, inner_vlan, mpls_label, ..found }
+    }
+}
+
+/// Steps over headers to the outermost IP header. `tags` are those met so far.
 pub(super) fn walk(
     mut layer: Layer,
     mut bytes: &[u8],
-    mut vlan: Option<u16>,
+    mut tags: Tags,
     trials: u8,
 ) -> Result<Found<'_>, NotIp> {
     loop {
         let step = match layer {
-            Layer::EtherType(number) => ether_type(number, bytes, &mut vlan)?,
+            Layer::EtherType(number) => ether_type(number, bytes, &mut tags)?,
             Layer::Ethernet => {
                 let (header, rest) = split::<14>(bytes)?;
                 Step::Into(Layer::EtherType(u16::from_be_bytes([header[12], header[13]])), rest)
             }
             Layer::Llc => llc(bytes)?,
             Layer::Ppp => ppp(bytes)?,
-            Layer::Mpls => mpls(bytes, trials)?,
+            Layer::Mpls => mpls(bytes, &mut tags, trials)?,
         };
         match step {
             Step::Into(next, rest) => (layer, bytes) = (next, rest),
-            Step::Ip(version, bytes) => return Ok(Found { version, vlan: vlan.unwrap_or(0), bytes }),
-            Step::Found(found) => return Ok(Found { vlan: vlan.unwrap_or(found.vlan), ..found }),
+            Step::Ip(version, bytes) => return Ok(tags.found(version, bytes)),
+            Step::Found(found) => return Ok(tags.before(found)),
         }
     }
 }
@@ -160,7 +196,7 @@ fn tag(bytes: &[u8], length: usize) -> Stepped<'_> {
     Ok(Step::Into(Layer::EtherType(u16::from_be_bytes(*number)), rest))
 }
 
-fn ether_type<'a>(number: u16, bytes: &'a [u8], vlan: &mut Option<u16>) -> Stepped<'a> {
+fn ether_type<'a>(number: u16, bytes: &'a [u8], tags: &mut Tags) -> Stepped<'a> {
     let unknown = Err(NotIp::EtherType(number));
     match number {
         ETHERTYPE_IPV4 => Ok(Step::Ip(IpVersion::V4, bytes)),
@@ -168,7 +204,7 @@ fn ether_type<'a>(number: u16, bytes: &'a [u8], vlan: &mut Option<u16>) -> Stepp
         // 802.1Q, 802.1ad, and the tags that came before that standard.
         0x8100 | 0x88a8 | 0x8200 | 0x9100 | 0x9200 | 0x9300 => {
             let (control, _) = split(bytes)?;
-            vlan.get_or_insert(u16::from_be_bytes(*control) & 0xfff);
+            tags.note_vlan(u16::from_be_bytes(*control));
             tag(bytes, 2)
         }
         0x8847 | 0x8848 => Ok(Step::Into(Layer::Mpls, bytes)),
@@ -197,7 +233,7 @@ fn ether_type<'a>(number: u16, bytes: &'a [u8], vlan: &mut Option<u16>) -> Stepp
         0xdada => {
             let (dsa, _) = split::<6>(bytes)?;
             if dsa[2] & 0x20 > 0 {
-                vlan.get_or_insert(u16::from_be_bytes([dsa[4], dsa[5]]) & 0xfff);
+                tags.note_vlan(u16::from_be_bytes([dsa[4], dsa[5]]));
             }
             tag(bytes, 6)
         }
@@ -287,22 +323,23 @@ fn ppp(bytes: &[u8]) -> Stepped<'_> {
 
 /// Pops labels (RFC 3032) to the bottom of the stack. What lies there is IP, or the Ethernet frame of a pseudowire with a
 /// control word (RFC 4385) or without one: an address may begin like either.
-fn mpls(mut bytes: &[u8], trials: u8) -> Stepped<'_> {
+fn mpls<'a>(mut bytes: &'a [u8], tags: &mut Tags, trials: u8) -> Stepped<'a> {
     loop {
         let (label, rest) = split::<4>(bytes)?;
         bytes = rest;
+        tags.mpls_label.get_or_insert(u32::from_be_bytes(*label) >> 12);
         if label[2] & 1 == 1 {
             break;
         }
     }
     let nibble = bytes.first().ok_or(NotIp::CutOff)? >> 4;
-    let plain = Found { version: IpVersion::ByNibble, vlan: 0, bytes };
+    let plain = Found::untagged(IpVersion::ByNibble, bytes);
     let by_nibble = matches!(nibble, 4 | 6).then_some(plain);
     if nibble == 4 && soundness(&plain) == Soundness::Proven {
         return Ok(Step::Found(plain));
     }
     let as_ethernet = |bytes| {
-        let found = walk(Layer::Ethernet, bytes, None, trials.checked_sub(1)?).ok()?;
+        let found = walk(Layer::Ethernet, bytes, Tags::default(), trials.checked_sub(1)?).ok()?;
         Some((soundness(&found), found))
     };
     let behind_control_word = bytes.get(4..).filter(|_| nibble == 0).and_then(as_ethernet);

@@ -3,7 +3,7 @@
 //! Whatever is not plain is left to [`super::general`]; what is read here equals what is read there.
 
 use super::link::IpVersion;
-use super::{Headers, PORTS, Ports};
+use super::{Headers, PORTS, Payload, Ports};
 use dataflows::packet::Address;
 
 /// Reads a plain header that is captured together with the start of its payload, or leaves it to the general path.
@@ -13,6 +13,53 @@ pub fn read(version: IpVersion, bytes: &[u8]) -> Option<Headers> {
         (0x45, IpVersion::V4 | IpVersion::ByNibble) => ipv4(bytes.first_chunk()?),
         (0x60..=0x6f, IpVersion::V6 | IpVersion::ByNibble) => ipv6(bytes.first_chunk()?),
         _ => None,
+    }
+}
+
+/// Reads as [`read`] does, and what is behind the header. On the wire there were `on_wire` bytes from the header on.
+#[inline(always)]
+pub fn read_with_payload(version: IpVersion, bytes: &[u8], on_wire: u32) -> Option<(Headers, Payload<'_>)> {
+    match (bytes.first()?, version) {
+        (0x45, IpVersion::V4 | IpVersion::ByNibble) => {
+            let start = bytes.first_chunk()?;
+            Some((ipv4(start)?, ipv4_payload(start, bytes)))
+        }
+        (0x60..=0x6f, IpVersion::V6 | IpVersion::ByNibble) => {
+            let start = bytes.first_chunk()?;
+            Some((ipv6(start)?, ipv6_payload(start, bytes, on_wire)))
+        }
+        _ => None,
+    }
+}
+
+/// What is behind a header that [`ipv4`] takes for plain.
+#[inline(always)]
+fn ipv4_payload<'a>(start: &[u8; 20 + PORTS], bytes: &'a [u8]) -> Payload<'a> {
+    let ip_length = u32::from(u16::from_be_bytes([start[2], start[3]]));
+    let transport = &bytes[20..];
+    let transport_length = ip_length.saturating_sub(20);
+    Payload {
+        ip_length,
+        transport: &transport[..transport.len().min(transport_length as usize)],
+        transport_length,
+        fragment: start[6] >> 5 & 1,
+    }
+}
+
+/// What is behind a header that [`ipv6`] takes for plain.
+#[inline(always)]
+fn ipv6_payload<'a>(start: &[u8; 40 + PORTS], bytes: &'a [u8], on_wire: u32) -> Payload<'a> {
+    let length = u32::from(u16::from_be_bytes([start[4], start[5]]));
+    let transport = &bytes[40..];
+    let (ip_length, captured) = match length {
+        0 => (on_wire, transport.len()),
+        length => (40 + length, transport.len().min(length as usize)),
+    };
+    Payload {
+        ip_length,
+        transport: &transport[..captured],
+        transport_length: ip_length.saturating_sub(40),
+        fragment: 0,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Here are the link types and the common headers; [`super::encapsulation`] steps over all others.
 
 pub use super::encapsulation::NotIp;
-use super::encapsulation::{Layer, TRIALS, walk};
+use super::encapsulation::{Layer, TRIALS, Tags, walk};
 
 /// A capture's link type, the numbers of <https://www.tcpdump.org/linktypes.html>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,8 +81,20 @@ pub struct Found<'a> {
     pub version: IpVersion,
     /// Outermost VLAN identifier, 0 without a tag.
     pub vlan: u16,
+    /// Identifier of the second VLAN tag, 0 without one.
+    pub inner_vlan: u16,
+    /// Outermost MPLS label, 0 without one.
+    pub mpls_label: u32,
     /// From the first byte of the IP header to the end of the frame.
     pub bytes: &'a [u8],
+}
+
+impl<'a> Found<'a> {
+    /// Behind no tags and labels.
+    #[inline(always)]
+    pub fn untagged(version: IpVersion, bytes: &'a [u8]) -> Self {
+        Self { version, vlan: 0, inner_vlan: 0, mpls_label: 0, bytes }
+    }
 }
 
 pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -107,9 +119,39 @@ pub fn find_ip(link: LinkType, frame: &[u8]) -> Option<Found<'_>> {
     }
     let (ether_type, bytes) = (be16(frame, 12)?, frame.get(14..)?);
     match ether_type {
-        ETHERTYPE_IPV4 => Some(Found { version: IpVersion::V4, vlan: 0, bytes }),
-        ETHERTYPE_IPV6 => Some(Found { version: IpVersion::V6, vlan: 0, bytes }),
+        ETHERTYPE_IPV4 => Some(Found::untagged(IpVersion::V4, bytes)),
+        ETHERTYPE_IPV6 => Some(Found::untagged(IpVersion::V6, bytes)),
         other => behind_tags(other, bytes),
+    }
+}
+
+/// Source and destination address of the link header that a frame begins with, 48 bits each; 0 for what it does not have.
+#[inline(always)]
+pub fn mac_addresses(link: LinkType, frame: &[u8]) -> (u64, u64) {
+    match (link, frame) {
+        (LinkType::ETHERNET, &[a, b, c, d, e, f, g, h, i, j, k, l, ..]) => {
+            (mac([g, h, i, j, k, l]), mac([a, b, c, d, e, f]))
+        }
+        // Cooked headers tell how long the sender's address is.
+        (LinkType::LINUX_SLL, &[_, _, _, _, 0, 6, a, b, c, d, e, f, ..])
+        | (LinkType::LINUX_SLL2, &[_, _, _, _, _, _, _, _, _, _, _, 6, a, b, c, d, e, f, ..]) => {
+            (mac([a, b, c, d, e, f]), 0)
+        }
+        _ => (0, 0),
+    }
+}
+
+#[inline(always)]
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
+/// Number of the interface that captured a frame, on the machine that captured it; `None` where its link header has none.
+#[inline(always)]
+pub fn interface_number(link: LinkType, frame: &[u8]) -> Option<u32> {
+    match (link, frame) {
+        (LinkType::LINUX_SLL2, &[_, _, _, _, a, b, c, d, ..]) => Some(u32::from_be_bytes([a, b, c, d])),
+        _ => None,
     }
 }
 
@@ -125,26 +167,26 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// Steps over VLAN tags, the common case, and leaves all else to [`walk`].
 fn behind_tags(mut ether_type: u16, mut bytes: &[u8]) -> Option<Found<'_>> {
-    let mut vlan = None;
+    let mut tags = Tags::default();
     loop {
         let version = match ether_type {
             ETHERTYPE_IPV4 => IpVersion::V4,
             ETHERTYPE_IPV6 => IpVersion::V6,
             0x8100 | 0x88a8 => {
-                vlan = vlan.or(Some(be16(bytes, 0)? & 0xfff));
+                tags.note_vlan(be16(bytes, 0)?);
                 ether_type = be16(bytes, 2)?;
                 bytes = bytes.get(4..)?;
                 continue;
             }
-            other => return walk(Layer::EtherType(other), bytes, vlan, TRIALS).ok(),
+            other => return walk(Layer::EtherType(other), bytes, tags, TRIALS).ok(),
         };
-        return Some(Found { version, vlan: vlan.unwrap_or(0), bytes });
+        return Some(tags.found(version, bytes));
     }
 }
 
 fn find(link: LinkType, frame: &[u8]) -> Result<Found<'_>, NotIp> {
-    let found = |version, bytes| Ok(Found { version, vlan: 0, bytes });
-    let into = |layer, bytes| walk(layer, bytes, None, TRIALS);
+    let found = |version, bytes| Ok(Found::untagged(version, bytes));
+    let into = |layer, bytes| walk(layer, bytes, Tags::default(), TRIALS);
     let skip = |length: usize| frame.get(length..).ok_or(NotIp::CutOff);
     let ether_type = |at| be16(frame, at).ok_or(NotIp::CutOff);
     match link {
@@ -170,9 +212,9 @@ fn find(link: LinkType, frame: &[u8]) -> Result<Found<'_>, NotIp> {
 /// A protocol field that has EtherTypes, or Linux's own numbers below them (`ETH_P_802_2` and others).
 fn behind_protocol(number: u16, bytes: &[u8]) -> Result<Found<'_>, NotIp> {
     match number {
-        4 => walk(Layer::Llc, bytes, None, TRIALS),
+        4 => walk(Layer::Llc, bytes, Tags::default(), TRIALS),
         0..0x600 => Err(NotIp::EtherType(number)),
-        _ => walk(Layer::EtherType(number), bytes, None, TRIALS),
+        _ => walk(Layer::EtherType(number), bytes, Tags::default(), TRIALS),
     }
 }
 
@@ -180,21 +222,21 @@ fn behind_protocol(number: u16, bytes: &[u8]) -> Result<Found<'_>, NotIp> {
 /// systems write an EtherType, 16 bits of a family, or a PPP header there; so tshark reads them too.
 fn behind_family(frame: &[u8]) -> Result<Found<'_>, NotIp> {
     if let [0xff, 0x03, rest @ ..] = frame {
-        return walk(Layer::Ppp, rest, None, TRIALS);
+        return walk(Layer::Ppp, rest, Tags::default(), TRIALS);
     }
     let (family, bytes) = frame.split_first_chunk::<4>().ok_or(NotIp::CutOff)?;
     let family = match u32::from_le_bytes(*family).min(u32::from_be_bytes(*family)) {
         half @ 0x100..0x600 if half & 0xff == 0 => half >> 8,
         family => family,
     };
-    let found = |version| Ok(Found { version, vlan: 0, bytes });
+    let found = |version| Ok(Found::untagged(version, bytes));
     match (family, u16::try_from(family)) {
         (2, _) => found(IpVersion::V4),
         // Linux, NetBSD and OpenBSD, FreeBSD, Darwin.
         (10 | 24 | 28 | 30, _) => found(IpVersion::V6),
         // Windows; IPX elsewhere.
         (23, _) if bytes.first().is_some_and(|first| first >> 4 == 6) => found(IpVersion::V6),
-        (_, Ok(number @ 0x600..)) => walk(Layer::EtherType(number), bytes, None, TRIALS),
+        (_, Ok(number @ 0x600..)) => walk(Layer::EtherType(number), bytes, Tags::default(), TRIALS),
         _ => Err(NotIp::Family(family)),
     }
 }

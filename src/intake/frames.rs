@@ -4,12 +4,14 @@ use super::{Intake, Placer, Position, Reader, Taken};
 use crate::account::{Found, InputKey, NonIp, Noticed};
 use crate::capture::dealer::Dealer;
 use crate::capture::filter::{Filter, FilterError, Headers};
+use crate::capture::interface::Interfaces;
 use crate::capture::rings::Rings;
 use crate::capture::{Chunk, Frame};
 use crate::decode::link::{NotIp, what_is_not_ip};
 use crate::decode::{self, Decoded};
 use crate::ledger::{Counts, InputReport};
 use dataflows::field::WORDS;
+use dataflows::layers::{Layers, Text};
 use dataflows::packet::Packet;
 use std::sync::Arc;
 use timely::scheduling::SyncActivator;
@@ -50,6 +52,7 @@ impl Intake for Files {
             worker,
             chunk: Chunk::default(),
             filter,
+            interfaces: Interfaces::of_files(),
         })
     }
 
@@ -97,6 +100,7 @@ impl Intake for Interface {
             worker,
             chunk: Chunk::default(),
             filter: None,
+            interfaces: Interfaces::of_this_machine(),
         })
     }
 
@@ -124,6 +128,7 @@ struct FrameReader<D> {
     worker: usize,
     chunk: Chunk,
     filter: Option<Filter>,
+    interfaces: Interfaces,
 }
 
 impl<D: Deal> Reader for FrameReader<D> {
@@ -138,8 +143,11 @@ impl<D: Deal> Reader for FrameReader<D> {
         let noticed = into.noticed.remove(&input).unwrap_or_default();
         let filter = self.filter.as_mut();
         let mut decoding = Decoding { into, filter, counts: Counts::default(), noticed, failed: None };
-        // Strays are seldom: without any the loop is compiled without them.
-        if self.chunk.has_strays() {
+        // Mostly nobody asks for more than packets, and strays are seldom: the loop is compiled without either.
+        if !decoding.into.extension().is_empty() {
+            self.interfaces.refresh();
+            decode_with_layers(&mut self.chunk, &mut decoding, &mut self.interfaces);
+        } else if self.chunk.has_strays() {
             decode_with_strays(&mut self.chunk, &mut decoding);
         } else {
             self.chunk.frames(|frame, bytes| decoding.frame(frame, bytes, false));
@@ -162,6 +170,14 @@ fn decode_with_strays(chunk: &mut Chunk, decoding: &mut Decoding<'_>) {
     chunk.frames_and_strays(|frame, bytes, is_stray| decoding.frame(frame, bytes, is_stray));
 }
 
+#[inline(never)]
+fn decode_with_layers(chunk: &mut Chunk, decoding: &mut Decoding<'_>, interfaces: &mut Interfaces) {
+    chunk.frames_and_interfaces(|frame, bytes, is_stray, format| {
+        let interface = interfaces.name(format.interface(frame), frame.link, bytes);
+        decoding.frame_with_layers(frame, bytes, is_stray, interface);
+    });
+}
+
 /// What becomes of the frames of a chunk.
 struct Decoding<'a> {
     into: &'a mut Placer,
@@ -172,15 +188,25 @@ struct Decoding<'a> {
 }
 
 impl Decoding<'_> {
+    /// Counts a frame that is read; whether it is to be decoded.
     #[inline(always)]
-    fn frame(&mut self, frame: Frame, bytes: &[u8], is_stray: bool) {
+    fn admits(&mut self, frame: Frame, bytes: &[u8], is_stray: bool) -> bool {
         self.counts.read += 1;
         self.counts.bytes_read += u64::from(frame.length);
         if !is_stray {
             self.into.observe(frame.time);
         }
         if self.filter.is_some() && !self.passes(frame, bytes) {
-            return self.counts.filtered += 1;
+            self.counts.filtered += 1;
+            return false;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn frame(&mut self, frame: Frame, bytes: &[u8], is_stray: bool) {
+        if !self.admits(frame, bytes, is_stray) {
+            return;
         }
         if let Some(packet) = decode::decode_plain(frame.link, bytes, frame.time, frame.length) {
             return self.place(packet, is_stray);
@@ -193,6 +219,32 @@ impl Decoding<'_> {
                 self.counts.non_ip += 1;
             }
         }
+    }
+
+    #[inline(always)]
+    fn frame_with_layers(&mut self, frame: Frame, bytes: &[u8], is_stray: bool, interface: Text) {
+        if !self.admits(frame, bytes, is_stray) {
+            return;
+        }
+        let Frame { link, time, length, .. } = frame;
+        if let Some((packet, layers)) = decode::decode_plain_with_layers(link, bytes, time, length, interface)
+        {
+            return self.place_with(packet, &layers, is_stray);
+        }
+        match decode::decode_with_layers(link, bytes, time, length, interface) {
+            Decoded::Ip((packet, layers)) => self.place_with(packet, &layers, is_stray),
+            Decoded::Malformed => self.counts.malformed += 1,
+            Decoded::NonIp => {
+                notice_non_ip(&mut self.noticed, frame, bytes);
+                self.counts.non_ip += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn place_with(&mut self, packet: Packet, layers: &Layers<'_>, is_stray: bool) {
+        let extra = self.into.extension().read(layers);
+        if is_stray { self.into.place_stray(packet, extra) } else { self.into.place_with(packet, extra) }
     }
 
     #[inline(always)]
@@ -241,5 +293,90 @@ fn notice_filtered(noticed: &mut Noticed, filter: &mut Filter, frame: &Frame, by
         && filter.would_pass_behind(headers, frame, bytes)
     {
         noticed.hidden_behind.insert(headers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Format;
+    use crate::capture::pcap::{file_header, record_header};
+    use crate::decode::LinkType;
+    use dataflows::field::{Plan, TTL};
+    use dataflows::groups::Observations;
+    use dataflows::window::Windowing;
+    use std::time::Duration;
+
+    /// Deals the same chunk each time.
+    struct Same {
+        bytes: Vec<u8>,
+        strays: Vec<u64>,
+    }
+
+    impl Deal for Same {
+        fn deal(&self, _worker: usize, chunk: &mut Chunk) -> Result<Taken, String> {
+            let (format, header) = Format::open(&self.bytes)?;
+            (chunk.bytes, chunk.format) = (self.bytes[header..].to_vec(), Some(format));
+            (chunk.strays, chunk.others) = (self.strays.clone(), u64::MAX);
+            Ok(Taken::Piece)
+        }
+    }
+
+    fn chunk() -> Same {
+        let mut ipv4 = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        ipv4.extend_from_slice(&[0, 53, 0, 54, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let frame = |headers: &[u8], packet: &[u8]| [&[2; 12], headers, packet].concat();
+        let frames = [
+            (1, frame(&[8, 0], &ipv4)),
+            (2, frame(&[0x81, 0, 0, 5, 8, 0], &ipv4)),
+            (3, frame(&[8, 6], &[0; 28])),
+            (4, frame(&[8, 0], &[0x45; 10])),
+            (9_000, frame(&[8, 0], &ipv4)),
+            (30, frame(&[8, 0], &ipv4[..25])),
+            (5, frame(&[8, 0], &ipv4)),
+        ];
+        let mut bytes = file_header(LinkType::ETHERNET, 65535).to_vec();
+        for (seconds, frame) in &frames {
+            bytes.extend_from_slice(&record_header(seconds * 1_000_000_000, 60, frame.len()));
+            bytes.extend_from_slice(frame);
+        }
+        Same { bytes, strays: vec![4] }
+    }
+
+    #[test]
+    fn the_loop_with_layers_counts_and_places_as_the_one_without() {
+        let decoded = |with_layers: bool, filter: Option<&str>| {
+            let windowing = Windowing::every(Duration::from_secs(10)).expect("a window");
+            let plan = Plan::default();
+            if with_layers {
+                plan.place_in_keys(&TTL).expect("room");
+            }
+            let mut placer = Placer::new(windowing, 0, 0).with_extension(plan.extension());
+            let mut reader = FrameReader {
+                from: Arc::new(chunk()),
+                owner: 0,
+                worker: 0,
+                chunk: Chunk::default(),
+                filter: filter.map(Filter::new),
+                interfaces: Interfaces::of_files(),
+            };
+            let (_, position) = reader.take().expect("a chunk");
+            placer.seek(position);
+            reader.decode(&mut placer).expect("they are decoded");
+            let Placer { counts, noticed, batches, touched, .. } = placer;
+            let packets = |(epoch, batch): (u64, Observations)| {
+                let ttls =
+                    if with_layers { vec![[64, 0, 0, 0, 0, 0]; batch.packets.len()] } else { Vec::new() };
+                assert_eq!(*batch.extra, ttls);
+                (epoch, batch.window, batch.packets.as_ref().clone())
+            };
+            let batches: Vec<_> = batches.into_iter().map(packets).collect();
+            (counts, noticed, batches, touched)
+        };
+        for filter in [None, Some("ether proto 0x800"), Some("vlan")] {
+            let without = decoded(false, filter);
+            assert!(!without.2.is_empty());
+            assert_eq!(decoded(true, filter), without, "{filter:?}");
+        }
     }
 }

@@ -384,6 +384,7 @@ fn options(flags: &Flags) -> Options {
         snaplen: flags.snaplen,
         ring: flags.ring_size,
         promiscuous: !flags.no_promiscuous,
+        names_interfaces: false,
     }
 }
 
