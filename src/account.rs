@@ -6,8 +6,9 @@
 use crate::capture::filter::Headers;
 use crate::decode::link::NotIp;
 use crate::intake::Notice;
-use crate::intake::books::RunBooks;
+use crate::intake::books::{RunBooks, merged};
 use crate::intake::log::LogPosition;
+use crate::intake::retired::{Parts, RetiredAccounts, RetiredRuns};
 use crate::ledger::{Counts, InputReport};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,8 @@ pub enum Found {
     Frames(InputReport),
     /// By messages of a run of a probe, or by all single packets.
     Run(RunBooks),
+    /// By messages of runs that are retired.
+    Retired(RetiredAccounts),
 }
 
 /// Frames without an IP header that hold the same.
@@ -81,6 +84,8 @@ pub struct Account {
     pub noticed: Vec<(InputKey, Noticed)>,
     /// From this epoch on: where its partitions of the durable log stand.
     pub positions: Vec<LogPosition>,
+    /// Runs that are retired, where no positions tell so.
+    pub retired: Vec<InputKey>,
     /// What all other workers are to be told at once.
     pub notices: Vec<Notice>,
 }
@@ -88,11 +93,12 @@ pub struct Account {
 impl Account {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { counts, found, noticed, positions, notices } = self;
+        let Self { counts, found, noticed, positions, retired, notices } = self;
         counts.is_empty()
             && found.is_empty()
             && noticed.is_empty()
             && positions.is_empty()
+            && retired.is_empty()
             && notices.is_empty()
     }
 }
@@ -104,6 +110,15 @@ pub struct Accounts {
     pub counts: Vec<(InputKey, Counts)>,
     /// Where the partitions of the durable log stand.
     pub positions: BTreeMap<u32, LogPosition>,
+    /// What became of the packets of the runs that are retired, in all partitions that tell of them.
+    #[serde(default)]
+    retired: RetiredAccounts,
+    /// Parts of runs that positions have told are retired, and that are not in the record of retired runs yet.
+    #[serde(skip)]
+    retiring: Vec<(u32, RunBooks)>,
+    /// Of runs in the positions, what is retired of them: other parts, and earlier states of the same.
+    #[serde(skip)]
+    partly_retired: BTreeMap<InputKey, Parts>,
     /// What was found in inputs of each kind. An input is of one kind, and the kinds are apart: no account can fall between.
     #[serde(skip)]
     frames: BTreeMap<InputKey, InputReport>,
@@ -116,7 +131,7 @@ pub struct Accounts {
 impl Accounts {
     /// Adds one; they come in the order of their epochs.
     pub fn add(&mut self, account: Account) {
-        let Account { counts, found, noticed, positions, notices: _ } = account;
+        let Account { counts, found, noticed, positions, retired, notices: _ } = account;
         for (input, more) in counts {
             match self.counts.binary_search_by(|(key, _)| key.cmp(&input)) {
                 Ok(at) => self.counts[at].1 += more,
@@ -131,26 +146,92 @@ impl Accounts {
                     None => drop(self.frames.insert(input, report)),
                 },
                 Found::Run(books) => merge_run(&mut self.runs, input, books),
+                Found::Retired(more) => self.retired.merge(more),
             }
         }
         for (input, more) in noticed {
             self.noticed.entry(input).or_default().merge(more);
         }
-        self.positions.extend(positions.into_iter().map(|position| (position.partition, position)));
+        for mut position in positions {
+            let partition = position.partition;
+            let retired = std::mem::take(&mut position.retired);
+            self.retiring.extend(retired.into_iter().map(|books| (partition, books)));
+            self.positions.insert(partition, position);
+        }
+        retired.iter().for_each(|key| self.sum_up(key));
     }
 
-    /// What was found in each input and what became of it, in the ledger's order.
+    /// Moves what was decoded of a retired run to the sum of its probe.
+    fn sum_up(&mut self, key: &InputKey) {
+        if let Ok(at) = self.counts.binary_search_by(|(input, _)| input.cmp(key)) {
+            let (key, counts) = self.counts.remove(at);
+            self.retired.count(&key.name, counts);
+        }
+    }
+
+    /// Moves the accounting of runs that are retired from here to the record of all that are; gives what that record gains.
+    ///
+    /// A partition may tell sooner than another that a run is retired, and a run that is retired may come again: what the
+    /// positions hold of a run in a partition takes the place of what is retired of it there.
+    pub fn retire(&mut self, record: &mut RetiredRuns) -> Vec<u8> {
+        let mut gained = Vec::new();
+        let mut retiring: BTreeMap<InputKey, Vec<(u32, RunBooks)>> = BTreeMap::new();
+        for (partition, books) in self.retiring.drain(..) {
+            retiring.entry(books.key()).or_default().push((partition, books));
+        }
+        for (InputKey { name, number, .. }, more) in retiring {
+            let earlier = record.get(&name, number);
+            earlier.iter().for_each(|parts| self.retired.subtract(&merged(parts.values())));
+            let mut parts = earlier.unwrap_or_default();
+            parts.extend(more);
+            self.retired.add(&merged(parts.values()));
+            gained.extend(record.insert(&name, number, &parts));
+        }
+        self.find_partly_retired(record);
+        let here = self.positions.values().flat_map(|position| &position.runs).map(RunBooks::key);
+        let here: BTreeSet<InputKey> = here.collect();
+        let keys = self.counts.iter().map(|(key, _)| key);
+        let gone = keys.filter(|key| record.contains(&key.name, key.number) && !here.contains(key));
+        let gone: Vec<InputKey> = gone.cloned().collect();
+        gone.iter().for_each(|key| self.sum_up(key));
+        gained
+    }
+
+    /// Takes from the record what is retired of runs that are not retired in all partitions.
+    pub fn find_partly_retired(&mut self, record: &RetiredRuns) {
+        let runs = self.positions.values().flat_map(|position| &position.runs).map(RunBooks::key);
+        let partly = runs.filter_map(|key| record.get(&key.name, key.number).map(|parts| (key, parts)));
+        self.partly_retired = partly.collect();
+    }
+
+    /// What was found in each input and what became of it, in the ledger's order; at the end, the sums of retired runs.
     pub fn inputs(&self) -> Vec<(InputReport, Counts)> {
-        let mut runs = self.runs.clone();
+        let (mut runs, mut retired) = (self.runs.clone(), self.retired.clone());
         for books in self.positions.values().flat_map(|position| &position.runs) {
             merge_run(&mut runs, books.key(), books.clone());
         }
+        for (key, parts) in &self.partly_retired {
+            retired.subtract(&merged(parts.values()));
+            let is_here = |partition| {
+                let position: Option<&LogPosition> = self.positions.get(partition);
+                position.is_some_and(|position| position.runs.iter().any(|books| books.key() == *key))
+            };
+            for (_, books) in parts.iter().filter(|(partition, _)| !is_here(partition)) {
+                merge_run(&mut runs, key.clone(), books.clone());
+            }
+            // It stays in the sum, where what was decoded of it before is.
+            runs.remove(key).iter().for_each(|books| retired.add(books));
+        }
+        // Of these, what was decoded is told before what was found, or the run is in the sum.
+        let others = self.counts.iter().filter(|(key, _)| !key.name.is_empty() && !runs.contains_key(key));
+        others.for_each(|(key, counts)| retired.count(&key.name, *counts));
         // What is no message has no name: it is in the account of single packets.
         if let Some(singles) = runs.get_mut(&InputKey::default()) {
             singles.refused += self.positions.values().map(|position| position.refused).sum::<u64>();
         }
         let frames = self.frames.iter().map(|(key, report)| (report.clone(), self.counts_of(key)));
-        frames.chain(runs.iter().map(|(key, books)| (books.report(), self.counts_of(key)))).collect()
+        let runs = runs.iter().map(|(key, books)| (books.report(), self.counts_of(key)));
+        frames.chain(runs).chain(retired.inputs()).collect()
     }
 
     fn counts_of(&self, key: &InputKey) -> Counts {
@@ -181,6 +262,7 @@ fn merge_run(runs: &mut BTreeMap<InputKey, RunBooks>, key: InputKey, books: RunB
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::v1;
 
     #[test]
     fn accounts_of_inputs_that_have_the_same_key_and_different_kinds_are_all_kept() {
@@ -195,5 +277,72 @@ mod tests {
         let inputs = accounts.inputs();
         let packets: Vec<_> = inputs.iter().map(|(report, _)| (&*report.name, report.packets)).collect();
         assert_eq!(packets, [("a.pcap", 6), ("single", 5)]);
+    }
+
+    /// A position of a partition, with the runs that it holds and those that are retired: number, packets taken, sent.
+    fn position(partition: u32, runs: &[(u64, u64, u64)], retired: &[(u64, u64, u64)]) -> LogPosition {
+        let books = |(run, taken, sent): &(u64, u64, u64)| {
+            let accounts = v1::Accounts { sent: *sent, filtered: 1, ..v1::Accounts::default() };
+            RunBooks::heard("probe", *run, *taken, accounts)
+        };
+        let [runs, retired] = [runs, retired].map(|runs| runs.iter().map(books).collect());
+        LogPosition { partition, runs, retired, ..LogPosition::default() }
+    }
+
+    fn positions(positions: Vec<LogPosition>) -> Account {
+        Account { positions, ..Account::default() }
+    }
+
+    /// Lines of the ledger, packets found in them, and what is lost and filtered.
+    fn totals(accounts: &Accounts) -> (usize, [u64; 3]) {
+        let inputs = accounts.inputs();
+        let lost = inputs.iter().map(|(report, _)| report.losses.unwrap_or_default().bus).sum();
+        let filtered = inputs.iter().map(|(report, _)| report.before.filtered).sum();
+        (inputs.len(), [inputs.iter().map(|(report, _)| report.packets).sum(), lost, filtered])
+    }
+
+    #[test]
+    fn a_run_that_one_partition_retires_before_another_is_in_the_ledger_once() {
+        let mut record = RetiredRuns::default();
+        let mut accounts = Accounts::default();
+        let key = InputKey { process: 0, name: "probe".into(), number: 7 };
+        let counts = Counts { read: 30, counted: 30, ..Counts::default() };
+        accounts.add(Account { counts: vec![(key, counts)], ..Account::default() });
+        accounts.add(positions(vec![position(0, &[(7, 10, 30)], &[]), position(1, &[(7, 20, 30)], &[])]));
+        assert!(accounts.retire(&mut record).is_empty());
+        assert_eq!(totals(&accounts), (1, [30, 0, 1]));
+        accounts.add(positions(vec![position(1, &[], &[(7, 20, 30)])]));
+        assert!(!accounts.retire(&mut record).is_empty());
+        assert_eq!(totals(&accounts), (1, [30, 0, 1]));
+        assert_eq!(accounts.counts.len(), 1, "it is not retired everywhere");
+        accounts.add(positions(vec![position(0, &[], &[(7, 10, 30)])]));
+        accounts.retire(&mut record);
+        assert_eq!(totals(&accounts), (1, [30, 0, 1]));
+        assert_eq!(accounts.counts.len(), 0, "it is in the sum");
+        assert_eq!(accounts.inputs()[0].1.counted, 30);
+        // It comes again, in one partition, with more packets; then it is retired again.
+        for account in [position(0, &[(7, 25, 50)], &[]), position(0, &[], &[(7, 25, 50)])] {
+            accounts.add(positions(vec![account]));
+            accounts.retire(&mut record);
+            assert_eq!(totals(&accounts), (1, [45, 5, 1]));
+            assert_eq!(accounts.inputs()[0].1.counted, 30);
+        }
+        assert_eq!(accounts.inputs()[0].0.runs, Some(1));
+        // As a restart finds them.
+        let json = serde_json::to_vec(&accounts).expect("JSON");
+        let mut read: Accounts = serde_json::from_slice(&json).expect("accounts");
+        read.find_partly_retired(&RetiredRuns::read(&record.write(), Some).expect("records"));
+        assert_eq!(totals(&read), totals(&accounts));
+    }
+
+    #[test]
+    fn a_record_of_a_version_that_retired_no_runs_is_read() {
+        let mut accounts = Accounts::default();
+        accounts.add(positions(vec![position(0, &[(7, 10, 30)], &[])]));
+        let mut json = serde_json::to_value(&accounts).expect("JSON");
+        json.as_object_mut().expect("an object").remove("retired").expect("it is there");
+        assert!(json["positions"]["0"].get("retired").is_none());
+        let read: Accounts = serde_json::from_value(json).expect("accounts");
+        assert_eq!(totals(&read), totals(&accounts));
     }
 }

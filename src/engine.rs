@@ -11,6 +11,7 @@ use crate::capture::live;
 use crate::cluster::Formed;
 use crate::debug;
 use crate::histogram::Histogram;
+use crate::intake::retired::RetiredRuns;
 use crate::intake::{Intake, Notice, Placer, Reader, Taken};
 use crate::ledger::{Counts, InputReport, Ledger, Unbalanced};
 use crate::sinks::{Commit, Failure};
@@ -89,6 +90,8 @@ pub struct Earlier {
     pub first: Epoch,
     /// What was committed last, where every commit is recorded; on the process that commits.
     pub manifest: Option<Manifest>,
+    /// Records of the retired runs of probes.
+    pub retired: Arc<[u8]>,
     /// Reads it back; on the process that commits.
     pub recall: Option<Arc<dyn Written>>,
 }
@@ -408,6 +411,11 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
     for ((epoch, input), counts) in std::mem::replace(&mut placer.counts, kept) {
         accounts.entry(epoch).or_default().counts.push((reader.key(input), counts));
     }
+    let retired = reader.retired();
+    if let Some(before) = before.filter(|_| !retired.is_empty()) {
+        // After what was decoded of them.
+        accounts.entry(before.saturating_sub(1)).or_default().retired = retired;
+    }
     if before.is_none() && !placer.noticed.is_empty() {
         let noticed = std::mem::take(&mut placer.noticed).into_iter();
         let noticed = noticed.map(|(input, noticed)| (reader.key(input), noticed)).collect();
@@ -566,13 +574,10 @@ fn commit<'s>(
     commits: Option<Sender<Commit>>,
 ) -> Stream<'s, Epoch, Block> {
     let (scope, peers) = (rows.scope(), rows.scope().peers());
-    let mut committer = Committer {
-        job: job.clone(),
-        progress: progress.clone(),
-        held: BTreeMap::new(),
-        lately: Lately::new(peers),
-        manifest: job.earlier.manifest.clone(),
-    };
+    let mut committer = Committer::new(job, progress, peers);
+    if scope.index() == 0 {
+        committer.read_retired();
+    }
     rows.binary_frontier::<_, BlockBuilder, _, _, _, _>(
         accounts,
         to_named_worker(),
@@ -661,15 +666,41 @@ struct Committer {
     lately: Lately,
     /// What was committed last, where commits are recorded.
     manifest: Option<Manifest>,
+    /// Runs of probes from which nothing more is expected.
+    retired: RetiredRuns,
 }
 
 impl Committer {
+    fn new(job: &Arc<Job>, progress: &Arc<Progress>, peers: usize) -> Self {
+        Self {
+            job: job.clone(),
+            progress: progress.clone(),
+            held: BTreeMap::new(),
+            lately: Lately::new(peers),
+            manifest: job.earlier.manifest.clone(),
+            retired: RetiredRuns::default(),
+        }
+    }
+
+    /// Reads which runs of probes were retired before this start.
+    fn read_retired(&mut self) {
+        match RetiredRuns::read(&self.job.earlier.retired, Some) {
+            Ok(retired) => self.retired = retired,
+            Err(offset) => {
+                let why = format!("the records of retired runs are damaged at byte {offset}");
+                self.progress.failure.set(why);
+            }
+        }
+        self.progress.books().accounts.find_partly_retired(&self.retired);
+    }
+
     /// The snapshots of a closed epoch and the record of it; `None` where there is nothing to write.
     fn close(&mut self, epoch: Epoch, gathered: Gathered) -> Option<Commit> {
         let Gathered { windows, accounts } = gathered;
         let mut books = self.progress.books();
         let said = accounts.iter().any(|account| !account.is_empty());
         accounts.into_iter().for_each(|account| books.accounts.add(account));
+        let records = books.accounts.retire(&mut self.retired);
         if windows.is_empty() && !(said && self.manifest.is_some()) {
             return None;
         }
@@ -714,6 +745,7 @@ impl Committer {
                 .ahead
                 .extend(snapshots.iter().map(|snapshot| snapshot.window).filter(|window| *window > epoch));
             manifest.ahead = manifest.ahead.split_off(&manifest.first());
+            manifest.retire(records, &self.retired, live::now());
             manifest.accounts = books.accounts.clone();
             (manifest.windows, manifest.held) = (books.windows, books.held);
             manifest.clone()

@@ -63,6 +63,9 @@ pub struct InputReport {
     /// What else people should know of it.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How many earlier runs of a probe it sums up; `None` for a single input.
+    #[serde(default)]
+    pub runs: Option<u64>,
 }
 
 impl InputReport {
@@ -156,6 +159,9 @@ struct Input {
     #[serde(skip_serializing_if = "Option::is_none")]
     losses: Option<Losses>,
     damage: Option<String>,
+    /// How many earlier runs of a probe this line sums up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<u64>,
 }
 
 impl Ledger {
@@ -164,7 +170,7 @@ impl Ledger {
         let mut total = Counts::default();
         let mut lost = 0;
         let input = |(report, decoded): &(InputReport, Counts)| {
-            let InputReport { name, format, packets, before, losses, damage, contradictory, .. } =
+            let InputReport { name, format, packets, before, losses, damage, contradictory, runs, .. } =
                 report.clone();
             let damage = match (contradictory, damage) {
                 (Some(first), Some(second)) => Some(format!("{first}; {second}")),
@@ -189,6 +195,7 @@ impl Ledger {
                 lost: lost_here,
                 losses,
                 damage,
+                runs,
             }
         };
         let inputs = inputs.iter().map(input).collect();

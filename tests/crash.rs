@@ -225,6 +225,88 @@ fn after_a_probes_clock_was_put_back_an_engine_that_starts_again_goes_on_to_writ
     assert_holds(&out, &[ahead, right].concat(), SECOND, SHIPPED);
 }
 
+/// Publishes these runs of a probe, each of three packets and an end, into a log of two partitions; gives the packets.
+fn publish_runs(site: &Site, runs: std::ops::Range<u64>) -> Vec<Packet> {
+    let mut client = site.server.connect();
+    let mut all = Vec::new();
+    for run in runs {
+        let packets: Vec<_> = (0..3).map(|at| packet(10 * run + at, "10.0.0.1", "10.0.0.2")).collect();
+        let batch = live::Batch { run, ..live::Batch::new("job", START, 0, 0, &packets) };
+        let end = live::Batch {
+            sequence: 1,
+            first: 3,
+            packets: Vec::new(),
+            latest: batch.latest,
+            last: true,
+            ..batch.clone()
+        };
+        client.publish_to(run % 2, &batch);
+        (0..2).for_each(|partition| client.publish_to(partition, &end));
+        all.extend(packets);
+    }
+    client.flush();
+    all
+}
+
+/// Bytes of the last record of a commit, and of all files beside it.
+fn record_sizes(site: &Site) -> [u64; 2] {
+    let folder = site.scratch.path("out.state");
+    let sizes = fs::read_dir(&folder).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        // One may be removed while the others are looked at.
+        (entry.file_name().into_string().unwrap(), entry.metadata().map_or(0, |metadata| metadata.len()))
+    });
+    let (manifests, others): (Vec<_>, Vec<_>) =
+        sizes.filter(|(name, _)| name != "outbox").partition(|(name, _)| name.starts_with("manifest-"));
+    let (_, last) = manifests.into_iter().max().unwrap();
+    [last, others.into_iter().map(|(_, size)| size).sum()]
+}
+
+#[test]
+fn thousands_of_runs_that_have_ended_are_remembered_outside_of_the_record_of_a_commit() {
+    let site = Site::exact();
+    let config = fs::read_to_string(site.scratch.path("config.yaml")).unwrap();
+    assert!(config.contains("jetstream: {"), "{config}");
+    site.scratch.write("config.yaml", config.replacen("jetstream: {", "jetstream: {partitions: 2, ", 1));
+    let out = site.out();
+    let args = format!("--nats {} --jetstream --window 1s -o out -w 2", site.server.url());
+    let start = || {
+        let mut engine = Live::start(site.scratch.command(live::ENGINE, &args));
+        engine.wait_until_says("subscribed to");
+        engine
+    };
+    let (mut packets, mut sizes) = (Vec::new(), Vec::new());
+    // The first two are killed: in the middle, and when all is written that can be.
+    for (life, until) in (0..3).zip([3, 19, 29]) {
+        let engine = start();
+        packets.extend(publish_runs(&site, 1000 * life..1000 * (life + 1)));
+        wait_for("windows", || (windows(&out).len() >= until).then_some(()));
+        match life {
+            0 => live_kill(engine),
+            _ => {
+                site.server.wait_until_delivered();
+                sizes.push(record_sizes(&site));
+                live_kill(engine);
+            }
+        }
+    }
+    println!("bytes of the record of a commit, and beside it: {sizes:?}");
+    let [[before, _], [after, kept]] = sizes[..] else { panic!("{sizes:?}") };
+    assert!(after < 64 << 10 && after < before + (8 << 10), "bytes of a record: {before}, then {after}");
+    assert!(kept < 3000 * 100, "{kept} bytes for 3000 runs");
+    // All of them come again, and one more.
+    let engine = start();
+    publish_runs(&site, 0..3000);
+    packets.extend(publish_runs(&site, 3000..3001));
+    site.server.wait_until_delivered();
+    let run = engine.stop();
+    run.assert(0, "9000 packets came more than once and count once");
+    let ledger = live::assert_balanced(&out);
+    // The last ones of either worker that are not retired, their sum, single packets, and the one more.
+    assert!(ledger["inputs"].as_array().unwrap().len() <= 2 * 16 + 3, "{ledger}");
+    assert_holds(&out, &packets, SECOND, SHIPPED);
+}
+
 fn live_kill(mut engine: Live) {
     kill(&engine);
     assert_eq!(engine.wait().code, None);

@@ -5,21 +5,35 @@
 //! the least watermark of the runs; not for one whose time has stood still, nor for one that joins behind what is closed.
 //! A probe greets every partition, and tells each at least once a second how far it is: so a run is known in all its parts
 //! soon after it is known in one, and until then nothing is closed.
+//!
+//! Runs that have ended, or have been silent for long, are retired: see [`super::retired`].
 
 use super::Notice;
+use super::retired::{OTHERS, Parts, RetiredAccounts, RetiredRuns};
 use crate::account::InputKey;
 use crate::capture::clock::JUMP;
 use crate::ledger::{Counts, InputReport, Losses};
+use crate::warn;
 use crate::wire::batch::Batch;
 use crate::wire::v1::Accounts;
 use dataflows::window::Windowing;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// Runs of probes that an engine keeps books of.
-const MOST_RUNS: usize = 1 << 16;
+/// Runs of probes that may be active at once; retired ones do not count.
+const MAX_RUNS: usize = 1 << 16;
+/// Runs that have ended and are not retired yet: the ledger has a line for each of them.
+pub const MAX_ENDED: usize = 16;
+/// Silence after which a run that has not said its end is retired.
+const RETIRED_AFTER: Duration = Duration::from_secs(3600);
+/// Runs that other workers are told of at once.
+const MAX_UNTOLD: usize = 1 << 10;
+/// Retired runs whose names are known for packets of theirs that are not accounted for yet.
+const MAX_RETIRED_NAMES: usize = 1 << 16;
+/// How often it is said that there are too many runs.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
 /// Gaps that are remembered of a probe; what is missing in earlier ones stays lost.
 pub const MOST_GAPS: usize = 1 << 16;
 /// How often the clock is looked at.
@@ -45,6 +59,8 @@ pub struct Rules {
     pub pause: Duration,
     /// Bytes of messages that may wait for the workers.
     pub limit: u64,
+    /// Runs that have ended and are not retired yet.
+    pub max_ended: usize,
     /// Name of the input of single packets, and of what is no message at all.
     pub single: String,
     /// When the engine began to listen, nanoseconds since the Unix epoch; what was sent before that over core NATS is not
@@ -81,6 +97,7 @@ impl Rules {
             silent_after: hour,
             pause: hour,
             limit: 1 << 20,
+            max_ended: MAX_ENDED,
             single: "single".into(),
             began: 0,
         }
@@ -157,22 +174,29 @@ pub struct RunBooks {
     /// Packets that another engine of the group has taken.
     pub elsewhere: u64,
     /// Accounts when this engine first heard of it, and the latest; none before it has.
-    accounts: Option<(Accounts, Accounts)>,
+    pub(super) accounts: Option<(Accounts, Accounts)>,
     /// Packets known to be lost here, where they have no numbers.
     pub lost: u64,
     /// Messages that are none.
     pub refused: u64,
     /// Of single packets: their latest time, as their own order tells it, and packets in a row that are ahead of it.
     #[serde(default)]
-    shown: u64,
+    pub(super) shown: u64,
     #[serde(default)]
-    ahead: u32,
+    pub(super) ahead: u32,
 }
 
 impl RunBooks {
     /// Books of single packets on this subject.
     pub fn of_singles(name: String) -> Self {
         Self { name, single: true, ..Self::default() }
+    }
+
+    /// Books of a run of which so many packets were taken, and whose probe has told these accounts.
+    #[cfg(test)]
+    pub fn heard(name: &str, run: u64, taken: u64, accounts: Accounts) -> Self {
+        let accounts = Some((Accounts::default(), accounts));
+        Self { name: name.into(), run, taken, accounts, ..Self::default() }
     }
 
     /// Names the run in all processes. Single packets come first.
@@ -306,6 +330,14 @@ impl RunBooks {
     }
 }
 
+/// The books of all parts of a run, put together.
+pub fn merged<'a>(parts: impl IntoIterator<Item = &'a RunBooks>) -> RunBooks {
+    let mut parts = parts.into_iter().filter(|part| part.is_heard());
+    let mut all = parts.next().cloned().unwrap_or_default();
+    parts.for_each(|part| all.merge(part));
+    all
+}
+
 /// Puts two accounts together, count by count.
 fn each(left: &Accounts, right: &Accounts, of: fn(u64, u64) -> u64) -> Accounts {
     Accounts {
@@ -331,6 +363,8 @@ pub struct Run {
     silent: Vec<bool>,
     /// Whether windows wait for it.
     active: bool,
+    /// Whether it was retired before: what was decoded of it then is in the sum of its probe.
+    was_retired: bool,
 }
 
 impl Run {
@@ -338,13 +372,18 @@ impl Run {
     fn new(parts: Vec<RunBooks>) -> Self {
         let active = parts.iter().all(|part| !part.single);
         let (moved, silent) = (vec![Instant::now(); parts.len()], vec![false; parts.len()]);
-        Self { parts, moved, silent, active }
+        Self { parts, moved, silent, active, was_retired: false }
     }
 
     /// The parts that windows may wait for, with their numbers.
     fn heard(&self) -> impl Iterator<Item = (usize, &RunBooks)> {
         let parts = self.parts.iter().zip(&self.silent).enumerate();
         parts.filter(|(_, (part, silent))| !part.ended && !**silent).map(|(number, (part, _))| (number, part))
+    }
+
+    /// When the message came that last moved a watermark.
+    fn last_moved(&self) -> Option<Instant> {
+        self.moved.iter().max().copied()
     }
 
     /// The watermark of the part that is furthest behind.
@@ -361,6 +400,22 @@ impl Run {
     fn newest(&self) -> u64 {
         self.parts.iter().map(|part| part.newest).max().unwrap_or(0)
     }
+
+    fn has_ended(&self) -> bool {
+        !self.active && self.parts.iter().all(|part| part.ended)
+    }
+
+    fn is_single(&self) -> bool {
+        self.parts.iter().any(|part| part.single)
+    }
+}
+
+/// Parts of retired runs, in the order in which they were retired, until a commit records that they were.
+#[derive(Default)]
+struct Leaving {
+    /// How many have been recorded.
+    recorded: u64,
+    parts: VecDeque<RunBooks>,
 }
 
 /// When what has come, and has not been looked at yet, began to come.
@@ -372,16 +427,37 @@ pub struct Waiting {
     pub parts: Vec<Option<Instant>>,
 }
 
+impl Waiting {
+    fn earliest(&self) -> Option<Instant> {
+        self.parts.iter().chain([&self.singles]).flatten().min().copied()
+    }
+}
+
 /// All runs that come here.
 pub struct Books {
     /// How messages are taken.
     pub rules: Rules,
-    /// The single packets come first.
-    pub runs: Vec<Run>,
-    /// Runs by their number, which several probes may have.
+    /// Runs that are not retired, by their numbers here; number 0 is the single packets. A number is never used again.
+    runs: BTreeMap<usize, Run>,
+    /// The number of the next run.
+    next: usize,
+    /// Runs by their own number, which several probes may have.
     by_number: HashMap<u64, Vec<usize>>,
     /// Parts of each batched run.
     parts: usize,
+    /// As many of the runs have ended at the most.
+    ended: usize,
+    /// All other runs, with the numbers of parts for partitions.
+    retired: RetiredRuns,
+    /// What became of the packets of the retired runs, as far as they came here.
+    retired_accounts: RetiredAccounts,
+    /// By part, what was retired.
+    leaving: Vec<Leaving>,
+    /// Names of runs that were retired lately, by their numbers here; and the keys of those retired since this was asked.
+    retired_names: BTreeMap<usize, String>,
+    left: Vec<InputKey>,
+    /// When it was last said that there are too many runs.
+    said: Option<Instant>,
     /// Windows have been closed as by this watermark.
     pub floor: u64,
     /// What an earlier run of the engine has read is being read again: how far the runs had come then is not known yet.
@@ -393,12 +469,12 @@ pub struct Books {
     ticked: Instant,
     /// Since then, packets of closed windows have come.
     late: bool,
-    /// What the other workers are to hear, the window of single packets that they have heard of, and how many of the runs.
+    /// What the other workers are to hear, the window of single packets that they have heard of, and runs that they have not.
     pub notices: Vec<Notice>,
     singles_told: u64,
-    runs_told: usize,
-    /// Other workers that are alone.
-    alone: Vec<Alone>,
+    untold: Vec<(String, u64)>,
+    /// What other workers that were alone have said, in order.
+    alone: VecDeque<Alone>,
 }
 
 /// What another worker that was alone has said.
@@ -415,9 +491,17 @@ impl Books {
         let singles = Run::new(vec![RunBooks::of_singles(rules.single.clone())]);
         Self {
             rules,
-            runs: vec![singles],
+            runs: BTreeMap::from([(0, singles)]),
+            next: 1,
             by_number: HashMap::new(),
             parts,
+            ended: 0,
+            retired: RetiredRuns::default(),
+            retired_accounts: RetiredAccounts::default(),
+            leaving: (0..parts).map(|_| Leaving::default()).collect(),
+            retired_names: BTreeMap::new(),
+            left: Vec::new(),
+            said: None,
             floor: 0,
             resuming: false,
             open: 0,
@@ -426,35 +510,195 @@ impl Books {
             late: false,
             notices: Vec::new(),
             singles_told: 0,
-            runs_told: 1,
-            alone: Vec::new(),
+            untold: Vec::new(),
+            alone: VecDeque::new(),
         }
     }
 
-    /// The number of a run.
-    pub fn known(&self, probe: &str, run: u64) -> Option<usize> {
-        let mut numbers = self.by_number.get(&run).into_iter().flatten().copied();
-        numbers.find(|number| self.runs[*number].parts[0].name == probe)
+    /// The runs that are not retired; the single packets come first.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.values()
     }
 
+    /// A run that is not retired, by its number here.
+    pub fn run(&self, number: usize) -> &Run {
+        self.runs.get(&number).expect("a run in use is not retired")
+    }
+
+    fn run_mut(&mut self, number: usize) -> &mut Run {
+        self.runs.get_mut(&number).expect("a run in use is not retired")
+    }
+
+    /// The books of a part of a run that is not retired.
+    pub fn part(&mut self, number: usize, part: usize) -> &mut RunBooks {
+        &mut self.run_mut(number).parts[part]
+    }
+
+    /// The books of single packets.
+    pub fn singles(&mut self) -> &mut RunBooks {
+        self.part(0, 0)
+    }
+
+    /// Names a run in all processes; a retired one has the key of all retired runs of its probe.
+    pub fn key(&self, number: usize) -> InputKey {
+        self.runs.get(&number).map(|run| run.parts[0].key()).unwrap_or_else(|| {
+            let name = self.retired_names.get(&number).cloned().unwrap_or_else(|| OTHERS.into());
+            InputKey { process: 0, name, number: u64::MAX }
+        })
+    }
+
+    /// The number here of a run that is not retired.
+    fn known(&self, probe: &str, run: u64) -> Option<usize> {
+        let mut numbers = self.by_number.get(&run).into_iter().flatten().copied();
+        numbers.find(|number| self.run(*number).parts[0].name == probe)
+    }
+
+    /// Whether anything was ever heard of a run.
+    fn was_heard(&self, probe: &str, run: u64) -> bool {
+        self.known(probe, run).is_some() || self.retired.contains(probe, run)
+    }
+
+    /// The number here of a run that was heard of; it is retired no more.
+    pub fn find(&mut self, probe: &str, run: u64) -> Option<usize> {
+        self.known(probe, run).or_else(|| self.revive(probe, run))
+    }
+
+    /// Adds a run; `None` where too many are active.
     fn add(&mut self, name: &str, run: u64) -> Option<usize> {
-        if self.runs.len() >= MOST_RUNS {
+        self.retire_ended();
+        if self.runs.len() >= MAX_RUNS {
+            self.retire_if(|run| !run.active);
+        }
+        if self.runs.len() >= MAX_RUNS {
+            if self.said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
+                self.said = Some(Instant::now());
+                warn!(
+                    "{MAX_RUNS} runs of probes are active, the most that there may be; batches of other runs are refused. \
+                     End probes, or spread them over several engines"
+                );
+            }
             return None;
         }
+        if self.untold.len() >= MAX_UNTOLD {
+            let runs = std::mem::take(&mut self.untold);
+            self.notices.push(Notice::Heard { runs });
+        }
+        self.untold.push((name.to_owned(), run));
         let part = RunBooks { name: name.to_owned(), run, ..RunBooks::default() };
-        self.by_number.entry(run).or_default().push(self.runs.len());
-        self.runs.push(Run::new(vec![part; self.parts]));
-        Some(self.runs.len() - 1)
+        Some(self.enter(Run::new(vec![part; self.parts])))
     }
 
-    /// The number of a batch's run, which may be new, and whether it is; the probe's accounts are taken. `None` where there
-    /// are too many runs to be true.
-    pub fn run_of(&mut self, batch: &Batch, part: usize) -> Option<(usize, bool)> {
-        let known = self.known(&batch.probe, batch.run);
+    fn enter(&mut self, run: Run) -> usize {
+        let number = self.next;
+        self.next += 1;
+        self.by_number.entry(run.parts[0].run).or_default().push(number);
+        self.runs.insert(number, run);
+        number
+    }
+
+    /// Keeps what is known of retired runs, by number of the part.
+    pub fn restore_retired(&mut self, retired: RetiredRuns) {
+        self.retired = retired;
+    }
+
+    /// Takes a run up again as it was when it was retired.
+    fn revive(&mut self, name: &str, run: u64) -> Option<usize> {
+        let known = self.retired.take(name, run)?;
+        let part = RunBooks { name: name.to_owned(), run, ..RunBooks::default() };
+        let mut parts = vec![part; self.parts];
+        for (number, books) in known {
+            if let Some(part) = parts.get_mut(number as usize) {
+                *part = books;
+            }
+        }
+        self.retired_accounts.subtract(&merged(&parts));
+        self.ended += 1;
+        Some(self.enter(Run { active: false, was_retired: true, ..Run::new(parts) }))
+    }
+
+    /// Retires a run of batches.
+    fn retire(&mut self, number: usize) {
+        let Some(run) = self.runs.remove(&number) else { return };
+        let (name, run_number) = (run.parts[0].name.clone(), run.parts[0].run);
+        if let Some(numbers) = self.by_number.get_mut(&run_number) {
+            numbers.retain(|known| *known != number);
+            if numbers.is_empty() {
+                self.by_number.remove(&run_number);
+            }
+        }
+        self.left.push(run.parts[0].key());
+        self.retired_names.insert(number, name.clone());
+        if self.retired_names.len() > MAX_RETIRED_NAMES {
+            self.retired_names.pop_first();
+        }
+        self.retired_accounts.add(&merged(&run.parts));
+        let heard = (0..).zip(run.parts).filter(|(_, books)| books.is_heard());
+        let heard: Parts = heard.collect();
+        self.retired.insert(&name, run_number, &heard);
+        for (part, books) in heard {
+            self.leaving[part as usize].parts.push_back(books);
+        }
+    }
+
+    fn retire_if(&mut self, which: impl Fn(&Run) -> bool) {
+        let which = self.runs.iter().filter(|(_, run)| !run.is_single() && which(run));
+        let which: Vec<usize> = which.map(|(number, _)| *number).collect();
+        which.into_iter().for_each(|number| self.retire(number));
+    }
+
+    /// Retires runs that have ended, but for the last ones.
+    fn retire_ended(&mut self) {
+        let but = self.rules.max_ended;
+        if self.ended <= but {
+            return;
+        }
+        let ended = self.runs.iter().filter(|(_, run)| !run.is_single() && run.has_ended());
+        let mut ended: Vec<_> = ended.map(|(number, run)| (run.last_moved(), *number)).collect();
+        ended.sort_unstable();
+        ended.iter().rev().skip(but).for_each(|(_, number)| self.retire(*number));
+        self.ended = ended.len().min(but);
+    }
+
+    /// How many runs have been retired in this part.
+    pub fn retired_here(&self, part: usize) -> u64 {
+        self.leaving.get(part).map_or(0, |leaving| leaving.recorded + leaving.parts.len() as u64)
+    }
+
+    /// The first `until` runs that were retired in this part, without those that this has given before.
+    pub fn leave(&mut self, part: usize, until: u64) -> Vec<RunBooks> {
+        let Some(leaving) = self.leaving.get_mut(part) else { return Vec::new() };
+        let count = until.saturating_sub(leaving.recorded).min(leaving.parts.len() as u64);
+        leaving.recorded += count;
+        leaving.parts.drain(..count as usize).collect()
+    }
+
+    /// The keys of runs that were retired since this was last asked.
+    pub fn left(&mut self) -> Vec<InputKey> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// The books of all runs that were never retired, and the sums of all others.
+    pub fn found(&self) -> (impl Iterator<Item = &RunBooks>, RetiredAccounts) {
+        let (again, never): (Vec<&Run>, Vec<&Run>) = self.runs().partition(|run| run.was_retired);
+        let mut retired = self.retired_accounts.clone();
+        again.into_iter().for_each(|run| retired.add(&merged(&run.parts)));
+        (never.into_iter().flat_map(|run| &run.parts), retired)
+    }
+
+    /// Packets that were lost between the probes and the engine, as far as is known.
+    pub fn missing(&self) -> u64 {
+        let runs = self.runs().flat_map(|run| &run.parts);
+        let missing: u64 = runs.map(|books| books.report().losses.unwrap_or_default().bus).sum();
+        missing + self.retired_accounts.lost_on_bus()
+    }
+
+    /// The number of a batch's run, which may be new; the probe's accounts are taken. `None` where too many runs are active.
+    pub fn run_of(&mut self, batch: &Batch, part: usize) -> Option<usize> {
+        let known = self.find(&batch.probe, batch.run);
         let number = known.or_else(|| self.add(&batch.probe, batch.run))?;
         let began = self.rules.began;
-        self.runs[number].parts[part].account(batch, began);
-        Some((number, known.is_none()))
+        self.part(number, part).account(batch, began);
+        Some(number)
     }
 
     /// Takes up where an earlier run of the engine has left: it had closed all windows before `first`. Until what it had
@@ -475,33 +719,37 @@ impl Books {
     /// Takes up the books of a part where an earlier run of the engine has left them.
     pub fn restore(&mut self, part: usize, books: RunBooks) {
         if books.single {
-            self.runs[0].active = books.watermark > 0 && !books.ended;
-            self.runs[0].parts[0] = books;
+            self.run_mut(0).active = books.watermark > 0 && !books.ended;
+            *self.singles() = books;
             return;
         }
-        let known = self.known(&books.name, books.run);
+        // Other parts of it may have been retired then.
+        let known = self.find(&books.name, books.run);
         let Some(number) = known.or_else(|| self.add(&books.name, books.run)) else { return };
-        let run = &mut self.runs[number];
+        let run = self.run_mut(number);
         run.parts[part] = books;
         run.active = run.parts.iter().any(|part| !part.ended);
+        self.ended += usize::from(!run.active);
     }
 
     /// Takes the watermark of a message of a part that came at this moment.
     pub fn hear(&mut self, number: usize, part: usize, watermark: u64, last: bool, arrived: Instant) {
-        let run = &mut self.runs[number];
+        let floor = self.floor;
+        let run = self.run_mut(number);
         let books = &mut run.parts[part];
         books.ended = last;
         if watermark > books.watermark {
             books.watermark = watermark;
             (run.moved[part], run.active) = (arrived, true);
-            run.silent[part] &= watermark < self.floor;
+            run.silent[part] &= watermark < floor;
         }
         run.active &= run.parts.iter().any(|part| !part.ended);
+        self.ended += usize::from(run.has_ended());
     }
 
     /// Notes the times of packets that were taken.
     pub fn note(&mut self, number: usize, part: usize, earliest: u64, newest: u64) {
-        let books = &mut self.runs[number].parts[part];
+        let books = self.part(number, part);
         books.newest = books.newest.max(newest);
         if let Windowing::Every(length) = self.rules.windowing {
             self.late |= earliest / length < self.open.max(self.rules.first_open(self.floor));
@@ -511,7 +759,7 @@ impl Books {
     /// The runs that windows wait for, with their numbers. One that has joined, or come back, behind what is closed is not
     /// waited for until it has caught up.
     fn awaited(&self) -> impl Iterator<Item = (usize, &Run)> {
-        let runs = self.runs.iter().enumerate();
+        let runs = self.runs.iter().map(|(number, run)| (*number, run));
         runs.filter(move |(_, run)| run.active && (self.resuming || run.watermark() >= self.floor))
     }
 
@@ -528,11 +776,11 @@ impl Books {
         others.map(|(_, run)| run.watermark()).min().unwrap_or(u64::MAX)
     }
 
-    /// Looks at the clock: leaves silent probes behind, and moves single packets on that pause. Of single packets, and of
-    /// each part of batches, what has come since the moment in `waiting` has not been looked at yet.
+    /// Looks at the clock: leaves silent probes behind, retires those that are silent for long, and moves single packets on
+    /// that pause. Of single packets, and of each part of batches, what has come since the moment in `waiting` has not been looked at yet.
     pub fn tick(&mut self, now: Instant, waiting: &Waiting) {
         self.pass_over_standstill(now);
-        for run in self.runs.iter_mut().filter(|run| run.active) {
+        for run in self.runs.values_mut().filter(|run| run.active) {
             let is_single = run.parts.iter().all(|part| part.single);
             let waiting = if is_single { std::slice::from_ref(&waiting.singles) } else { &waiting.parts[..] };
             let quiet = |part: usize| {
@@ -552,6 +800,12 @@ impl Books {
                 singles.watermark = singles.newest.saturating_add(passed).max(singles.watermark);
             }
         }
+        self.retire_ended();
+        let now = waiting.earliest().unwrap_or(now);
+        self.retire_if(|run| {
+            let quiet = run.last_moved().map_or(Duration::ZERO, |moved| now.saturating_duration_since(moved));
+            !run.active && quiet >= RETIRED_AFTER
+        });
     }
 
     /// While the engine stood still nobody could be heard: that time is nobody's silence.
@@ -562,7 +816,7 @@ impl Books {
         }
         let stood = since.saturating_sub(TICK);
         let later = |time: &mut Instant| *time = (*time + stood).min(now);
-        self.runs.iter_mut().flat_map(|run| &mut run.moved).for_each(later);
+        self.runs.values_mut().flat_map(|run| &mut run.moved).for_each(later);
         self.alone.iter_mut().for_each(|alone| later(&mut alone.heard));
         later(&mut self.advanced);
     }
@@ -570,7 +824,7 @@ impl Books {
     /// Moves the floor to the least watermark of those that windows wait for; whether a window was closed by that.
     pub fn close(&mut self) -> bool {
         let Windowing::Every(length) = self.rules.windowing else { return false };
-        if self.runs.iter().any(Run::is_beginning) {
+        if self.runs().any(Run::is_beginning) {
             return false;
         }
         self.follow();
@@ -579,10 +833,10 @@ impl Books {
             end.saturating_add(self.rules.lateness)
         };
         let least = self.awaited().map(|(_, run)| run.watermark()).min();
-        let newest = self.runs.iter().map(Run::newest).max().unwrap_or(0);
+        let newest = self.runs().map(Run::newest).fold(self.retired.newest(), u64::max);
         // One that is a window behind will get here by itself; one whose clock is wrong will not.
         let near = self.floor.saturating_sub(length.saturating_add(self.rules.lateness));
-        let catches_up = || self.runs.iter().any(|run| run.active && run.watermark() >= near);
+        let catches_up = || self.runs().any(|run| run.active && run.watermark() >= near);
         let mut floor = self.floor;
         let mut alone = false;
         match least {
@@ -605,12 +859,11 @@ impl Books {
         if closed {
             (self.open, self.late, self.advanced) = (open, false, Instant::now());
             if alone {
-                let told = std::mem::replace(&mut self.runs_told, self.runs.len());
-                let runs = self.runs[told..].iter().map(|run| (run.parts[0].name.clone(), run.parts[0].run));
-                self.notices.push(Notice::Alone { floor, runs: runs.collect() });
+                let runs = std::mem::take(&mut self.untold);
+                self.notices.push(Notice::Alone { floor, runs });
             }
         }
-        let singles = self.runs[0].watermark();
+        let singles = self.run(0).watermark();
         if self.rules.first_open(singles) > self.singles_told {
             self.singles_told = self.rules.first_open(singles);
             self.notices.push(Notice::Singles(singles));
@@ -622,18 +875,17 @@ impl Books {
     /// begin to come here, so not before everything has been heard of that it knows. Messages may be gone from the log:
     /// that is waited for no longer than for a probe that is silent.
     fn follow(&mut self) {
-        if self.alone.is_empty() {
-            return;
+        let mut floor = self.floor;
+        while let Some(mut alone) = self.alone.pop_front() {
+            while alone.runs.pop_if(|(probe, run)| self.was_heard(probe, *run)).is_some() {}
+            if !alone.runs.is_empty() && alone.heard.elapsed() < self.rules.silent_after {
+                self.alone.push_front(alone);
+                break;
+            }
+            floor = floor.max(alone.floor);
         }
-        let alone = std::mem::take(&mut self.alone);
-        let is_due = |alone: &Alone| {
-            alone.runs.iter().all(|(probe, run)| self.known(probe, *run).is_some())
-                || alone.heard.elapsed() >= self.rules.silent_after
-        };
-        let (due, wait): (Vec<_>, Vec<_>) = alone.into_iter().partition(is_due);
-        self.alone = wait;
         if self.awaited().next().is_none() {
-            self.floor = due.iter().map(|alone| alone.floor).fold(self.floor, u64::max);
+            self.floor = floor;
         }
     }
 
@@ -644,7 +896,12 @@ impl Books {
                 self.singles_told = self.singles_told.max(self.rules.first_open(watermark));
                 self.hear(0, 0, watermark, false, Instant::now());
             }
-            Notice::Alone { floor, runs } => self.alone.push(Alone { floor, runs, heard: Instant::now() }),
+            Notice::Alone { floor, runs } => {
+                self.alone.push_back(Alone { floor, runs, heard: Instant::now() });
+            }
+            Notice::Heard { runs } => {
+                self.alone.push_back(Alone { floor: 0, runs, heard: Instant::now() });
+            }
             Notice::Stop => {}
         }
     }
@@ -730,11 +987,11 @@ mod tests {
         let stopped = tick_for(&mut books, began, Duration::from_secs(4));
         let woken = stopped + Duration::from_secs(40);
         books.tick(woken, &Waiting::default());
-        assert!(books.runs[run].active, "stopped for 40 s");
+        assert!(books.run(run).active, "stopped for 40 s");
         let later = tick_for(&mut books, woken, Duration::from_secs(5));
-        assert!(books.runs[run].active, "9 s of listening");
+        assert!(books.run(run).active, "9 s of listening");
         tick_for(&mut books, later, Duration::from_secs(2));
-        assert!(!books.runs[run].active, "11 s of listening");
+        assert!(!books.run(run).active, "11 s of listening");
     }
 
     #[test]
@@ -748,7 +1005,7 @@ mod tests {
         let mut go_on = |books: &mut Books, seconds: u64, waiting: &Waiting| {
             for _ in 0..seconds * 5 {
                 now += TICK;
-                let time = books.runs[run].parts[0].watermark + 50;
+                let time = books.run(run).parts[0].watermark + 50;
                 books.hear(run, 0, time, false, now);
                 books.tick(now, waiting);
             }
@@ -821,6 +1078,110 @@ mod tests {
         assert!(ahead.close());
         let notice = ahead.notices.pop().expect("a notice");
         assert_eq!(notice, Notice::Alone { floor: 1000, runs: vec![("another".to_owned(), 8)] });
+    }
+
+    /// Has a run of one packet come to its end.
+    fn hear_all_of(books: &mut Books, run: u64, time: u64) -> usize {
+        let batch = batch("probe", run, time, true);
+        let number = books.run_of(&batch, 0).expect("room");
+        books.part(number, 0).fresh_packets_of(&batch);
+        books.hear(number, 0, time, true, Instant::now());
+        books.note(number, 0, time, time);
+        number
+    }
+
+    /// A batch of one packet of a run.
+    fn batch(probe: &str, run: u64, time: u64, last: bool) -> Batch {
+        let sent = |sent| Accounts { sent, ..Accounts::default() };
+        let mut builder = crate::wire::batch::BatchBuilder::new(time);
+        let transport = dataflows::packet::Transport::new(1, 1, 6, 0, 0, 4);
+        let address = dataflows::packet::Address::v4(1);
+        let (source, destination) = (address, address);
+        builder.push(&dataflows::packet::Packet { time, transport, source, destination, length: 60 }, time);
+        let header = crate::wire::batch::Header {
+            probe: probe.into(),
+            run,
+            watermark: time,
+            latest: time,
+            after: sent(1),
+            last,
+            ..crate::wire::batch::Header::default()
+        };
+        Batch::read(builder.finish(header).to_vec().into()).expect("a batch")
+    }
+
+    #[test]
+    fn a_run_that_has_ended_is_retired_and_comes_back_as_it_was() {
+        let mut books = books(Duration::from_secs(3600));
+        let first = hear_all_of(&mut books, 100, 50);
+        let before = books.part(first, 0).clone();
+        for run in 1..1000 {
+            hear_all_of(&mut books, 100 + run, 50 + run);
+        }
+        assert!(books.runs().count() <= MAX_ENDED + 2, "{}", books.runs().count());
+        assert_eq!(books.known("probe", 100), None);
+        assert_eq!(books.key(first), InputKey { process: 0, name: "probe".into(), number: u64::MAX });
+        let (report, _) = books.retired_accounts.inputs().next().expect("a sum");
+        let retired = 1001 - books.runs().count() as u64;
+        assert_eq!(
+            (report.packets, report.runs, report.losses.map(|losses| losses.total())),
+            (retired, Some(retired), Some(0))
+        );
+        let again = books.find("probe", 100).expect("it is known");
+        assert_eq!(*books.part(again, 0), before);
+        assert!(!books.run(again).active, "nobody waits for it");
+        assert_eq!(books.part(again, 0).fresh_packets_of(&batch("probe", 100, 50, true)), []);
+        let (report, _) = books.retired_accounts.inputs().next().expect("a sum");
+        assert_eq!(report.packets, retired - 1);
+    }
+
+    #[test]
+    fn a_run_that_has_not_said_its_end_is_retired_after_an_hour_of_silence() {
+        let mut books = books(Duration::from_secs(10));
+        let began = Instant::now();
+        let run = books.run_of(&batch("probe", 7, 50, false), 0).expect("room");
+        books.hear(run, 0, 50, false, began);
+        books.ticked = began;
+        let later = tick_for(&mut books, began, Duration::from_secs(3590));
+        assert!(books.known("probe", 7).is_some() && !books.run(run).active);
+        tick_for(&mut books, later, Duration::from_secs(20));
+        assert_eq!(books.known("probe", 7), None);
+        assert!(books.was_heard("probe", 7));
+    }
+
+    #[test]
+    fn a_follower_waits_for_runs_that_the_other_worker_has_retired_before_it_told_of_them() {
+        let mut ahead = books(Duration::from_secs(3600));
+        let times: Vec<u64> = [550].into_iter().chain((0..3 * MAX_UNTOLD).map(|_| 50)).collect();
+        for (run, time) in (0..).zip(&times) {
+            hear_all_of(&mut ahead, run, *time);
+        }
+        assert!(ahead.close(), "nobody is left to wait for");
+        assert_eq!(ahead.floor, 600);
+        let mut behind = books(Duration::from_secs(3600));
+        std::mem::take(&mut ahead.notices).into_iter().for_each(|notice| behind.heed(notice));
+        for (run, time) in times.iter().enumerate().rev() {
+            behind.close();
+            assert!(behind.floor <= 100, "run {run} may come yet: {}", behind.floor);
+            hear_all_of(&mut behind, run as u64, *time);
+        }
+        behind.close();
+        assert_eq!(behind.floor, 600);
+    }
+
+    #[test]
+    fn active_runs_are_bounded_and_retired_ones_do_not_count() {
+        let mut books = books(Duration::from_secs(3600));
+        for run in 0..MAX_RUNS as u64 + 10 {
+            let number = books.run_of(&batch("probe", run, 50, false), 0).expect("room");
+            // Silent, without an end.
+            books.run_mut(number).active = false;
+        }
+        books.runs.values_mut().for_each(|run| run.active = true);
+        while books.runs.len() < MAX_RUNS {
+            books.add("another", books.next as u64).expect("room");
+        }
+        assert_eq!(books.run_of(&batch("one more", 1, 50, false), 0), None);
     }
 
     #[test]

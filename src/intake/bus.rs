@@ -45,7 +45,7 @@ struct State {
     bytes: u64,
     books: Books,
     /// Packets taken that the other engines of the group have not been told of, by run.
-    untold: BTreeMap<usize, Seen>,
+    untold: BTreeMap<(u64, String), Seen>,
     /// What other engines say that they have taken, of what the probe is not known here to have sent yet.
     claims: Claims,
     /// A worker has found nothing and waits to be woken.
@@ -111,7 +111,7 @@ impl Messages {
                 return Some(message);
             }
             match kind {
-                Kind::Single => state.books.runs[0].parts[0].lost += 1,
+                Kind::Single => state.books.singles().lost += 1,
                 Kind::Batch => {
                     if let Some((number, _)) = state.read(message.payload) {
                         state.heed_claims(number);
@@ -131,7 +131,7 @@ impl Messages {
 
     /// Single packets that were lost before they could be put in.
     pub fn lost_singles(&self, packets: u64) {
-        self.state().books.runs[0].parts[0].lost += packets;
+        self.state().books.singles().lost += packets;
     }
 
     /// Answers that a message was taken.
@@ -183,11 +183,9 @@ impl Messages {
 
     /// What was taken here since this was last asked, for the other engines of the group.
     pub fn tell(&self) -> Vec<TakenRange> {
-        let mut state = self.state();
-        let untold = std::mem::take(&mut state.untold);
-        let ranges = untold.into_iter().flat_map(|(number, seen)| {
-            let books = &state.books.runs[number].parts[0];
-            let range = |(first, end)| TakenRange { probe: books.name.clone(), run: books.run, first, end };
+        let untold = std::mem::take(&mut self.state().untold);
+        let ranges = untold.into_iter().flat_map(|((run, probe), seen)| {
+            let range = |(first, end)| TakenRange { probe: probe.clone(), run, first, end };
             seen.ranges.into_iter().map(range).collect::<Vec<_>>()
         });
         ranges.collect()
@@ -197,7 +195,7 @@ impl Messages {
     pub fn told(&self, ranges: Vec<TakenRange>) {
         let mut state = self.state();
         for range in ranges {
-            let known = state.books.known(&range.probe, range.run);
+            let known = state.books.find(&range.probe, range.run);
             if let (true, Some(number)) = (state.claims.add(range), known) {
                 state.heed_claims(number);
             }
@@ -206,9 +204,7 @@ impl Messages {
 
     /// Packets that are missing so far.
     pub fn missing(&self) -> u64 {
-        let state = self.state();
-        let runs = state.books.runs.iter().flat_map(|run| &run.parts);
-        runs.map(|books| books.report().losses.unwrap_or_default().bus).sum()
+        self.state().books.missing()
     }
 
     /// The next piece of work; a message that holds none is dealt with on the way.
@@ -242,11 +238,11 @@ impl Messages {
         while let Some(message) = next {
             match single::decode(message.payload) {
                 Ok(packet) => {
-                    let books = &mut state.books.runs[0].parts[0];
+                    let books = state.books.singles();
                     let is_stray = books.is_stray(packet.time, now.max(books.watermark));
                     packets.push((packet, is_stray));
                 }
-                Err(_) => state.books.runs[0].parts[0].refused += 1,
+                Err(_) => state.books.singles().refused += 1,
             }
             next = match state.queue.front() {
                 Some(Queued { kind: Kind::Single, .. }) if packets.len() < SINGLES => {
@@ -264,7 +260,7 @@ impl Messages {
             state.books.hear(0, 0, newest, false, arrived);
             state.books.note(0, 0, earliest, newest);
         }
-        state.books.runs[0].parts[0].taken += packets.len() as u64;
+        state.books.singles().taken += packets.len() as u64;
         (Piece::Singles(packets), position)
     }
 
@@ -276,11 +272,12 @@ impl Messages {
             // Another engine may have taken it when it was sent first.
             state.heed_claims(number);
         }
-        let fresh = state.books.runs[number].parts[0].fresh_packets_of(&batch);
+        let fresh = state.books.part(number, 0).fresh_packets_of(&batch);
         // Else the server has given it to us alone: nobody could know of its packets before.
         state.heed_claims(number);
-        for range in &fresh {
-            state.untold.entry(number).or_default().add(range.start, range.end);
+        if !fresh.is_empty() {
+            let untold = state.untold.entry((batch.run, batch.probe.clone())).or_default();
+            fresh.iter().for_each(|range| drop(untold.add(range.start, range.end)));
         }
         // Its own first packets see the watermark of what came before them in their run, whatever was lost between.
         let position = state.position(number, if fresh.is_empty() { 0 } else { batch.watermark });
@@ -300,31 +297,32 @@ impl State {
     /// closed.
     fn position(&mut self, number: usize, before: u64) -> Position {
         let others = self.books.others(number);
-        let latest = self.books.runs[number].parts[0].watermark.max(before);
+        let latest = self.books.part(number, 0).watermark.max(before);
         self.books.floor = self.books.floor.max(latest.min(others));
         Position { latest, others, floor: self.books.floor, hold: self.books.floor }
     }
 
     fn close(&mut self) -> bool {
         let closed = self.books.close();
-        // All workers have these books: there is nobody to tell.
+        // All workers have these books: there is nobody to tell. No commit records where they stand.
         self.books.notices.clear();
+        self.books.leave(0, u64::MAX);
         closed
     }
 
     /// Reads a batch and takes its probe's accounts; gives the number of its run. What is none is counted.
     fn read(&mut self, payload: Bytes) -> Option<(usize, Batch)> {
         let batch = Batch::read(payload).ok();
-        let known = batch.and_then(|batch| Some((self.books.run_of(&batch, 0)?.0, batch)));
+        let known = batch.and_then(|batch| Some((self.books.run_of(&batch, 0)?, batch)));
         if known.is_none() {
-            self.books.runs[0].parts[0].refused += 1;
+            self.books.singles().refused += 1;
         }
         known
     }
 
     /// Takes what other engines say of a run, as far as its probe is known to have sent it.
     fn heed_claims(&mut self, number: usize) {
-        let books = &mut self.books.runs[number].parts[0];
+        let books = self.books.part(number, 0);
         let ranges = self.claims.take(&books.name, books.run, books.sent());
         ranges.into_iter().for_each(|range| books.take_elsewhere(range));
     }
@@ -361,8 +359,9 @@ impl Intake for Messages {
 
     fn found(&self) -> Vec<(InputKey, Found)> {
         let state = self.state();
-        let books = state.books.runs.iter().flat_map(|run| &run.parts);
-        books.map(|books| (books.key(), Found::Run(books.clone()))).collect()
+        let (books, retired) = state.books.found();
+        let books = books.map(|books| (books.key(), Found::Run(books.clone())));
+        books.chain([(InputKey::default(), Found::Retired(retired))]).collect()
     }
 }
 
@@ -438,6 +437,86 @@ impl Reader for MessageReader {
     }
 
     fn key(&self, input: usize) -> InputKey {
-        self.messages.state().books.runs[input].parts[0].key()
+        self.messages.state().books.key(input)
+    }
+
+    fn retired(&mut self) -> Vec<InputKey> {
+        self.messages.state().books.left()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{Account, Accounts};
+    use crate::ledger::{Counts, InputReport};
+    use crate::wire::batch::{BatchBuilder, Header};
+    use crate::wire::v1;
+    use dataflows::packet::{Address, Transport};
+    use dataflows::window::Windowing;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    /// A run of two packets, whole, as a message.
+    fn short_run(run: u64) -> Incoming {
+        let mut builder = BatchBuilder::new(50);
+        let (source, destination) = (Address::v4(1), Address::v4(2));
+        for _ in 0..2 {
+            let transport = Transport::new(1, 1, 6, 0, 0, 4);
+            builder.push(&Packet { time: 50, transport, source, destination, length: 60 }, 50);
+        }
+        let after = v1::Accounts { sent: 2, filtered: 3, ..v1::Accounts::default() };
+        let header = Header {
+            probe: "job".into(),
+            run,
+            watermark: 50,
+            latest: 50,
+            after,
+            last: true,
+            ..Header::default()
+        };
+        Incoming { subject: "s".into(), payload: builder.finish(header).to_vec().into(), reply: None }
+    }
+
+    /// Reads all messages, as a worker and the committer do.
+    fn read_all(messages: &Arc<Messages>, placer: &mut Placer, accounts: &mut Accounts) {
+        let mut reader = messages.clone().reader(0);
+        while let (Taken::Piece, position) = reader.take().expect("taken") {
+            placer.seek(position);
+            reader.decode(placer).expect("decoded");
+            placer.batches.clear();
+            let counts = std::mem::take(&mut placer.counts).into_iter();
+            let counts = counts.map(|((_, input), counts)| (reader.key(input), counts)).collect();
+            accounts.add(Account { counts, retired: reader.retired(), ..Account::default() });
+        }
+    }
+
+    #[test]
+    fn thousands_of_runs_leave_few_lines_and_come_again_as_repeated() {
+        let (done, _replies) = unbounded_channel();
+        let messages = Arc::new(Messages::new(Rules::trial(100), done, Box::new(|| {})));
+        let mut placer = Placer::new(Windowing::Every(100), 0, 0);
+        let mut accounts = Accounts::default();
+        let mut ledger = |runs: Range<u64>| {
+            for run in runs {
+                assert!(messages.put_now(Kind::Batch, short_run(run), true).is_none(), "there is room");
+                read_all(&messages, &mut placer, &mut accounts);
+            }
+            let mut all = accounts.clone();
+            all.add(Account { found: messages.found(), ..Account::default() });
+            assert!(all.counts.len() < 20, "{} accounts", all.counts.len());
+            let inputs = all.inputs();
+            assert!(inputs.len() < 20, "{} lines", inputs.len());
+            let of = |of: &dyn Fn(&(InputReport, Counts)) -> u64| inputs.iter().map(of).sum::<u64>();
+            assert!(inputs.iter().all(|(report, counts)| report.packets == counts.counted), "{inputs:?}");
+            [
+                of(&|(_, counts)| counts.counted),
+                of(&|(report, _)| report.before.filtered),
+                of(&|(report, _)| report.repeated),
+            ]
+        };
+        assert_eq!(ledger(0..2000), [4000, 6000, 0]);
+        assert_eq!(ledger(0..1000), [4000, 6000, 2000]);
+        assert_eq!(messages.missing(), 0);
+        assert_eq!(messages.tell().len(), 2000);
     }
 }

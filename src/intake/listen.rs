@@ -6,7 +6,7 @@
 use super::Intake;
 use super::books::{Rules, TICK};
 use super::bus::Messages;
-use super::log::{Division, Log, LogPosition};
+use super::log::{Division, Log, LogPosition, Resume};
 use crate::bus::subscribe::{Got, Kind, Logged, Part, Partition, Subscription, identity_of, stream};
 use crate::bus::{Bus, BusError, Settings, no_threads};
 use crate::capture::live;
@@ -14,7 +14,6 @@ use crate::warn;
 use crate::wire::v1::Taken;
 use async_nats::Subject;
 use bytes::Bytes;
-use dataflows::window::Epoch;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,8 +63,8 @@ pub struct Listen<'a> {
     pub division: Division,
     /// The same number for all processes of a cluster, and for no other engine.
     pub engine: u64,
-    /// What earlier runs have recorded of the durable log, and the first window that they have not written.
-    pub resume: (BTreeMap<u32, LogPosition>, Epoch),
+    /// What earlier runs have recorded of the durable log.
+    pub resume: Resume,
     /// The identity of the stream that they have read; empty where none has.
     pub identity: String,
 }
@@ -349,7 +348,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
     let (identity_now, last) = (identity_of(info), info.state.last_sequence);
     let read =
         |position: &LogPosition| position.start.saturating_sub(1).max(position.boundary.0.saturating_sub(1));
-    let recorded = resume.0.values().map(read).max().unwrap_or(0);
+    let recorded = resume.positions.values().map(read).max().unwrap_or(0);
     if recorded > last || !identity.is_empty() && identity != identity_now {
         let why = std::io::Error::other(format!(
             "it was made anew or has lost messages: its last is number {last}, and earlier runs have read {recorded} of \
@@ -357,7 +356,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
         ));
         return Err(bus.failed(format!("go on in the stream {}", settings.jetstream.stream), &why));
     }
-    let earliest = resume.0.values().map(|position| position.start).min().unwrap_or(0);
+    let earliest = resume.positions.values().map(|position| position.start).min().unwrap_or(0);
     if earliest > 0 && earliest < info.state.first_sequence {
         let first = info.state.first_sequence;
         warn!("the log now begins with message {first}; those from {earliest} on were not read");
@@ -376,7 +375,7 @@ async fn read_log(bus: &Bus, listen: Listen<'_>) -> Result<(From, String), BusEr
             ),
             generation: engine,
             subject: if single { settings.single.clone() } else { format!("{}.{number}", settings.batch) },
-            start: resume.0.get(number).map_or(1, |position| position.start),
+            start: resume.positions.get(number).map_or(1, |position| position.start),
             acknowledged: !single,
             beside: own.len(),
         };

@@ -14,6 +14,7 @@
 
 use super::books::{Books, Rules, RunBooks, TICK, Waiting};
 use super::bus::{OVERHEAD, SINGLES};
+use super::retired::RetiredRuns;
 use super::skew::Skews;
 use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
@@ -43,7 +44,7 @@ const MOST_AHEAD: usize = 64;
 pub type Place = (u64, u64);
 
 /// Where a partition stands when an epoch, and those after it up to the next such position, are written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPosition {
     /// The partition; the one after the last holds single packets.
     pub partition: u32,
@@ -57,8 +58,14 @@ pub struct LogPosition {
     pub floor: u64,
     /// Messages that are none.
     pub refused: u64,
-    /// The books of each run.
+    /// The books of each run that is not retired.
     pub runs: Vec<RunBooks>,
+    /// The books of runs that were retired here since the position before this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<RunBooks>,
+    /// How many runs had been retired here, as this worker counts them.
+    #[serde(skip)]
+    pub(crate) retired_until: u64,
 }
 
 /// The queue of a partition, between the connection and the worker.
@@ -95,8 +102,7 @@ pub struct Log {
     /// Over core NATS, whoever asks is answered when a message is taken, and what there is no room for is lost.
     passing: bool,
     /// What earlier runs have recorded, and the first window that they have not written.
-    resume: BTreeMap<u32, LogPosition>,
-    first: Epoch,
+    resume: Resume,
     wakers: Wakers,
     /// Where the bus hears what is done with.
     done: UnboundedSender<Subject>,
@@ -105,6 +111,17 @@ pub struct Log {
     /// Single packets that there was no room for.
     lost: AtomicU64,
     stop: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What earlier runs of the engine have recorded of the durable log.
+#[derive(Clone, Default)]
+pub struct Resume {
+    /// Where each partition stands.
+    pub positions: BTreeMap<u32, LogPosition>,
+    /// The first window that they have not written.
+    pub first: Epoch,
+    /// Records of the retired runs of probes.
+    pub retired: Arc<[u8]>,
 }
 
 /// Who reads which partitions.
@@ -142,7 +159,7 @@ impl Log {
         rules: Rules,
         division: Division,
         waiting: Option<&BTreeMap<u32, u64>>,
-        (resume, first): (BTreeMap<u32, LogPosition>, Epoch),
+        resume: Resume,
         done: UnboundedSender<Subject>,
         stop: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -160,7 +177,6 @@ impl Log {
             division,
             passing: waiting.is_none(),
             resume,
-            first,
             wakers: Wakers::default(),
             done,
             failure: OnceLock::new(),
@@ -238,10 +254,17 @@ impl Intake for Log {
         let own: Vec<u32> = own.collect();
         let parts = own.iter().filter(|number| **number < self.partitions).count().max(1);
         let mut books = Books::new(self.rules.clone(), parts);
+        let part_of =
+            |partition: u32| own.iter().position(|number| *number == partition).map(|part| part as u32);
+        match RetiredRuns::read(&self.resume.retired, part_of) {
+            Ok(retired) => books.restore_retired(retired),
+            // They were read before, when the engine started.
+            Err(offset) => self.fail(format!("the records of retired runs are damaged at byte {offset}")),
+        }
         let mut partition = |(part, number): (usize, u32)| {
             let single = number == self.partitions;
             let part = if single { 0 } else { part };
-            let position = self.resume.get(&number);
+            let position = self.resume.positions.get(&number);
             for run in position.iter().flat_map(|position| &position.runs) {
                 books.restore(part, run.clone());
             }
@@ -253,8 +276,8 @@ impl Intake for Log {
                 floor: position.map_or(0, |position| position.floor),
                 refused: position.map_or(0, |position| position.refused),
                 committed: position.map(|position| position.boundary),
-                closed: self.first,
-                highest: self.first.saturating_sub(1),
+                closed: self.resume.first,
+                highest: self.resume.first.saturating_sub(1),
                 starts: VecDeque::new(),
                 last: position.map_or(0, |position| position.start.saturating_sub(1)),
                 last_reply: None,
@@ -262,9 +285,9 @@ impl Intake for Log {
                 acks: VecDeque::new(),
             }
         };
-        let partitions: Vec<Partition> = own.into_iter().enumerate().map(&mut partition).collect();
+        let partitions: Vec<Partition> = own.iter().copied().enumerate().map(&mut partition).collect();
         if partitions.iter().any(|partition| partition.committed.is_some()) {
-            books.resume(self.first);
+            books.resume(self.resume.first);
         }
         let ticked = Instant::now();
         let open = BTreeSet::new();
@@ -351,6 +374,8 @@ struct Start {
     floor: u64,
     refused: u64,
     runs: Vec<RunBooks>,
+    /// How many had been retired here.
+    retired_until: u64,
 }
 
 impl Partition {
@@ -401,14 +426,15 @@ impl Partition {
     /// The books as they are now, for a restart from the next message on.
     fn start(&self, books: &Books) -> Start {
         let runs = match self.single {
-            true => vec![books.runs[0].parts[0].clone()],
+            true => vec![books.run(0).parts[0].clone()],
             false => {
-                let runs = books.runs.iter().skip(1).map(|run| &run.parts[self.part]);
+                let runs = books.runs().skip(1).map(|run| &run.parts[self.part]);
                 runs.filter(|part| part.is_heard()).cloned().collect()
             }
         };
+        let retired_until = if self.single { 0 } else { books.retired_here(self.part) };
         let (floor, refused) = (self.floor, self.refused);
-        Start { number: self.last + 1, before: self.last_reply.clone(), floor, refused, runs }
+        Start { number: self.last + 1, before: self.last_reply.clone(), floor, refused, runs, retired_until }
     }
 
     /// Notes that a message was taken.
@@ -435,9 +461,19 @@ impl Partition {
         while from < open {
             let needed = self.starts.iter().find(|(least, end, _)| (*least..*end).contains(&from));
             let (start, until) = needed.map_or((here, open), |(_, end, start)| (start, *end));
-            let Start { number, before, floor, refused, runs } = start.clone();
-            let (partition, start) = (self.number, number);
-            positions.push(LogPosition { partition, from, boundary, start, floor, refused, runs });
+            let Start { number, before, floor, refused, runs, retired_until } = start.clone();
+            let (partition, start, retired) = (self.number, number, Vec::new());
+            positions.push(LogPosition {
+                partition,
+                from,
+                boundary,
+                start,
+                floor,
+                refused,
+                runs,
+                retired,
+                retired_until,
+            });
             if !self.single {
                 self.acks.push_back((from, before));
             }
@@ -545,7 +581,7 @@ impl LogReader {
     fn hold(&self) -> u64 {
         let floor = self.books.floor;
         match self.partitions.iter().any(Partition::is_reading_again) {
-            true => floor.min(self.books.rules.closes_before(self.log.first)),
+            true => floor.min(self.books.rules.closes_before(self.log.resume.first)),
             false => floor,
         }
     }
@@ -553,7 +589,7 @@ impl LogReader {
     /// Closes windows that nothing comes for any more, in all partitions.
     fn close(&mut self) {
         if !self.partitions.iter().any(|partition| partition.is_behind_boundary(&self.log.queues)) {
-            self.books.resumed(self.log.first);
+            self.books.resumed(self.log.resume.first);
         }
         self.books.close();
         let hold = self.hold();
@@ -569,10 +605,10 @@ impl LogReader {
     }
 
     /// Whether a batch may be handed out for an epoch that nothing was handed out for before, or close windows.
-    fn may_turn(&self, partition: &Partition, batch: &Batch) -> bool {
-        let rules = &self.books.rules;
-        let known = self.books.known(&batch.probe, batch.run);
-        let before = known.map_or(0, |run| self.books.runs[run].parts[partition.part].watermark);
+    fn may_turn(&mut self, at: usize, batch: &Batch) -> bool {
+        let known = self.books.find(&batch.probe, batch.run);
+        let (rules, partition) = (&self.books.rules, &self.partitions[at]);
+        let before = known.map_or(0, |run| self.books.run(run).parts[partition.part].watermark);
         let floor = partition.floor.max(self.books.floor);
         let closes = rules.first_open(batch.latest.max(before).max(floor)) > partition.closed;
         closes || rules.windowing.index(batch.latest).max(partition.closed) > partition.highest
@@ -582,7 +618,7 @@ impl LogReader {
     fn position(&mut self, at: usize, run: usize, before: u64) -> Position {
         let (others, hold) = (self.books.others(run), self.hold());
         let partition = &mut self.partitions[at];
-        let latest = self.books.runs[run].parts[partition.part].watermark.max(before);
+        let latest = self.books.run(run).parts[partition.part].watermark.max(before);
         partition.floor = partition.floor.max(hold).max(latest.min(others));
         Position { latest, others, floor: partition.floor, hold }
     }
@@ -594,19 +630,19 @@ impl LogReader {
         logged: Logged,
         arrived: Instant,
     ) -> Option<Position> {
-        let turns = self.may_turn(&self.partitions[at], &batch);
+        let turns = self.may_turn(at, &batch);
         let start = turns.then(|| self.partitions[at].start(&self.books));
         let (message, part) = (logged.number, self.partitions[at].part);
         if logged.waiting == 0 {
             // What has waited in the log tells nothing of clocks.
             self.log.skews.hear(&batch, live::now());
         }
-        let Some((run, _)) = self.books.run_of(&batch, part) else {
+        let Some(run) = self.books.run_of(&batch, part) else {
             self.partitions[at].took(logged, &self.log);
             self.partitions[at].refused += 1;
             return None;
         };
-        let fresh = self.books.runs[run].parts[part].fresh_of(&batch);
+        let fresh = self.books.part(run, part).fresh_of(&batch);
         let position = self.position(at, run, if fresh.is_empty() { 0 } else { batch.watermark });
         self.partitions[at].took(logged, &self.log);
         if !fresh.is_empty() || batch.packets == 0 {
@@ -630,7 +666,7 @@ impl LogReader {
         let mut packets: Vec<(u64, Packet, bool)> = Vec::new();
         let mut next = Some(first);
         while let Some((packet, logged)) = next.take() {
-            let is_stray = self.books.runs[0].parts[0].is_stray(packet.time, logged.stored);
+            let is_stray = self.books.singles().is_stray(packet.time, logged.stored);
             packets.push((logged.number, packet, is_stray));
             self.partitions[at].took(logged, &self.log);
             let partition = &mut self.partitions[at];
@@ -647,7 +683,7 @@ impl LogReader {
             self.books.hear(0, 0, newest, false, arrived);
             self.books.note(0, 0, earliest, newest);
         }
-        self.books.runs[0].parts[0].taken += packets.len() as u64;
+        self.books.singles().taken += packets.len() as u64;
         self.piece = Some(Piece { at, run: 0, packets: Packets::Singles(packets), start: Some(start) });
         position
     }
@@ -698,7 +734,8 @@ impl Reader for LogReader {
     fn decode(&mut self, into: &mut Placer) -> Result<(), String> {
         let Some(Piece { at, run, packets, start }) = self.piece.take() else { return Ok(()) };
         let partition = &mut self.partitions[at];
-        let (committed, first, windowing) = (partition.committed, self.log.first, self.log.rules.windowing);
+        let (committed, first, windowing) =
+            (partition.committed, self.log.resume.first, self.log.rules.windowing);
         // Where windows were closed, and the first that was open then.
         let mut closings: Vec<(Place, Epoch)> = Vec::new();
         let mut closed = partition.closed;
@@ -769,7 +806,7 @@ impl Reader for LogReader {
     }
 
     fn key(&self, input: usize) -> InputKey {
-        self.books.runs[input].parts[0].key()
+        self.books.key(input)
     }
 
     fn leave(&mut self, end: bool) -> Vec<LogPosition> {
@@ -779,7 +816,16 @@ impl Reader for LogReader {
                 partition.close(Epoch::MAX, (partition.last + 1, 0), &here, &mut self.positions);
             }
         }
-        std::mem::take(&mut self.positions)
+        // The committer knows by the positions which runs are retired.
+        self.books.left();
+        let mut positions = std::mem::take(&mut self.positions);
+        for position in &mut positions {
+            let mut partitions = self.partitions.iter().filter(|partition| !partition.single);
+            if let Some(partition) = partitions.find(|partition| partition.number == position.partition) {
+                position.retired = self.books.leave(partition.part, position.retired_until);
+            }
+        }
+        positions
     }
 
     fn written(&mut self, before: Option<Epoch>) {
@@ -800,7 +846,7 @@ impl Reader for LogReader {
     }
 
     fn heed(&mut self, mut notice: Notice) {
-        if let Notice::Alone { runs, .. } = &mut notice
+        if let Notice::Alone { runs, .. } | Notice::Heard { runs } = &mut notice
             && self.partitions.is_empty()
         {
             // Nothing ever comes here.
@@ -813,7 +859,9 @@ impl Reader for LogReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account as accounts;
     use crate::bus::subscribe::Incoming;
+    use crate::ledger::InputReport;
     use crate::wire::batch::{BatchBuilder, Header};
     use crate::wire::v1::Accounts;
     use dataflows::packet::{Address, Transport};
@@ -908,35 +956,57 @@ mod tests {
         builder.finish(header).to_vec()
     }
 
-    fn rules(lateness: u64) -> Rules {
-        Rules { lateness, ..Rules::trial(LENGTH) }
+    fn rules(lateness: u64, max_ended: usize) -> Rules {
+        Rules { lateness, max_ended, ..Rules::trial(LENGTH) }
+    }
+
+    /// Puts a message with this number into the queue of a partition.
+    fn put(queues: &Log, partition: usize, number: u64, payload: &[u8]) {
+        let payload = payload.to_vec().into();
+        let message = Incoming { subject: "s".into(), payload, reply: None };
+        let message = Logged { message, number, waiting: 0, stored: 0 };
+        let mut queue = queues.queues[&(partition as u32)].queue();
+        queue.bytes += message.message.payload.len() as u64 + OVERHEAD;
+        queue.messages.push_back((message, Instant::now()));
     }
 
     /// What is in the snapshots so far, by number of the packet, and what was recorded with them.
     #[derive(Default)]
     struct Written {
         packets: BTreeMap<u64, u64>,
-        positions: BTreeMap<u32, LogPosition>,
+        accounts: accounts::Accounts,
+        retired: RetiredRuns,
         first: Epoch,
+        /// Runs that have ended and are not retired.
+        max_ended: usize,
     }
 
     impl Written {
+        /// What was taken, what came again and what is lost by the accounting of all runs.
+        fn totals(&self) -> [u64; 3] {
+            let inputs = self.accounts.inputs();
+            let lost = |report: &InputReport| report.losses.unwrap_or_default().total();
+            let sum = |of: &dyn Fn(&InputReport) -> u64| inputs.iter().map(|(report, _)| of(report)).sum();
+            [sum(&|report| report.packets), sum(&|report| report.repeated), sum(&lost)]
+        }
+
         /// Reads the log from where it stands, on so many workers, and commits epochs as the workers leave them; killed
         /// after so many commits.
         fn read_on(&mut self, log: &[Vec<Vec<u8>>], peers: usize, lateness: u64, most: usize) {
-            let resume = (self.positions.clone(), self.first);
+            let resume = Resume {
+                positions: self.accounts.positions.clone(),
+                first: self.first,
+                retired: self.retired.write().into(),
+            };
             let division = Division { partitions: PARTITIONS, first_worker: 0, workers: peers, peers };
             let (done, _replies) = unbounded_channel();
-            let queues = Log::new(rules(lateness), division, None, resume, done, Box::new(|| {}));
+            let queues =
+                Log::new(rules(lateness, self.max_ended), division, None, resume, done, Box::new(|| {}));
             for (partition, messages) in log.iter().enumerate() {
-                let start = self.positions.get(&(partition as u32)).map_or(1, |position| position.start);
+                let start =
+                    self.accounts.positions.get(&(partition as u32)).map_or(1, |position| position.start);
                 for (number, payload) in (1..).zip(messages).filter(|(number, _)| *number >= start) {
-                    let message =
-                        Incoming { subject: "s".into(), payload: payload.clone().into(), reply: None };
-                    let message = Logged { message, number, waiting: 0, stored: 0 };
-                    let mut queue = queues.queues[&(partition as u32)].queue();
-                    queue.bytes += message.message.payload.len() as u64 + OVERHEAD;
-                    queue.messages.push_back((message, Instant::now()));
+                    put(&queues, partition, number, payload);
                 }
             }
             let queues = Arc::new(queues);
@@ -984,12 +1054,20 @@ mod tests {
                         *self.packets.entry(number).or_default() += 1;
                     }
                     positions.sort_by_key(|position| position.from);
-                    for position in positions.iter().filter(|position| position.from <= epoch) {
-                        self.positions.insert(position.partition, position.clone());
-                    }
+                    let later = positions.partition_point(|position| position.from <= epoch);
+                    let later = positions.split_off(later);
+                    self.record(std::mem::replace(&mut positions, later));
                     self.first = epoch + 1;
                 }
             }
+            self.record(positions);
+        }
+
+        fn record(&mut self, positions: Vec<LogPosition>) {
+            self.accounts.add(accounts::Account { positions, ..accounts::Account::default() });
+            // As a restart reads it.
+            let records = [self.retired.write(), self.accounts.retire(&mut self.retired)].concat();
+            self.retired = RetiredRuns::read(&records, Some).expect("records");
         }
     }
 
@@ -999,7 +1077,7 @@ mod tests {
         let rules = Rules { silent_after, ..Rules::trial(LENGTH) };
         let division = Division { partitions: PARTITIONS, first_worker: 0, workers: 1, peers: 1 };
         let (done, _replies) = unbounded_channel();
-        let resume = (BTreeMap::new(), 0);
+        let resume = Resume::default();
         let log = Log::new(rules, division, Some(&BTreeMap::new()), resume, done, Box::new(|| {}));
         // A packet in each of a thousand windows. The probe greets partition 0, which then has nothing.
         let times: Vec<u64> = (0..1000).map(|window| window * LENGTH).collect();
@@ -1043,8 +1121,9 @@ mod tests {
         fn killed_after_any_commit_and_read_on_by_any_number_of_workers_every_packet_is_written_once(
             runs in proptest::collection::vec(
                 proptest::collection::vec(prop_oneof![9 => 1u64..1500, 1 => STRAYS..STRAYS + 200], 0..40),
-                1..3,
+                1..4,
             ),
+            max_ended in 0usize..3,
             sorted in any::<bool>(),
             lateness in 0u64..150,
             tries in proptest::collection::vec((0usize..40, 1usize..8), 0..3),
@@ -1059,7 +1138,7 @@ mod tests {
             // Those that were stopped, and one to the end.
             let tries = [&tries[..], &[(usize::MAX, cut)]].concat();
             let log = log_of(&runs, &tries);
-            let mut written = Written::default();
+            let mut written = Written { max_ended, ..Written::default() };
             for (peers, commits) in lives {
                 written.read_on(&log, peers, lateness, commits);
             }
@@ -1067,8 +1146,82 @@ mod tests {
             let all = runs.iter().enumerate().flat_map(|(run, times)| (0..times.len() as u64).map(move |at| at + 1000 * run as u64));
             let expected: BTreeMap<u64, u64> = all.map(|number| (number, 1)).collect();
             prop_assert_eq!(&written.packets, &expected);
-            let taken: u64 = written.positions.values().flat_map(|position| &position.runs).map(|run| run.taken).sum();
-            prop_assert_eq!(taken, expected.len() as u64, "the books");
+            let [taken, _, lost] = written.totals();
+            prop_assert_eq!([taken, lost], [expected.len() as u64, 0], "the books");
         }
+    }
+
+    /// Short runs one after the other, each of so many packets.
+    fn short_runs(count: u64, packets: u64) -> Vec<Vec<u64>> {
+        (0..count).map(|run| (0..packets).map(|at| 10 * run + at + 1).collect()).collect()
+    }
+
+    /// The log of these runs, one after the other.
+    fn one_after_the_other(runs: &[Vec<u64>]) -> Vec<Vec<Vec<u8>>> {
+        let mut log: Vec<Vec<Vec<u8>>> = vec![Vec::new(); PARTITIONS as usize];
+        for (run, times) in runs.iter().enumerate() {
+            for (sequence, range) in cuts(times.len(), BLOCK).into_iter().enumerate() {
+                log[range.start / BLOCK % PARTITIONS as usize].push(batch_of(run, times, sequence, range));
+            }
+            let last = batch_of(run, times, 9, times.len()..times.len());
+            log.iter_mut().for_each(|partition| partition.push(last.clone()));
+        }
+        log
+    }
+
+    #[test]
+    fn the_record_of_a_commit_does_not_grow_with_the_runs_that_have_ended() {
+        // More than there are names.
+        let sizes = [300, 1000].map(|count| {
+            let log = one_after_the_other(&short_runs(count, 8));
+            let mut written = Written { max_ended: 4, ..Written::default() };
+            written.read_on(&log, 2, 0, usize::MAX);
+            assert_eq!(written.totals(), [8 * count, 0, 0]);
+            let bytes = written.retired.size() / count;
+            assert!(bytes < 80, "{bytes} bytes a run");
+            let runs: usize = written.accounts.positions.values().map(|position| position.runs.len()).sum();
+            assert!(runs <= 3 * 6, "{runs} runs in the record");
+            serde_json::to_vec(&written.accounts).expect("JSON").len()
+        });
+        assert!(sizes[1] < sizes[0] + 1000, "{sizes:?}");
+    }
+
+    #[test]
+    fn runs_of_a_record_that_retired_none_are_retired_by_the_next_start() {
+        let mut log = one_after_the_other(&short_runs(500, 8));
+        let mut written = Written { max_ended: usize::MAX, ..Written::default() };
+        written.read_on(&log, 2, 0, usize::MAX);
+        assert_eq!(written.retired.size(), 0);
+        written.max_ended = 4;
+        let more: Vec<_> = [vec![vec![]; 500], short_runs(520, 8).split_off(500)].concat();
+        let more = one_after_the_other(&more);
+        // Those that are empty here only say their end again.
+        log.iter_mut().zip(more).for_each(|(partition, more)| partition.extend(more));
+        written.read_on(&log, 1, 0, usize::MAX);
+        assert_eq!(written.totals(), [8 * 520, 0, 0]);
+        let runs: usize = written.accounts.positions.values().map(|position| position.runs.len()).sum();
+        assert!(runs <= 3 * 10, "{runs} runs in the record");
+    }
+
+    #[test]
+    fn a_retired_run_that_comes_again_counts_as_repeated_also_after_a_restart_and_what_is_new_of_it_counts() {
+        let mut runs = short_runs(50, 8);
+        let mut log = one_after_the_other(&runs);
+        let mut written = Written { max_ended: 0, ..Written::default() };
+        written.read_on(&log, 2, 0, usize::MAX);
+        assert_eq!(written.totals(), [400, 0, 0]);
+        let again = one_after_the_other(&runs);
+        log.iter_mut().zip(again).for_each(|(partition, again)| partition.extend(again));
+        written.read_on(&log, 1, 0, usize::MAX);
+        assert_eq!(written.totals(), [400, 400, 0]);
+        // Run 7 goes on where it had stopped.
+        runs[7].extend(9001..9013);
+        let longer: Vec<_> =
+            (0..).zip(&runs).map(|(run, times)| if run == 7 { times.clone() } else { vec![] }).collect();
+        let longer = one_after_the_other(&longer);
+        log.iter_mut().zip(longer).for_each(|(partition, more)| partition.extend(more));
+        written.read_on(&log, 3, 0, usize::MAX);
+        assert_eq!(written.totals(), [412, 408, 0]);
+        assert!(written.packets.values().all(|count| *count == 1));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
 //! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`claims`] of what other engines say
-//! that they have taken, and [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! that they have taken, [`retired`] keeps earlier runs of probes, and [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
 //! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
 pub mod books;
@@ -11,6 +11,7 @@ pub mod claims;
 pub mod frames;
 pub mod listen;
 pub mod log;
+pub mod retired;
 pub mod skew;
 
 use crate::account::{Found, InputKey, Noticed};
@@ -61,7 +62,12 @@ pub enum Notice {
     Alone {
         /// The watermark, in nanoseconds since the Unix epoch.
         floor: u64,
-        /// Names and numbers of the runs heard of since this was last told: others may have yet to hear them.
+        /// Names and numbers of the runs heard of since runs were last told: others may have yet to hear them.
+        runs: Vec<(String, u64)>,
+    },
+    /// These runs were heard of: there are too many to keep them until there is nobody left to wait for.
+    Heard {
+        /// Their names and numbers.
         runs: Vec<(String, u64)>,
     },
 }
@@ -123,6 +129,11 @@ pub trait Reader {
 
     /// What all other workers are to be told.
     fn notices(&mut self) -> Vec<Notice> {
+        Vec::new()
+    }
+
+    /// Runs of probes whose accounting [`Intake::found`] will have summed up, since this was last asked.
+    fn retired(&mut self) -> Vec<InputKey> {
         Vec::new()
     }
 

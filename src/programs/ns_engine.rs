@@ -12,10 +12,10 @@ use crate::config::{self, Config};
 use crate::engine::{Earlier, Job, Progress};
 use crate::http::{self, Server, Settings as HttpSettings};
 use crate::intake::Intake;
-use crate::intake::books::Rules;
+use crate::intake::books::{MAX_ENDED, Rules};
 use crate::intake::frames::Interface;
 use crate::intake::listen::{Listen, Listening};
-use crate::intake::log::Division;
+use crate::intake::log::{Division, Resume};
 use crate::ledger::Ledger;
 use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
@@ -26,7 +26,7 @@ use crate::sinks::text::window_name;
 use crate::sinks::{Committing, Ended, Failure, SinkError, Writer};
 use crate::state::{Manifest, State, StateError};
 use crate::{fail, say, warn};
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use dataflows::aggregator::Registry;
 use dataflows::rows::Snapshot;
@@ -174,13 +174,15 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         if let Some(folder) = &record {
             let open = State::open(folder).map_err(no_records)?;
             last = open.last(&settings).map_err(no_records)?;
+            earlier.retired =
+                last.iter().try_fold(Vec::new(), |_, last| open.retired(last)).map_err(no_records)?.into();
             state = Some(open);
             earlier.manifest =
                 Some(last.clone().unwrap_or_else(|| Manifest::new(settings.clone(), live::now())));
         }
         writers.extend(csv.map(|csv| csv.recover(last.as_ref())).transpose().map_err(running)?);
     }
-    let known = serde_json::to_vec(&earlier.manifest).map_err(running)?;
+    let known = known_of(&earlier).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
     if !recorded && flags.iface.is_none() {
         settings.extend(log_settings(&config.nats));
@@ -188,7 +190,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
     let formed = program::form(&cluster, &settings, known, (&stopping, how.quiet))?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
-        earlier.manifest = serde_json::from_slice(&formed.known).map_err(running)?;
+        (earlier.manifest, earlier.retired) = read_known(&formed.known).map_err(running)?;
     }
     let generation = formed.as_ref().map_or_else(live::now, |formed| formed.generation);
     if let Some(manifest) = &mut earlier.manifest {
@@ -356,6 +358,23 @@ fn no_records(error: StateError) -> Failed {
     if error.is_usage() { usage(error) } else { running(error) }
 }
 
+/// What process 0 tells the others of earlier runs: the manifest, the records of retired runs, and their length.
+fn known_of(earlier: &Earlier) -> Result<Vec<u8>, serde_json::Error> {
+    let mut known = serde_json::to_vec(&earlier.manifest)?;
+    known.extend_from_slice(&earlier.retired);
+    known.extend_from_slice(&(earlier.retired.len() as u64).to_le_bytes());
+    Ok(known)
+}
+
+fn read_known(known: &[u8]) -> Result<(Option<Manifest>, Arc<[u8]>), anyhow::Error> {
+    let parts = known.split_last_chunk().and_then(|(rest, length)| {
+        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+        rest.split_at_checked(rest.len().checked_sub(length)?)
+    });
+    let (manifest, retired) = parts.context("what process 0 knows of earlier runs is cut off")?;
+    Ok((serde_json::from_slice(manifest)?, retired.into()))
+}
+
 /// What has to stay the same while an engine goes on in a log where an earlier run has ended.
 fn log_settings(nats: &Settings) -> [(String, String); 3] {
     let subjects = format!("{} {}", nats.single, nats.batches());
@@ -412,11 +431,13 @@ impl Input {
                 // A log may pause while there is more in it.
                 pause: Duration::from_secs(if nats.jetstream.enabled { 10 } else { 2 }),
                 limit: nats.buffer,
+                max_ended: MAX_ENDED,
                 single: nats.single.clone(),
                 began: earlier.manifest.as_ref().map_or_else(live::now, |manifest| manifest.began),
             };
             let positions = earlier.manifest.as_ref().map(|manifest| manifest.accounts.positions.clone());
-            let resume = (positions.unwrap_or_default(), earlier.first);
+            let (positions, first) = (positions.unwrap_or_default(), earlier.first);
+            let resume = Resume { positions, first, retired: earlier.retired.clone() };
             let engine = generation;
             let identity =
                 earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
@@ -467,5 +488,24 @@ impl Writer for Told {
 
     fn finish(&mut self, _ledger: &Ledger) -> Result<(), SinkError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_processes_read_what_process_0_knows_and_refuse_what_is_cut_off() {
+        let manifest = Some(Manifest::new(vec![("window".into(), "1s".into())], 7));
+        let earlier = Earlier { manifest, retired: vec![1, 2, 3, b'}'].into(), ..Earlier::default() };
+        let known = known_of(&earlier).expect("known");
+        let (manifest, retired) = read_known(&known).expect("read");
+        assert_eq!((manifest.expect("a manifest").began, &*retired), (7, &*earlier.retired));
+        let (manifest, retired) = read_known(&known_of(&Earlier::default()).expect("known")).expect("read");
+        assert!(manifest.is_none() && retired.is_empty());
+        for cut in [0, 5, known.len() - 1] {
+            assert!(read_known(&known[..cut]).is_err(), "{cut}");
+        }
     }
 }

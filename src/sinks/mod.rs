@@ -368,6 +368,7 @@ impl Committer {
             committed => committed.map(Ok),
         };
         retry.attempt(record, &self.failure, commit)??;
+        manifest.gained = None;
         self.recorded = Some(manifest);
         Ok(())
     }

@@ -672,7 +672,11 @@ impl Client {
     }
 
     pub fn publish_batch(&mut self, batch: &Batch) {
-        self.publish(&format!("gons.packets.batch.{}", batch.sequence % 16), &batch.encode());
+        self.publish_to(batch.sequence % 16, batch);
+    }
+
+    pub fn publish_to(&mut self, partition: u64, batch: &Batch) {
+        self.publish(&format!("gons.packets.batch.{partition}"), &batch.encode());
     }
 
     pub fn subscribe(&mut self, subject: &str) {
