@@ -205,5 +205,27 @@ mod tests {
                 prop_assert_eq!(&trial::rows_of(run(workers, &packets)), &expected, "{} workers", workers);
             }
         }
+
+        #[test]
+        fn packets_grouped_before_at_random_give_the_same(
+            packets in any_packets(), numbers in proptest::collection::vec(0u8..3, 1..9),
+        ) {
+            let measured = || {
+                let shown = ["fin", "syn", "packets", "tcp_flags_or", "bytes"];
+                let options = serde_json::json!({"key_fields": ["SrcIP", "VLAN"], "measures": shown});
+                let options: BTreeMap<String, serde_json::Value> =
+                    serde_json::from_value(options).expect("options");
+                from_options(&options.into()).expect("a task")
+            };
+            let tasks = move || {
+                let exact = |fields| Box::new(Exact::new(KeyFields::new(fields).expect("fields"))) as Box<dyn Aggregator>;
+                keys().into_iter().map(exact).chain([measured()]).collect()
+            };
+            let expected = trial::rows_of(trial::run(1, &packets, tasks));
+            for workers in 1..=3 {
+                let found = trial::run_observations(workers, trial::grouped(&packets, &numbers), tasks);
+                prop_assert_eq!(&trial::rows_of(found), &expected, "{} workers", workers);
+            }
+        }
     }
 }

@@ -175,6 +175,14 @@ pub static TTL: Field = extra(
     |layers| layers.ttl().into(),
     "time to live of IPv4, hop limit of IPv6",
 );
+/// The interface that captured a packet.
+pub static INTERFACE: Field = extra(
+    ("Interface", "interface"),
+    Kind::Text,
+    128,
+    |layers| layers.interface.0,
+    "name of the interface that captured the packet, where the capture has none its number; else empty",
+);
 /// Whether a packet is a fragment.
 pub static FRAGMENT: Field = extra(
     ("Fragment", "fragment"),
@@ -251,13 +259,7 @@ pub static FIELDS: [&Field; 19] = [
         |layers| layers.destination_mac.into(),
         "destination address of the link header; zeros without",
     ),
-    &extra(
-        ("Interface", "interface"),
-        Kind::Text,
-        128,
-        |layers| layers.interface.0,
-        "name of the interface that captured the packet, where the capture has none its number; else empty",
-    ),
+    &INTERFACE,
     &FRAGMENT,
 ];
 
@@ -387,6 +389,11 @@ impl Extension {
             place.set(&mut words, read(layers));
         }
         words
+    }
+
+    /// Whether this field is read.
+    pub fn reads(&self, field: &Field) -> bool {
+        self.fields.iter().any(|(read, ..)| *read == field)
     }
 
     /// The fields with their places, as they were asked for; one that keys and measures ask for is there twice.

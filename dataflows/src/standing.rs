@@ -466,5 +466,17 @@ mod tests {
                 prop_assert_eq!(&found, &expected, "{} workers", workers);
             }
         }
+
+        #[test]
+        fn packets_grouped_before_at_random_give_the_same(
+            packets in any_packets(), numbers in proptest::collection::vec(0u8..3, 1..9), horizon in 1u64..5
+        ) {
+            let expected = naive(&packets, horizon);
+            for workers in 1..=3 {
+                let grouped = trial::grouped(&packets, &numbers);
+                let found = trial::run_observations(workers, grouped, move || aggregators(horizon));
+                prop_assert_eq!(&trial::rows_of(found), &expected, "{} workers", workers);
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::aggregator::{Aggregator, Task, build_tasks};
 use crate::block::Block;
 use crate::groups::{Archive, Closed, Observations};
+use crate::measure::Weight;
 use crate::packet::{Address, Packet, Transport};
 use crate::turns::touches;
 use crate::window::{Epoch, Watermark, Windowing};
@@ -64,10 +65,21 @@ pub(crate) fn run(
     packets: &[Packet],
     aggregators: impl Fn() -> Vec<Box<dyn Aggregator>> + Send + Sync + 'static,
 ) -> Answers {
+    let one = |packet: &Packet| Observations::packets(packet.time / LENGTH, vec![*packet]);
+    let observations = packets.iter().map(|packet| (packet.time, one(packet))).collect();
+    run_observations(workers, observations, aggregators)
+}
+
+/// The same of observations, each batch with the time of the last packet that was seen when it was made.
+pub(crate) fn run_observations(
+    workers: usize,
+    observations: Vec<(u64, Observations)>,
+    aggregators: impl Fn() -> Vec<Box<dyn Aggregator>> + Send + Sync + 'static,
+) -> Answers {
     let windowing = Windowing::Every(LENGTH);
     let mut watermark = Watermark::new(windowing, LATENESS, 0, u64::MAX);
-    let epochs: Vec<(Epoch, Packet)> =
-        packets.iter().map(|packet| (watermark.observe(packet.time), *packet)).collect();
+    let epochs: Vec<(Epoch, Observations)> =
+        observations.into_iter().map(|(time, batch)| (watermark.observe(time), batch)).collect();
     let blocks: Arc<Mutex<Vec<(Epoch, Block)>>> = Arc::default();
     let shared = blocks.clone();
     let widths: Vec<usize> =
@@ -75,9 +87,9 @@ pub(crate) fn run(
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let (index, peers, blocks) = (worker.index(), worker.peers(), shared.clone());
         let (mut batches, mut touched) = (Vec::new(), Vec::new());
-        for (closed, packet) in epochs.iter().skip(index).step_by(peers) {
-            let window = packet.time / LENGTH;
-            batches.push((window.max(*closed), Observations::packets(window, vec![*packet])));
+        for (closed, batch) in epochs.iter().skip(index).step_by(peers) {
+            let window = batch.window;
+            batches.push((window.max(*closed), batch.clone()));
             touched.push((window.max(*closed), touches(window)));
         }
         let task = |(number, aggregator): (usize, Box<dyn Aggregator>)| Task {
@@ -142,6 +154,38 @@ pub(crate) fn any_packets() -> impl Strategy<Value = Vec<Packet>> {
         },
     );
     proptest::collection::vec(any, 0..120)
+}
+
+/// The packets put together at random into observations of many: those of one window and number that share all fields,
+/// where the last of them was. Sizes of single packets are gone.
+pub(crate) fn grouped(packets: &[Packet], numbers: &[u8]) -> Vec<(u64, Observations)> {
+    let mut groups: Vec<(u64, Packet, Weight, u8)> = Vec::new();
+    for (packet, number) in packets.iter().zip(numbers.iter().cycle()) {
+        let is_same = |(_, other, weight, of): &(u64, Packet, Weight, u8)| {
+            let fields = |packet: &Packet| (packet.source, packet.destination, packet.transport);
+            fields(other) == fields(packet) && weight.first / LENGTH == packet.time / LENGTH && of == number
+        };
+        let weight = Weight::of(packet);
+        match groups.iter().position(is_same) {
+            Some(at) => {
+                let (_, fields, all, number) = groups.remove(at);
+                let all = Weight {
+                    packets: all.packets + weight.packets,
+                    bytes: all.bytes + weight.bytes,
+                    first: all.first.min(weight.first),
+                    last: all.last.max(weight.last),
+                };
+                groups.push((packet.time, fields, all, number));
+            }
+            None => groups.push((packet.time, *packet, weight, *number)),
+        }
+    }
+    let observation = |(seen, fields, weight, _): (u64, Packet, Weight, u8)| {
+        let fields = Packet { time: 0, length: 0, ..fields };
+        let (packets, weights) = (Arc::new(vec![fields]), Arc::new(vec![weight]));
+        (seen, Observations { window: weight.first / LENGTH, packets, weights, ..Observations::default() })
+    };
+    groups.into_iter().map(observation).collect()
 }
 
 /// Answers without their epochs.

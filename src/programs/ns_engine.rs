@@ -29,6 +29,7 @@ use crate::{fail, say, warn};
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use dataflows::aggregator::Registry;
+use dataflows::field::INTERFACE;
 use dataflows::rows::Snapshot;
 use serde_json::json;
 use std::ffi::OsString;
@@ -339,7 +340,7 @@ fn check(
     std::io::stdout().write_all(text.as_bytes()).map_err(running)?;
     let mut wrong: Vec<String> = Vec::new();
     match &flags.iface {
-        Some(_) => wrong.extend(Rings::open(&options(flags), 1).err().map(|error| error.to_string())),
+        Some(_) => wrong.extend(Rings::open(&options(flags, config), 1).err().map(|error| error.to_string())),
         None => wrong.extend(bus::check(&config.nats, NAME).err().map(|error| error.to_string())),
     }
     wrong.extend(writing.check(&config.tasks, &config.nats, NAME).into_iter().map(|error| error.to_string()));
@@ -396,14 +397,14 @@ fn input_kind(flags: &Flags, recorded: bool) -> &'static str {
 }
 
 /// How the interface is captured.
-fn options(flags: &Flags) -> Options {
+fn options(flags: &Flags, config: &Config) -> Options {
     Options {
         interface: flags.iface.clone().unwrap_or_default(),
         filter: flags.filter.clone(),
         snaplen: flags.snaplen,
         ring: flags.ring_size,
         promiscuous: !flags.no_promiscuous,
-        names_interfaces: false,
+        names_interfaces: config.plan.extension().reads(&INTERFACE),
     }
 }
 
@@ -444,7 +445,7 @@ impl Input {
             let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, identity };
             return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
         }
-        let rings = Rings::open(&options(flags), division.workers).map_err(usage)?;
+        let rings = Rings::open(&options(flags, config), division.workers).map_err(usage)?;
         Ok(Self::Interface(Arc::new(rings)))
     }
 
