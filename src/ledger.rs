@@ -109,6 +109,11 @@ impl Losses {
     }
 }
 
+/// Whether inputs of this format go on, so that what was counted of them cannot be counted again.
+pub(crate) fn is_live(format: &str) -> bool {
+    format == "live" || format.starts_with("nats-")
+}
+
 /// The books do not balance: a fault of this program, never of its input.
 #[derive(Debug, thiserror::Error)]
 #[error("the books do not balance: {0}; the snapshots cannot be trusted, please report this")]
@@ -208,6 +213,11 @@ impl Ledger {
         format!(
             "read {read} = counted {counted} + filtered {filtered} + non_ip {non_ip} + malformed {malformed}; late {late}, lost {lost}"
         )
+    }
+
+    /// The names of all inputs.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| &*input.name)
     }
 
     /// Packets that are known never to have arrived.

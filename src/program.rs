@@ -11,6 +11,7 @@ use crate::engine::{self, Job, Progress};
 use crate::sinks::clickhouse::{self, ClickHouse};
 use crate::sinks::csv::{Csv, CsvWriter};
 use crate::sinks::delivery::{Behind, Deliveries, Destination, PATIENCE, Retry, Selecting};
+use crate::sinks::earlier::{Reuse, Told};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
 use crate::sinks::json::{JsonLines, StandardOutput};
 use crate::sinks::nats::Nats;
@@ -66,6 +67,11 @@ pub fn running(error: impl Into<anyhow::Error>) -> Failed {
 
 /// The bus cannot be used.
 pub fn no_bus(error: BusError) -> Failed {
+    if error.is_usage() { usage(error) } else { running(error) }
+}
+
+/// A writer cannot be used.
+pub fn no_writer(error: SinkError) -> Failed {
     if error.is_usage() { usage(error) } else { running(error) }
 }
 
@@ -431,6 +437,8 @@ pub struct Writing {
     /// All others.
     behind: Vec<WriterConfig>,
     run: Run,
+    /// Where writers into folders tell of what they have replaced.
+    told: Told,
 }
 
 impl Writing {
@@ -443,7 +451,20 @@ impl Writing {
             let record = record.get_or_insert_with(|| WriterConfig::csv(output.to_owned()));
             record.target = Target::Csv(output.to_owned());
         }
-        Self { record, behind, run }
+        Self { record, behind, run, told: Told::default() }
+    }
+
+    /// What such a run does about the windows of an earlier one.
+    fn reuse(&self) -> Reuse {
+        match self.run {
+            Run::Batch => Reuse::Replace(self.told.clone()),
+            Run::Live => Reuse::Continue,
+        }
+    }
+
+    /// What writers have replaced, once the run has ended.
+    pub fn replaced(&self) -> Vec<String> {
+        self.told.take()
     }
 
     /// All of them.
@@ -494,7 +515,7 @@ impl Writing {
     pub fn open_record(&self, threads: usize) -> Result<Option<Record>, SinkError> {
         let Some((config, path)) = self.record.as_ref().zip(self.folder()) else { return Ok(None) };
         let writer = CsvWriter::open(path, Csv { threads })?;
-        Ok(Some(Record { writer, tasks: config.tasks.clone() }))
+        Ok(Some(Record { writer, tasks: config.tasks.clone(), reuse: self.reuse() }))
     }
 
     /// Opens the other writers and starts their threads. What is wrong with the configuration is refused; a server that
@@ -506,7 +527,6 @@ impl Writing {
         (program, began): (&'static str, u64),
         kept: Option<Kept>,
     ) -> Result<Deliveries, Failed> {
-        let failed = |error: SinkError| if error.is_usage() { usage(error) } else { running(error) };
         let opening = Opening {
             threads: job.workers,
             nats,
@@ -514,6 +534,7 @@ impl Writing {
             began,
             schemas: job.schemas(),
             sync: kept.is_some(),
+            reuse: self.reuse(),
         };
         let mut behind = Vec::new();
         for config in &self.behind {
@@ -524,7 +545,8 @@ impl Writing {
                 max_behind: config.max_behind,
             };
             let (kind, tasks) = (config.target.kind(), config.tasks.clone());
-            let (retry, destination) = (config.retry(self.run, false), opening.open(config).map_err(failed)?);
+            let (retry, destination) =
+                (config.retry(self.run, false), opening.open(config).map_err(no_writer)?);
             behind.push(Behind { place, kind, tasks, retry, destination });
         }
         let patience = (self.run == Run::Live).then_some(PATIENCE);
@@ -560,13 +582,15 @@ fn no_threads(config: &WriterConfig) -> impl Fn(std::io::Error) -> SinkError + u
 pub struct Record {
     writer: CsvWriter,
     tasks: Option<BTreeSet<Arc<str>>>,
+    reuse: Reuse,
 }
 
 impl Record {
     /// Finishes what `last` has committed, and clears away what else a killed run has left.
     pub fn recover(mut self, last: Option<&Manifest>) -> Result<Box<dyn Writer>, SinkError> {
-        let Self { writer, tasks } = &mut self;
+        let Self { writer, tasks, reuse } = &mut self;
         writer.recover(last)?;
+        writer.reuse(reuse.clone())?;
         Ok(match tasks.take() {
             Some(tasks) => Box::new(Selecting { tasks, writer: self.writer }),
             None => Box::new(self.writer),
@@ -599,6 +623,7 @@ struct Opening<'a> {
     began: u64,
     schemas: Schemas,
     sync: bool,
+    reuse: Reuse,
 }
 
 impl Opening<'_> {
@@ -636,6 +661,7 @@ impl Opening<'_> {
     fn folder<F: Files + 'static>(&self, path: &Path, files: F) -> Result<Box<dyn Destination>, SinkError> {
         let mut writer = FolderWriter::open(path, files)?;
         writer.recover(None)?;
+        writer.reuse(self.reuse.clone())?;
         Ok(Box::new(FolderDestination { writer, sync: self.sync }))
     }
 }

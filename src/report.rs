@@ -114,6 +114,8 @@ pub struct Report<'a> {
     pub outputs: Vec<String>,
     /// What else is to be told of how it ran.
     pub note: Option<String>,
+    /// What writers have replaced.
+    pub replaced: Vec<String>,
 }
 
 impl Report<'_> {
@@ -149,6 +151,7 @@ impl Report<'_> {
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
             "bits_per_second": (self.counts.bytes_read as f64 * 8.0 / seconds).round(),
             "outputs": self.outputs,
+            "replaced": self.replaced,
             "hints": self.hints().collect::<Vec<_>>(),
             "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
@@ -212,6 +215,7 @@ impl Report<'_> {
         ));
         self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
         self.hints().for_each(|hint| out.push_str(&format!("{hint}\n")));
+        self.replaced.iter().for_each(|what| out.push_str(&format!("{what}\n")));
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
         out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));
@@ -312,6 +316,7 @@ mod tests {
             elapsed: Duration::from_secs(1),
             outputs: Vec::new(),
             note: None,
+            replaced: Vec::new(),
         };
         let widest = |text: &str| {
             let table = text

@@ -145,7 +145,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
     if commits {
         let csv = writing.open_record(workers).map_err(running)?;
-        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
+        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(program::no_writer)?);
     }
     if how.verbose {
         say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
@@ -241,10 +241,14 @@ fn finish(
         elapsed: began.elapsed(),
         outputs,
         note,
+        replaced: writing.replaced(),
     };
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
-        (false, quiet) if quiet || writing.is_on_stdout() => String::new(),
+        (false, quiet) if quiet || writing.is_on_stdout() => {
+            report.replaced.iter().for_each(|what| warn!("{what}"));
+            String::new()
+        }
         (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
     };
     match std::io::stdout().write_all(text.as_bytes()) {

@@ -12,6 +12,7 @@ pub mod clickhouse;
 mod columns;
 pub mod csv;
 pub mod delivery;
+pub mod earlier;
 pub mod folder;
 pub mod json;
 pub mod nats;
@@ -63,6 +64,14 @@ pub enum SinkError {
         /// Whether it is a mistake of whoever wrote the configuration: trying again would not help.
         is_usage: bool,
     },
+    /// What is in a folder has to stay.
+    #[error("{}: {why}", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds, and the way out.
+        why: String,
+    },
     /// Another run writes there.
     #[error("{}: another run is writing to this folder", path.display())]
     Busy {
@@ -74,7 +83,7 @@ pub enum SinkError {
 impl SinkError {
     /// Whether it is a mistake of whoever wrote the configuration.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Server { is_usage: true, .. })
+        matches!(self, Self::Server { is_usage: true, .. } | Self::InUse { .. })
     }
 
     /// What the file system said when this was tried.
