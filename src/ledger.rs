@@ -220,6 +220,11 @@ impl Ledger {
         self.inputs.iter().map(|input| &*input.name)
     }
 
+    /// Whether a signal ended the run before its inputs did.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+
     /// Packets that are known never to have arrived.
     pub fn lost(&self) -> u64 {
         self.packets.lost

@@ -219,7 +219,16 @@ impl Report<'_> {
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
         out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));
+        out.extend(self.interruption().map(|line| format!("{line}\n")));
         out
+    }
+
+    /// That a signal ended the run, where one has.
+    pub fn interruption(&self) -> Option<String> {
+        let read = grouped(self.counts.read);
+        self.ledger.is_interrupted().then(|| {
+            format!("interrupted by a signal: the inputs were not read to their ends, the results hold the {read} packets before")
+        })
     }
 
     fn task_table(&self, task: &TopTask, has_times: bool) -> Table {

@@ -37,7 +37,9 @@ fn a_signal_ends_a_live_run_with_everything_received_counted() {
         running.stdin().write_all(&bytes[FILE_HEADER..]).unwrap();
         running.wait_until_read();
         running.signal(signal);
-        running.wait().assert(0, "");
+        let run = running.wait();
+        run.assert(0, "");
+        assert!(run.stdout.lines().last().unwrap().starts_with("interrupted by a signal"), "{run:?}");
         assert_eq!(scratch.ledger("out")["packets"]["read"], packets.len() as u64, "{signal}, {window}");
         assert_holds(&scratch.path("out"), &packets, length, SHIPPED);
     }

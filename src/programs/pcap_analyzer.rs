@@ -247,6 +247,7 @@ fn finish(
         (true, _) => format!("{:#}\n", report.json()),
         (false, quiet) if quiet || writing.is_on_stdout() => {
             report.replaced.iter().for_each(|what| warn!("{what}"));
+            report.interruption().iter().for_each(|what| warn!("{what}"));
             String::new()
         }
         (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
