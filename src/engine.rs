@@ -20,9 +20,9 @@ use dataflows::aggregator::{Task, build_tasks};
 use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::groups::{Archive, Closed, Packets, Recall};
-use dataflows::rows::{Schema, Snapshot, TaskRows};
+use dataflows::rows::{Missing, Schema, Snapshot, TaskRows};
 use dataflows::turns::{Lately, touches};
-use dataflows::window::{Epoch, Windowing};
+use dataflows::window::{Epoch, Watermark, Windowing};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -128,6 +128,7 @@ pub struct Progress {
     last_commit: AtomicU64,
     close: Histogram,
     stall: Mutex<Option<Stall>>,
+    losing: Mutex<Vec<String>>,
     /// Why the run failed, if it did.
     pub failure: Failure,
 }
@@ -190,6 +191,16 @@ impl Progress {
         *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = stall;
     }
 
+    /// What inputs have lost of late, for people.
+    pub fn losing(&self) -> Vec<String> {
+        self.losing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes it.
+    pub fn set_losing(&self, losing: Vec<String>) {
+        *self.losing.lock().unwrap_or_else(PoisonError::into_inner) = losing;
+    }
+
     /// How long windows took from when all workers had left them until they were written.
     pub fn close(&self) -> &Histogram {
         &self.close
@@ -232,7 +243,9 @@ pub fn answer_nothing(job: &Job, progress: &Progress, commits: &Sender<Commit>) 
     let mut books = progress.books();
     if job.windowing == Windowing::All && books.windows == 0 && progress.failure.get().is_none() {
         (books.windows, books.held) = (1, Some(0));
-        let snapshots = vec![Arc::new(snapshot(job, 0, 0, Vec::new()))];
+        let mut nothing = snapshot(job, 0, 0, Vec::new());
+        nothing.missing = books.accounts.missing(0, job.windowing);
+        let snapshots = vec![Arc::new(nothing)];
         // The thread is gone only when it has failed.
         let _ = commits.send(Commit { snapshots, epoch: 0, manifest: None, confirm: Box::new(|| {}) });
     }
@@ -395,6 +408,16 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
     let kept = before.map_or_else(BTreeMap::new, |before| placer.counts.split_off(&(before, 0)));
     for ((epoch, input), counts) in std::mem::replace(&mut placer.counts, kept) {
         accounts.entry(epoch).or_default().counts.push((reader.key(input), counts));
+    }
+    if !placer.lost.is_empty() {
+        // Told before this worker leaves an epoch, so that it is known when the windows are written.
+        accounts.entry(0).or_default().lost = std::mem::take(&mut placer.lost).into_iter().collect();
+    }
+    if before.is_none()
+        && let Some(cut) = reader.cut()
+    {
+        let cut = Watermark::new(placer.windowing(), placer.lateness(), cut, u64::MAX).first_open();
+        accounts.entry(0).or_default().cut = Some(cut);
     }
     if before.is_none() && !placer.noticed.is_empty() {
         let noticed = std::mem::take(&mut placer.noticed).into_iter();
@@ -675,7 +698,8 @@ impl Committer {
                 None => None,
             };
             let revision = earlier.map_or(0, |(revision, _)| revision + 1);
-            let snapshot = snapshot(&self.job, window, revision, blocks);
+            let mut snapshot = snapshot(&self.job, window, revision, blocks);
+            snapshot.missing = books.accounts.missing(window, self.job.windowing);
             let packets = snapshot.packets();
             books.windows += u64::from(earlier.is_none());
             let before = earlier.map_or(Some(0), |(_, packets)| packets);
@@ -724,5 +748,5 @@ fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snap
             Some(task) => tasks[task].kept = Some(block.words),
         }
     }
-    Snapshot { window, span: job.windowing.span(window), revision, tasks }
+    Snapshot { window, span: job.windowing.span(window), revision, tasks, missing: Missing::default() }
 }

@@ -307,13 +307,14 @@ fn scaled(mut number: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataflows::rows::Missing;
 
     #[test]
     fn tables_keep_to_the_width_of_the_terminal() {
         let highlights = HighlightsWriter::default();
         let task = crate::trial::task(&["SrcIP", "DstPort"]);
         let tasks = vec![crate::trial::rows(&task, &crate::trial::FLOWS)];
-        let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks };
+        let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks, missing: Missing::default() };
         highlights.clone().prepare(&Arc::new(snapshot), None).expect("highlights");
         let ledger = Ledger::new(&[], 1, false);
         let report = Report {

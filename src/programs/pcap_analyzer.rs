@@ -220,7 +220,7 @@ fn finish(
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
     let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
-    let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
+    let ledger = progress.ledger(dealer.cut().is_some()).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
     let noticed = progress.noticed();
     for (name, counts, noticed) in &noticed {

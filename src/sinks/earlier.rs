@@ -208,7 +208,7 @@ mod tests {
     use crate::sinks::json::JsonLines;
     use crate::sinks::parquet::Parquet;
     use crate::sinks::{Writer, folder::FolderWriter};
-    use dataflows::rows::Snapshot;
+    use dataflows::rows::{Missing, Snapshot};
     use dataflows::window::Windowing;
     use std::sync::Arc;
 
@@ -216,7 +216,7 @@ mod tests {
         let task = crate::trial::task(&["SrcIP", "DstPort"]);
         let tasks = vec![crate::trial::rows(&task, &crate::trial::FLOWS)];
         let span = Windowing::Every(60_000_000_000).span(window);
-        Arc::new(Snapshot { window, span, revision: 0, tasks })
+        Arc::new(Snapshot { window, span, revision: 0, tasks, missing: Missing::default() })
     }
 
     fn write<F: Files>(folder: &Path, files: F, reuse: Reuse, windows: &[u64]) -> FolderWriter<F> {

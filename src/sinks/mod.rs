@@ -22,7 +22,7 @@ mod pieces;
 pub mod text;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
-use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::rows::{Missing, Snapshot, TaskRows};
 use dataflows::window::Epoch;
 use delivery::{Deliveries, Retry};
 use outbox::Entry;
@@ -398,19 +398,27 @@ fn without_kept(mut snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
     snapshot
 }
 
-/// `summary.json`: what a snapshot holds, task by task.
+/// `summary.json`: what a snapshot holds, task by task; with `incomplete` where something is known to be missing in it.
 pub fn summary(snapshot: &Snapshot) -> serde_json::Value {
     let task = |task: &TaskRows| {
         let totals =
             json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
         (task.name.to_string(), totals)
     };
-    json!({
+    let mut summary = json!({
         "window_start": snapshot.span.map(|(start, _)| text::rfc3339(start)),
         "window_end": snapshot.span.map(|(_, end)| text::rfc3339(end)),
         "revision": snapshot.revision,
         "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
-    })
+    });
+    let Missing { interrupted, lost } = snapshot.missing;
+    let mut incomplete = serde_json::Map::new();
+    incomplete.extend(interrupted.then(|| ("interrupted".to_owned(), json!(true))));
+    incomplete.extend((lost > 0).then(|| ("lost".to_owned(), json!(lost))));
+    if !incomplete.is_empty() {
+        summary["incomplete"] = json!(incomplete);
+    }
+    summary
 }
 
 /// The summary with the window's name before it.
