@@ -15,6 +15,7 @@ use netspectra::decode::LinkType;
 use netspectra::fingerprint::fingerprint;
 use netspectra::intake::Taken;
 use netspectra::ledger::{InputReport, Losses};
+use netspectra::losses::{Loser, LossWatch};
 use netspectra::non_ip;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
@@ -554,6 +555,8 @@ impl Front<'_> {
     ) -> Result<(), Failed> {
         let (link, most) = (live.link(), self.flags.count.unwrap_or(u64::MAX));
         let mut counted = Instant::now();
+        let name = self.flags.iface.clone().unwrap_or_default();
+        let mut losses = LossWatch::new(&[], counted);
         let mut lossy = false;
         // What has arrived when we are told to stop is still read.
         let mut until = u64::MAX;
@@ -585,6 +588,8 @@ impl Front<'_> {
             if counted.elapsed() >= COUNTERS {
                 counted = Instant::now();
                 probe.note_drops(live.drops());
+                let lost = losses.look(&[(name.clone(), Loser::Interface, probe.losses())], counted);
+                lost.iter().for_each(|line| warn!("{line}"));
                 probe.note_reconnects(self.bus.reconnects());
                 warn_of_savefile(savefile, &mut lossy);
             }

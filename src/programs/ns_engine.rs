@@ -16,7 +16,8 @@ use crate::intake::books::Rules;
 use crate::intake::frames::Interface;
 use crate::intake::listen::{Listen, Listening};
 use crate::intake::log::Division;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Losses};
+use crate::losses;
 use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
 use crate::sinks::csv::CsvReader;
@@ -281,6 +282,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         }
         None => None,
     };
+    losses::start(&job, &progress, flags.iface.is_some()).map_err(running)?;
     let recorded = job.earlier.manifest.clone().filter(|manifest| manifest.number > 0);
     let committing = Committing { writers, record: writing.named(), deliveries, state, recorded, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits), Run::Live);
@@ -311,6 +313,10 @@ fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Fai
     ended.finish(&ledger).map_err(running)?;
     for (name, counts, noticed) in progress.noticed() {
         non_ip::warnings(&name, counts, &noticed, None).iter().for_each(|warning| warn!("{warning}"));
+    }
+    for (report, _) in progress.inputs() {
+        let lost = report.losses.and_then(Losses::places);
+        lost.iter().for_each(|lost| warn!("{}: {lost}", report.name));
     }
     if !quiet {
         say!("{} windows; {}", progress.windows(), ledger.summary());
