@@ -11,7 +11,7 @@ use crate::engine::{self, Job, Progress};
 use crate::sinks::clickhouse::{self, ClickHouse};
 use crate::sinks::csv::{Csv, CsvWriter};
 use crate::sinks::delivery::{Behind, Deliveries, Destination, PATIENCE, Retry, Selecting};
-use crate::sinks::earlier::{Reuse, Told};
+use crate::sinks::earlier::{Replaced, Reuse, Told};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
 use crate::sinks::json::{JsonLines, StandardOutput};
 use crate::sinks::nats::Nats;
@@ -463,7 +463,7 @@ impl Writing {
     }
 
     /// What writers have replaced, once the run has ended.
-    pub fn replaced(&self) -> Vec<String> {
+    pub fn replaced(&self) -> Vec<Replaced> {
         self.told.take()
     }
 

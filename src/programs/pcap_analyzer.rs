@@ -246,7 +246,8 @@ fn finish(
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
         (false, quiet) if quiet || writing.is_on_stdout() => {
-            report.replaced.iter().for_each(|what| warn!("{what}"));
+            let of_others = report.replaced.iter().filter(|replaced| replaced.of_others);
+            of_others.for_each(|replaced| warn!("{}", replaced.what));
             report.interruption().iter().for_each(|what| warn!("{what}"));
             String::new()
         }

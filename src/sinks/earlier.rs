@@ -30,17 +30,26 @@ pub enum Reuse {
     Replace(Told),
 }
 
+/// What a run has replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// In words.
+    pub what: String,
+    /// Whether it was not an answer about the same inputs, as far as is known: it may have been wanted.
+    pub of_others: bool,
+}
+
 /// What is to be told at the end of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Told(Arc<Mutex<Vec<String>>>);
+pub struct Told(Arc<Mutex<Vec<Replaced>>>);
 
 impl Told {
     /// All of it.
-    pub fn take(&self) -> Vec<String> {
+    pub fn take(&self) -> Vec<Replaced> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn tell(&self, what: String) {
+    pub(super) fn tell(&self, what: Replaced) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 }
@@ -84,23 +93,24 @@ impl Earlier {
 
     /// What a run with this ledger has replaced but for itself; `None` where that is no news, as when the same inputs are
     /// analysed again.
-    pub(super) fn replaced(&self, folder: &Path, ledger: &Ledger) -> Option<String> {
+    pub(super) fn replaced(&self, folder: &Path, ledger: &Ledger) -> Option<Replaced> {
         let folder = folder.display();
         let now: BTreeSet<String> = ledger.input_names().map(str::to_owned).collect();
-        match &self.inputs {
-            Some(inputs) if *inputs != now => Some(format!(
+        let what = match &self.inputs {
+            Some(inputs) if *inputs != now => format!(
                 "{folder} held an earlier run of {} (windows {}), which this run of {} has replaced; files that belong into \
                  one answer have to be given to one run (xargs divides a long list)",
                 listed(inputs),
                 self.span,
                 listed(&now),
-            )),
-            _ if self.gone.is_empty() => None,
-            _ => Some(format!(
+            ),
+            _ if self.gone.is_empty() => return None,
+            _ => format!(
                 "{folder} held windows of an earlier run that are not of this one: {}, now removed",
                 span(&self.gone)
-            )),
-        }
+            ),
+        };
+        Some(Replaced { what, of_others: self.inputs.as_ref() != Some(&now) })
     }
 }
 
