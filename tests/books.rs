@@ -86,6 +86,31 @@ fn frames_in_the_rings_of_frozen_programs_are_counted_when_they_are_told_to_stop
     }
 }
 
+#[test]
+fn an_engine_without_the_durable_log_keeps_earlier_windows_and_names_the_one_that_it_replaces() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let out = scratch.path("out");
+    for (minutes, replaces) in [([0, 1], false), ([1, 2], true)] {
+        let args = format!("--nats {} -o out --window 60s", server.url());
+        let mut engine = scratch.start_engine(&args);
+        let mut client = server.connect();
+        for minute in minutes {
+            let packet = packet(minute * 60_000, "10.0.0.1", "10.0.0.2");
+            client.publish(SINGLE, &packet_info(&packet));
+        }
+        client.flush();
+        engine.signal("TERM");
+        let run = engine.wait();
+        let name = window_name((START / MINUTE + 1) * MINUTE);
+        let says = format!("out/{name}: this window of an earlier run is replaced");
+        assert_eq!((run.code, run.stderr.contains(&says)), (Some(0), replaces), "{run:?}");
+    }
+    assert_eq!(windows(&out).len(), 3);
+    scratch.write("a.pcap", pcap(&in_a_row(10)));
+    scratch.analyze("-o out a.pcap").assert(2, "an ns-engine");
+    assert_eq!(windows(&out).len(), 3);
+}
+
 /// The answer to a request, from within a network namespace.
 fn ask_within(place: &Place, said: &str, path: &str) -> String {
     let port = said.split_once("http://127.0.0.1:").unwrap().1.lines().next().unwrap();
