@@ -3,6 +3,7 @@
 use crate::alerts::board::Standing;
 use crate::alerts::rule::Rule;
 use crate::alerts::{self, Alerts};
+use crate::arguments::Variable;
 use crate::bus::{self, BusError};
 use crate::cluster::{self, Cluster, Formed};
 use crate::config::writers::{Run, Target, WriterConfig};
@@ -422,6 +423,10 @@ pub fn stop(job: &Arc<Job>, progress: &Arc<Progress>, processes: usize) -> impl 
         }
     }
 }
+
+/// The variable that names the folder of [`spill_folder`].
+pub const TMPDIR: Variable =
+    ("TMPDIR", "room for what memory cannot hold, where no csv is written (/var/tmp)");
 
 /// Where a process that writes no snapshots keeps what memory has no room for.
 pub fn spill_folder() -> PathBuf {

@@ -160,12 +160,7 @@ const AFTER_HELP: &str = "\
 Examples:
   ns-probe --iface eth0 -f 'not port 4222'   publish what an interface sees
   ns-probe --read day.pcap.zst --pace 10x    replay a capture ten times as fast as it was
-  ns-probe --mode sub --count 5              print the next five packets as JSON
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  Any variable that the configuration names as ${NAME}";
+  ns-probe --mode sub --count 5              print the next five packets as JSON";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -194,7 +189,7 @@ const HABITS: &[Habit] = &[
 ];
 
 fn main() -> ExitCode {
-    let flags: Flags = arguments::parse(std::env::args_os(), HABITS);
+    let flags: Flags = arguments::parse(std::env::args_os(), HABITS, &[]);
     program::main(NAME, || run(&flags))
 }
 

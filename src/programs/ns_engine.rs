@@ -46,16 +46,7 @@ const AFTER_HELP: &str = "\
 Examples:
   ns-engine --iface eth0 --window 10s -o out     capture here, a folder every ten seconds
   ns-engine --nats nats://bus:4222 -o out        what probes publish
-  ns-engine -c engine.yaml --jetstream --check   try configuration and servers, start nothing
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  NETSPECTRA_PROCESSES    as --processes
-  NETSPECTRA_PROCESS      as --process
-  NETSPECTRA_HOSTFILE     as --hostfile
-  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
-  Any variable that the configuration names as ${NAME}";
+  ns-engine -c engine.yaml --jetstream --check   try configuration and servers, start nothing";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -129,7 +120,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags: Flags = arguments::parse(arguments, HABITS);
+    let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registry))
 }
 

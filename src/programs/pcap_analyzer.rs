@@ -35,16 +35,7 @@ const AFTER_HELP: &str = "\
 Examples:
   pcap-analyzer -o out incident.pcap                 one snapshot of everything, out/all/TASK.csv
   pcap-analyzer -o out --window 60s day/*.pcap.zst   a folder a minute over a rotated series
-  zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  NETSPECTRA_PROCESSES    as --processes
-  NETSPECTRA_PROCESS      as --process
-  NETSPECTRA_HOSTFILE     as --hostfile
-  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
-  Any variable that the configuration names as ${NAME}";
+  zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -110,7 +101,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags: Flags = arguments::parse(arguments, HABITS);
+    let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registry))
 }
 
