@@ -292,7 +292,10 @@ impl<F: Files> Writer for FolderWriter<F> {
             synced.map_err(SinkError::io("sync", &aside))?;
         }
         fs::rename(&aside, &path).map_err(SinkError::io("rename to", &path))?;
-        remove_file("remove", &self.folder.join(MARK))
+        match self.reuse {
+            Reuse::Continue => remove_file("remove", &self.folder.join(MARK)),
+            Reuse::Replace(_) => Ok(()),
+        }
     }
 }
 
