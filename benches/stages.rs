@@ -296,7 +296,13 @@ fn write_files(bencher: Bencher, files: impl Files) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut writer = FolderWriter::open(folder.path(), files).expect("a writer");
     let count = rows.len();
-    let snapshot = Arc::new(Snapshot { window: 0, span: None, revision: 0, tasks: vec![rows] });
+    let snapshot = Arc::new(Snapshot {
+        window: 0,
+        span: None,
+        revision: 0,
+        tasks: vec![rows],
+        missing: Default::default(),
+    });
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         writer.prepare(&snapshot, None).and_then(|()| writer.publish()).expect("room on the disk");
     });

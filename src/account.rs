@@ -9,9 +9,14 @@ use crate::intake::Notice;
 use crate::intake::books::{RunBooks, merged};
 use crate::intake::log::LogPosition;
 use crate::intake::retired::{Parts, RetiredAccounts, RetiredRuns};
-use crate::ledger::{Counts, InputReport};
+use crate::ledger::{Counts, InputReport, Losses};
+use dataflows::rows::Missing;
+use dataflows::window::{Epoch, Windowing};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Windows with lost packets that are remembered.
+const MAX_LOSSY_WINDOWS: usize = 1 << 12;
 
 /// Names an input in all processes; the order of the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,13 +93,19 @@ pub struct Account {
     pub retired: Vec<InputKey>,
     /// What all other workers are to be told at once.
     pub notices: Vec<Notice>,
+    /// Where a signal has ended the input: the first window that its time had not closed.
+    pub cut: Option<Epoch>,
+    /// Windows in which packets may have been that were lost, and how many at most.
+    pub lost: Vec<(Epoch, u64)>,
 }
 
 impl Account {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { counts, found, noticed, positions, retired, notices } = self;
-        counts.is_empty()
+        let Self { counts, found, noticed, positions, retired, notices, cut, lost } = self;
+        cut.is_none()
+            && lost.is_empty()
+            && counts.is_empty()
             && found.is_empty()
             && noticed.is_empty()
             && positions.is_empty()
@@ -126,12 +137,23 @@ pub struct Accounts {
     runs: BTreeMap<InputKey, RunBooks>,
     #[serde(skip)]
     noticed: BTreeMap<InputKey, Noticed>,
+    #[serde(skip)]
+    cut: Option<Epoch>,
+    #[serde(skip)]
+    lost: BTreeMap<Epoch, u64>,
 }
 
 impl Accounts {
     /// Adds one; they come in the order of their epochs.
     pub fn add(&mut self, account: Account) {
-        let Account { counts, found, noticed, positions, retired, notices: _ } = account;
+        let Account { counts, found, noticed, positions, retired, notices: _, cut, lost } = account;
+        self.cut = self.cut.into_iter().chain(cut).min();
+        for (window, packets) in lost {
+            *self.lost.entry(window).or_default() += packets;
+        }
+        while self.lost.len() > MAX_LOSSY_WINDOWS {
+            self.lost.pop_first();
+        }
         for (input, more) in counts {
             match self.counts.binary_search_by(|(key, _)| key.cmp(&input)) {
                 Ok(at) => self.counts[at].1 += more,
@@ -232,6 +254,17 @@ impl Accounts {
         let frames = self.frames.iter().map(|(key, report)| (report.clone(), self.counts_of(key)));
         let runs = runs.iter().map(|(key, books)| (books.report(), self.counts_of(key)));
         frames.chain(runs).chain(retired.inputs()).collect()
+    }
+
+    /// What is known to be missing in a window. That of everything lacks what all inputs lack.
+    pub fn missing(&self, window: Epoch, windowing: Windowing) -> Missing {
+        let lost = match windowing {
+            Windowing::All => {
+                self.inputs().iter().filter_map(|(report, _)| report.losses).map(Losses::total).sum()
+            }
+            Windowing::Every(_) => self.lost.get(&window).copied().unwrap_or_default(),
+        };
+        Missing { interrupted: self.cut.is_some_and(|cut| window >= cut), lost }
     }
 
     fn counts_of(&self, key: &InputKey) -> Counts {

@@ -22,9 +22,9 @@ use dataflows::block::{Block, BlockBuilder, to_named_worker};
 use dataflows::epochs::Epochs;
 use dataflows::field::Extension;
 use dataflows::groups::{Archive, Closed, GroupSet, Observations, Recall};
-use dataflows::rows::{Schema, Snapshot, TaskRows};
+use dataflows::rows::{Missing, Schema, Snapshot, TaskRows};
 use dataflows::turns::{Lately, touches};
-use dataflows::window::{Epoch, Windowing};
+use dataflows::window::{Epoch, Watermark, Windowing};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -134,6 +134,7 @@ pub struct Progress {
     last_commit: AtomicU64,
     close: Histogram,
     stall: Mutex<Option<Stall>>,
+    losing: Mutex<Vec<String>>,
     /// Why the run failed, if it did.
     pub failure: Failure,
 }
@@ -196,6 +197,16 @@ impl Progress {
         *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = stall;
     }
 
+    /// What inputs have lost of late, for people.
+    pub fn losing(&self) -> Vec<String> {
+        self.losing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes it.
+    pub fn set_losing(&self, losing: Vec<String>) {
+        *self.losing.lock().unwrap_or_else(PoisonError::into_inner) = losing;
+    }
+
     /// How long windows took from when all workers had left them until they were written.
     pub fn close(&self) -> &Histogram {
         &self.close
@@ -238,7 +249,9 @@ pub fn answer_nothing(job: &Job, progress: &Progress, commits: &Sender<Commit>) 
     let mut books = progress.books();
     if job.windowing == Windowing::All && books.windows == 0 && progress.failure.get().is_none() {
         (books.windows, books.held) = (1, Some(0));
-        let snapshots = vec![Arc::new(snapshot(job, 0, 0, Vec::new()))];
+        let mut nothing = snapshot(job, 0, 0, Vec::new());
+        nothing.missing = books.accounts.missing(0, job.windowing);
+        let snapshots = vec![Arc::new(nothing)];
         // The thread is gone only when it has failed.
         let _ = commits.send(Commit { snapshots, epoch: 0, manifest: None, confirm: Box::new(|| {}) });
     }
@@ -415,6 +428,16 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
     if let Some(before) = before.filter(|_| !retired.is_empty()) {
         // After what was decoded of them.
         accounts.entry(before.saturating_sub(1)).or_default().retired = retired;
+    }
+    if !placer.lost.is_empty() {
+        // Told before this worker leaves an epoch, so that it is known when the windows are written.
+        accounts.entry(0).or_default().lost = std::mem::take(&mut placer.lost).into_iter().collect();
+    }
+    if before.is_none()
+        && let Some(cut) = reader.cut()
+    {
+        let cut = Watermark::new(placer.windowing(), placer.lateness(), cut, u64::MAX).first_open();
+        accounts.entry(0).or_default().cut = Some(cut);
     }
     if before.is_none() && !placer.noticed.is_empty() {
         let noticed = std::mem::take(&mut placer.noticed).into_iter();
@@ -719,7 +742,8 @@ impl Committer {
                 None => None,
             };
             let revision = earlier.map_or(0, |(revision, _)| revision + 1);
-            let snapshot = snapshot(&self.job, window, revision, blocks);
+            let mut snapshot = snapshot(&self.job, window, revision, blocks);
+            snapshot.missing = books.accounts.missing(window, self.job.windowing);
             let packets = snapshot.packets();
             books.windows += u64::from(earlier.is_none());
             let before = earlier.map_or(Some(0), |(_, packets)| packets);
@@ -769,5 +793,5 @@ fn snapshot(job: &Job, window: Epoch, revision: u32, blocks: Vec<Block>) -> Snap
             Some(task) => tasks[task].kept = Some(block.words),
         }
     }
-    Snapshot { window, span: job.windowing.span(window), revision, tasks }
+    Snapshot { window, span: job.windowing.span(window), revision, tasks, missing: Missing::default() }
 }

@@ -95,7 +95,39 @@ pub struct Losses {
     pub bus: u64,
 }
 
+impl AddAssign for Losses {
+    fn add_assign(&mut self, more: Self) {
+        let Self { interface, kernel, probe, bus } = more;
+        self.interface = self.interface.saturating_add(interface);
+        self.kernel = self.kernel.saturating_add(kernel);
+        self.probe = self.probe.saturating_add(probe);
+        self.bus = self.bus.saturating_add(bus);
+    }
+}
+
 impl Losses {
+    /// All of them, and where they were lost, for people; `None` where nothing was.
+    pub fn places(self) -> Option<String> {
+        let Self { interface, kernel, probe, bus } = self;
+        let places = [
+            (kernel, "by the kernel"),
+            (interface, "by the interface"),
+            (probe, "by the probe"),
+            (bus, "on the bus"),
+        ];
+        let places: Vec<String> = places
+            .into_iter()
+            .filter(|(packets, _)| *packets > 0)
+            .map(|(packets, place)| format!("{packets} {place}"))
+            .collect();
+        let packets = if self.total() == 1 {
+            "1 packet was lost".into()
+        } else {
+            format!("{} packets were lost", self.total())
+        };
+        (!places.is_empty()).then(|| format!("{packets}: {}", places.join(", ")))
+    }
+
     /// All of them.
     pub fn total(self) -> u64 {
         let Self { interface, kernel, probe, bus } = self;
@@ -110,6 +142,11 @@ impl Losses {
             "its capture dropped {packets} and says so ({kernel} by the kernel, {interface} by the interface); they are lost"
         )
     }
+}
+
+/// Whether inputs of this format go on, so that what was counted of them cannot be counted again.
+pub(crate) fn is_live(format: &str) -> bool {
+    format == "live" || format.starts_with("nats-")
 }
 
 /// The books do not balance: a fault of this program, never of its input.
@@ -215,6 +252,16 @@ impl Ledger {
         format!(
             "read {read} = counted {counted} + filtered {filtered} + non_ip {non_ip} + malformed {malformed}; late {late}, lost {lost}"
         )
+    }
+
+    /// The names of all inputs.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| &*input.name)
+    }
+
+    /// Whether a signal ended the run before its inputs did.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
     }
 
     /// Packets that are known never to have arrived.

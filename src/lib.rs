@@ -32,6 +32,7 @@ pub mod intake;
 pub mod interpolate;
 pub mod ledger;
 pub mod log;
+pub mod losses;
 pub mod memory;
 pub mod non_ip;
 pub mod probe;

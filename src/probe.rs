@@ -7,6 +7,7 @@ use crate::bus::publish::{Buffer, Outgoing, Pacing};
 use crate::capture::live::{self, Drops};
 use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
+use crate::ledger::Losses;
 use crate::wire::batch::{BLOCK, BatchBuilder, FULL, Header};
 use crate::wire::single;
 use crate::wire::v1::Accounts;
@@ -227,6 +228,12 @@ impl Probe {
     pub fn note_drops(&mut self, drops: Drops) {
         self.accounts.kernel_dropped = drops.kernel;
         self.accounts.interface_dropped = drops.interface;
+    }
+
+    /// What was lost on this side of the bus so far.
+    pub fn losses(&self) -> Losses {
+        let Accounts { interface_dropped, kernel_dropped, dropped, .. } = self.accounts;
+        Losses { interface: interface_dropped, kernel: kernel_dropped, probe: dropped, bus: 0 }
     }
 
     /// How long until there is something to do, if no frame comes.

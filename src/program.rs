@@ -3,6 +3,7 @@
 use crate::alerts::board::Standing;
 use crate::alerts::rule::Rule;
 use crate::alerts::{self, Alerts};
+use crate::arguments::Variable;
 use crate::bus::{self, BusError};
 use crate::cluster::{self, Cluster, Formed};
 use crate::config::writers::{Run, Target, WriterConfig};
@@ -11,6 +12,7 @@ use crate::engine::{self, Job, Progress};
 use crate::sinks::clickhouse::{self, ClickHouse};
 use crate::sinks::csv::{Csv, CsvWriter};
 use crate::sinks::delivery::{Behind, Deliveries, Destination, PATIENCE, Retry, Selecting};
+use crate::sinks::earlier::{Replaced, Reuse, Told};
 use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
 use crate::sinks::json::{JsonLines, StandardOutput};
 use crate::sinks::nats::Nats;
@@ -65,6 +67,11 @@ pub fn running(error: impl Into<anyhow::Error>) -> Failed {
 
 /// The bus cannot be used.
 pub fn no_bus(error: BusError) -> Failed {
+    if error.is_usage() { usage(error) } else { running(error) }
+}
+
+/// A writer cannot be used.
+pub fn no_writer(error: SinkError) -> Failed {
     if error.is_usage() { usage(error) } else { running(error) }
 }
 
@@ -417,6 +424,10 @@ pub fn stop(job: &Arc<Job>, progress: &Arc<Progress>, processes: usize) -> impl 
     }
 }
 
+/// The variable that names the folder of [`spill_folder`].
+pub const TMPDIR: Variable =
+    ("TMPDIR", "room for what memory cannot hold, where no csv is written (/var/tmp)");
+
 /// Where a process that writes no snapshots keeps what memory has no room for.
 pub fn spill_folder() -> PathBuf {
     let named = std::env::var_os("TMPDIR").map(PathBuf::from);
@@ -431,6 +442,8 @@ pub struct Writing {
     /// All others.
     behind: Vec<WriterConfig>,
     run: Run,
+    /// Where writers into folders tell of what they have replaced.
+    told: Told,
 }
 
 impl Writing {
@@ -443,7 +456,20 @@ impl Writing {
             let record = record.get_or_insert_with(|| WriterConfig::csv(output.to_owned()));
             record.target = Target::Csv(output.to_owned());
         }
-        Self { record, behind, run }
+        Self { record, behind, run, told: Told::default() }
+    }
+
+    /// What such a run does about the windows of an earlier one.
+    fn reuse(&self) -> Reuse {
+        match self.run {
+            Run::Batch => Reuse::Replace(self.told.clone()),
+            Run::Live => Reuse::Continue,
+        }
+    }
+
+    /// What writers have replaced, once the run has ended.
+    pub fn replaced(&self) -> Vec<Replaced> {
+        self.told.take()
     }
 
     /// All of them.
@@ -494,7 +520,7 @@ impl Writing {
     pub fn open_record(&self, threads: usize) -> Result<Option<Record>, SinkError> {
         let Some((config, path)) = self.record.as_ref().zip(self.folder()) else { return Ok(None) };
         let writer = CsvWriter::open(path, Csv { threads })?;
-        Ok(Some(Record { writer, tasks: config.tasks.clone() }))
+        Ok(Some(Record { writer, tasks: config.tasks.clone(), reuse: self.reuse() }))
     }
 
     /// Opens the other writers and starts their threads. What is wrong with the configuration is refused; a server that
@@ -506,7 +532,6 @@ impl Writing {
         (program, began): (&'static str, u64),
         kept: Option<Kept>,
     ) -> Result<Deliveries, Failed> {
-        let failed = |error: SinkError| if error.is_usage() { usage(error) } else { running(error) };
         let opening = Opening {
             threads: job.workers,
             nats,
@@ -514,6 +539,7 @@ impl Writing {
             began,
             schemas: job.schemas(),
             sync: kept.is_some(),
+            reuse: self.reuse(),
         };
         let mut behind = Vec::new();
         for config in &self.behind {
@@ -524,7 +550,8 @@ impl Writing {
                 max_behind: config.max_behind,
             };
             let (kind, tasks) = (config.target.kind(), config.tasks.clone());
-            let (retry, destination) = (config.retry(self.run, false), opening.open(config).map_err(failed)?);
+            let (retry, destination) =
+                (config.retry(self.run, false), opening.open(config).map_err(no_writer)?);
             behind.push(Behind { place, kind, tasks, retry, destination });
         }
         let patience = (self.run == Run::Live).then_some(PATIENCE);
@@ -560,13 +587,15 @@ fn no_threads(config: &WriterConfig) -> impl Fn(std::io::Error) -> SinkError + u
 pub struct Record {
     writer: CsvWriter,
     tasks: Option<BTreeSet<Arc<str>>>,
+    reuse: Reuse,
 }
 
 impl Record {
     /// Finishes what `last` has committed, and clears away what else a killed run has left.
     pub fn recover(mut self, last: Option<&Manifest>) -> Result<Box<dyn Writer>, SinkError> {
-        let Self { writer, tasks } = &mut self;
+        let Self { writer, tasks, reuse } = &mut self;
         writer.recover(last)?;
+        writer.reuse(reuse.clone())?;
         Ok(match tasks.take() {
             Some(tasks) => Box::new(Selecting { tasks, writer: self.writer }),
             None => Box::new(self.writer),
@@ -599,6 +628,7 @@ struct Opening<'a> {
     began: u64,
     schemas: Schemas,
     sync: bool,
+    reuse: Reuse,
 }
 
 impl Opening<'_> {
@@ -636,6 +666,7 @@ impl Opening<'_> {
     fn folder<F: Files + 'static>(&self, path: &Path, files: F) -> Result<Box<dyn Destination>, SinkError> {
         let mut writer = FolderWriter::open(path, files)?;
         writer.recover(None)?;
+        writer.reuse(self.reuse.clone())?;
         Ok(Box::new(FolderDestination { writer, sync: self.sync }))
     }
 }

@@ -3,6 +3,7 @@
 use crate::account::Noticed;
 use crate::ledger::{Counts, Ledger};
 use crate::non_ip;
+use crate::sinks::earlier::Replaced;
 use crate::sinks::text::{Text, window_name};
 use crate::sinks::{SinkError, Writer};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -114,6 +115,8 @@ pub struct Report<'a> {
     pub outputs: Vec<String>,
     /// What else is to be told of how it ran.
     pub note: Option<String>,
+    /// What writers have replaced.
+    pub replaced: Vec<Replaced>,
 }
 
 impl Report<'_> {
@@ -149,6 +152,7 @@ impl Report<'_> {
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
             "bits_per_second": (self.counts.bytes_read as f64 * 8.0 / seconds).round(),
             "outputs": self.outputs,
+            "replaced": self.replaced.iter().map(|replaced| &replaced.what).collect::<Vec<_>>(),
             "hints": self.hints().collect::<Vec<_>>(),
             "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
@@ -212,10 +216,20 @@ impl Report<'_> {
         ));
         self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
         self.hints().for_each(|hint| out.push_str(&format!("{hint}\n")));
+        self.replaced.iter().for_each(|replaced| out.push_str(&format!("{}\n", replaced.what)));
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
         out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));
+        out.extend(self.interruption().map(|line| format!("{line}\n")));
         out
+    }
+
+    /// That a signal ended the run, where one has.
+    pub fn interruption(&self) -> Option<String> {
+        let read = grouped(self.counts.read);
+        self.ledger.is_interrupted().then(|| {
+            format!("interrupted by a signal: the inputs were not read to their ends, the results hold the {read} packets before")
+        })
     }
 
     fn task_table(&self, task: &TopTask, has_times: bool) -> Table {
@@ -295,13 +309,14 @@ fn scaled(mut number: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataflows::rows::Missing;
 
     #[test]
     fn tables_keep_to_the_width_of_the_terminal() {
         let highlights = HighlightsWriter::default();
         let task = crate::trial::task(&["SrcIP", "DstPort"]);
         let tasks = vec![crate::trial::rows(&task, &crate::trial::FLOWS)];
-        let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks };
+        let snapshot = Snapshot { window: 0, span: None, revision: 0, tasks, missing: Missing::default() };
         highlights.clone().prepare(&Arc::new(snapshot), None).expect("highlights");
         let ledger = Ledger::new(&[], 1, false);
         let report = Report {
@@ -313,6 +328,7 @@ mod tests {
             elapsed: Duration::from_secs(1),
             outputs: Vec::new(),
             note: None,
+            replaced: Vec::new(),
         };
         let widest = |text: &str| {
             let table = text

@@ -394,6 +394,11 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> StateError
     move |error| StateError::Io { action, path: path.clone(), error }
 }
 
+/// Where records of commits into a folder of snapshots may be.
+pub(crate) fn places(snapshots: &Path) -> Vec<PathBuf> {
+    beside(snapshots).into_iter().chain([snapshots.join(WITHIN)]).collect()
+}
+
 /// `DIR.state`, where it would be on the same file system.
 fn beside(snapshots: &Path) -> Option<PathBuf> {
     let snapshots = fs::canonicalize(snapshots).ok()?;

@@ -440,3 +440,47 @@ fn random_captures_with_time_out_of_order_match_a_naive_count() {
         }
     }
 }
+
+/// A pcapng file whose packets say how many were lost just before them.
+#[test]
+fn windows_in_which_a_capture_lost_packets_say_so() {
+    let scratch = Scratch::new();
+    let order = Order { big: false };
+    let packets: Vec<_> =
+        (0..100).map(|number| packet(number * 100, "10.0.0.1", &format!("10.0.1.{number}"))).collect();
+    let mut file = section(order, ETHERNET as u16, 9);
+    for (number, record) in records(&packets).iter().enumerate() {
+        let lost: u64 = match number {
+            // From the last packet of second 2 to the first of second 3, and within second 5.
+            30 => 7,
+            52 | 53 => 2,
+            _ => 0,
+        };
+        let units = [(record.time >> 32) as u32, record.time as u32];
+        let fixed = [0, units[0], units[1], record.bytes.len() as u32, record.length];
+        let mut body = [order.words(&fixed), record.bytes.clone()].concat();
+        body.resize(body.len().next_multiple_of(4), 0);
+        if lost > 0 {
+            body.extend([order.halves(&[4, 8]), lost.to_le_bytes().to_vec(), order.halves(&[0, 0])].concat());
+        }
+        file.extend(block(order, 6, &body));
+    }
+    let expected = [(2, 7), (3, 7), (5, 4)];
+    scratch.write("a.pcapng", &file);
+    scratch.write("a.pcapng.gz", gzip(&file));
+    let mut trees = Vec::new();
+    for (name, workers) in [("a.pcapng", 1), ("a.pcapng", 3), ("a.pcapng.gz", 2)] {
+        let out = format!("out-{}", trees.len());
+        scratch.analyze(&format!("-o {out} --window 1s -w {workers} {name}")).assert(0, "11 packets");
+        for second in 0..10 {
+            let summary = scratch.path(&out).join(window_name(START + second * SECOND)).join("summary.json");
+            let lost = expected.iter().find(|(lossy, _)| *lossy == second).map(|(_, lost)| *lost);
+            assert_eq!(read_json(&summary)["incomplete"]["lost"].as_u64(), lost, "second {second}, {out}");
+        }
+        trees.push(tree(&scratch.path(&out)));
+    }
+    trees.iter().for_each(|other| assert_same(&trees[0], other, "workers, compression"));
+    scratch.analyze("-o all a.pcapng").assert(0, "11 packets");
+    let summary = read_json(&scratch.path("all/all/summary.json"));
+    assert_eq!(summary["incomplete"], serde_json::json!({"lost": 11}));
+}

@@ -367,8 +367,9 @@ fn a_full_standard_output_fails_the_run_but_not_its_snapshots() {
     scratch.generate("-o /dev/full --packets 5000").assert(1, "No space left");
 }
 
+/// A folder that was used twice held windows of both runs, with other tasks, and a ledger that spoke of one.
 #[test]
-fn older_snapshots_are_replaced_window_by_window_and_never_mixed() {
+fn a_run_replaces_all_that_an_earlier_one_of_another_capture_has_left_and_says_so() {
     let scratch = Scratch::new();
     let old = mixed(18, 2_000, 6 * SECOND);
     let new: Vec<_> = mixed(19, 2_000, 6 * SECOND)
@@ -383,17 +384,79 @@ fn older_snapshots_are_replaced_window_by_window_and_never_mixed() {
     scratch.write("new.yaml", config(NEW));
     scratch.analyze("-c old.yaml -o out --window 1s old.pcap").assert(0, "");
     scratch.write("out/notes.txt", "a user's own file");
-    scratch.analyze("-c new.yaml -o out --window 1s new.pcap").assert(0, "");
-    for second in 0..10 {
-        let in_window = |packet: &&Packet| packet.time / SECOND == START / SECOND + second;
-        let (packets, tasks) = if second < 4 { (&old, OLD) } else { (&new, NEW) };
-        let expected: Vec<_> = packets.iter().filter(in_window).cloned().collect();
-        assert!(!expected.is_empty());
-        let folder = scratch.path("out").join(window_name(START + second * SECOND));
-        assert_window_holds(&folder, &expected, tasks);
-    }
-    assert_eq!(scratch.ledger("out")["windows"], 6);
+    fs::create_dir(scratch.path("out/mine")).unwrap();
+    let run = scratch.analyze("-q -c new.yaml -o out --window 1s new.pcap");
+    run.assert(0, "out held an earlier run of old.pcap");
+    assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
     assert_eq!(fs::read(scratch.path("out/notes.txt")).unwrap(), b"a user's own file");
+    fs::remove_file(scratch.path("out/notes.txt")).unwrap();
+    fs::remove_dir(scratch.path("out/mine")).unwrap();
+    assert_holds(&scratch.path("out"), &new, SECOND, NEW);
+}
+
+#[test]
+fn a_run_with_another_filter_or_window_leaves_nothing_of_the_earlier_one() {
+    let scratch = Scratch::new();
+    let packets = mixed(22, 2_000, 6 * SECOND);
+    scratch.write("a.pcap", pcap(&packets));
+    scratch.analyze("-o out --window 1s a.pcap").assert(0, "");
+    // The same again is no news.
+    scratch.analyze("-o out --window 1s a.pcap").assert(0, "");
+    assert_holds(&scratch.path("out"), &packets, SECOND, SHIPPED);
+    let analyze = |args: &str, replaces: bool| {
+        let run = scratch.analyze(&format!("-o out {args} a.pcap"));
+        run.assert(0, "");
+        let says = run.stdout.contains("out held windows of an earlier run that are not of this one");
+        assert_eq!(says, replaces, "{args}: {run:?}");
+    };
+    analyze("--window 2s", true);
+    assert_holds(&scratch.path("out"), &packets, 2 * SECOND, SHIPPED);
+    analyze("--window 2s -f 'greater 65535'", true);
+    assert_eq!(entries(&scratch.path("out")), ["ledger.json".to_owned()].into());
+    analyze("--window 2s", false);
+    analyze("", true);
+    assert_holds(&scratch.path("out"), &packets, 0, SHIPPED);
+}
+
+/// Under xargs the first answers were gone, and nothing said so.
+#[test]
+fn runs_between_which_xargs_divides_a_list_of_files_say_that_each_replaces_the_one_before() {
+    let scratch = Scratch::new();
+    let files = [23, 24].map(|seed| {
+        let packets = mixed(seed, 500, SECOND);
+        scratch.write(&format!("{seed}.pcap"), pcap(&packets));
+        packets
+    });
+    let program = env!("CARGO_BIN_EXE_pcap-analyzer");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("echo 23.pcap 24.pcap | xargs -n 1 '{program}' -q -o out")]);
+    command.current_dir(scratch.path("."));
+    Running::start(command).finish().assert(0, "xargs");
+    assert_holds(&scratch.path("out"), &files[1], 0, SHIPPED);
+}
+
+#[test]
+fn a_window_with_something_else_in_it_and_the_windows_of_an_engine_are_refused_and_kept() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(25, 500, 2 * SECOND)));
+    let run = "-o out --window 1s a.pcap";
+    scratch.analyze(run).assert(0, "");
+    let window = scratch.path("out").join(window_name(START + SECOND));
+    fs::write(window.join("plot.png"), "a user's own file").unwrap();
+    let before = tree(&scratch.path("out"));
+    let assert_refused = |says: &str| {
+        let run = scratch.analyze(run);
+        run.assert(2, says);
+        run.assert(2, "name another folder");
+    };
+    assert_refused("plot.png");
+    assert_same(&before, &tree(&scratch.path("out")), "what was refused");
+    fs::remove_file(window.join("plot.png")).unwrap();
+    // As an engine leaves it.
+    let ledger = scratch.ledger("out").to_string();
+    scratch.write("out/ledger.json", ledger.replace("\"pcap\"", "\"live\""));
+    assert_refused("ns-engine");
+    assert!(window.exists());
 }
 
 #[test]

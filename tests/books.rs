@@ -87,6 +87,117 @@ fn frames_in_the_rings_of_frozen_programs_are_counted_when_they_are_told_to_stop
 }
 
 #[test]
+fn an_engine_without_the_durable_log_keeps_earlier_windows_and_names_the_one_that_it_replaces() {
+    let (scratch, server) = (Scratch::new(), NatsServer::start());
+    let out = scratch.path("out");
+    for (minutes, replaces) in [([0, 1], false), ([1, 2], true)] {
+        let args = format!("--nats {} -o out --window 60s", server.url());
+        let mut engine = scratch.start_engine(&args);
+        let mut client = server.connect();
+        for minute in minutes {
+            let packet = packet(minute * 60_000, "10.0.0.1", "10.0.0.2");
+            client.publish(SINGLE, &packet_info(&packet));
+        }
+        client.flush();
+        engine.signal("TERM");
+        let run = engine.wait();
+        let name = window_name((START / MINUTE + 1) * MINUTE);
+        let says = format!("out/{name}: this window of an earlier run is replaced");
+        assert_eq!((run.code, run.stderr.contains(&says)), (Some(0), replaces), "{run:?}");
+    }
+    assert_eq!(windows(&out).len(), 3);
+    scratch.write("a.pcap", pcap(&in_a_row(10)));
+    scratch.analyze("-o out a.pcap").assert(2, "an ns-engine");
+    assert_eq!(windows(&out).len(), 3);
+}
+
+/// The answer to a request, from within a network namespace.
+fn ask_within(place: &Place, said: &str, path: &str) -> String {
+    let port = said.split_once("http://127.0.0.1:").unwrap().1.lines().next().unwrap();
+    let request = format!("GET {path} HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n");
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{request}' >&3; cat <&3");
+    let output = place.command("bash").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Nothing was said before the end, where nothing said where, and all windows looked whole.
+#[test]
+fn what_the_kernel_drops_is_told_while_it_happens_in_the_windows_and_at_the_end() {
+    let (scratch, namespaces) = (Scratch::new(), Namespaces::new());
+    scratch.write("config.yaml", quick_config());
+    scratch.generate("-o few.pcap --packets 100").assert(0, "");
+    scratch.generate("-o many.pcap --packets 20000 --flows 100").assert(0, "");
+    let out = scratch.path("out");
+    for workers in [1, 2] {
+        let args = format!("--iface right -o out -w {workers} --ring-size 1MiB --http 127.0.0.1:0");
+        let mut engine = scratch.start_engine_in(&namespaces.right, &args);
+        engine.wait_until_says("answering at");
+        namespaces.send_at_once(&scratch, "few.pcap");
+        let whole = wait_for("window", || windows(&out).pop());
+        engine.signal("STOP");
+        namespaces.send_at_once(&scratch, "many.pcap");
+        engine.signal("CONT");
+        engine.wait_until_says("the kernel dropped ");
+        let line = engine.said().lines().find(|line| line.contains("dropped")).unwrap().to_owned();
+        assert!(line.contains(" packets of right in the last ") && line.contains("--ring-size"), "{line}");
+        wait_for("remark", || {
+            let ready = ask_within(&namespaces.right, &engine.said(), "/readyz");
+            assert!(ready.contains(" 200 "), "{ready}");
+            ready.contains("the kernel dropped ").then_some(())
+        });
+        engine.signal("TERM");
+        let run = engine.wait();
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let ledger = assert_balanced(&out);
+        let lost = packets(&ledger, "lost");
+        let by_ring = ledger["inputs"].as_array().unwrap().iter().map(|input| number(&input["lost"]));
+        for (ring, lost) in by_ring.enumerate().filter(|(_, lost)| *lost > 0) {
+            let name = if workers == 1 { "right".to_owned() } else { format!("right ring {ring}") };
+            let packets = if lost == 1 { "1 packet was".into() } else { format!("{lost} packets were") };
+            assert!(run.stderr.contains(&format!("{name}: {packets} lost: {lost} by the kernel")), "{run:?}");
+        }
+        let missing = |window: &str| {
+            read_json(&out.join(window).join("summary.json"))["incomplete"]["lost"].as_u64().unwrap_or(0)
+        };
+        assert_eq!(missing(&whole), 0, "it was written before anything was lost");
+        let missing: Vec<_> = windows(&out).iter().map(|window| missing(window)).collect();
+        assert!(
+            missing.iter().all(|missing| *missing <= lost) && missing.iter().sum::<u64>() >= lost,
+            "{missing:?} of {lost}"
+        );
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn what_a_probe_loses_is_told_by_it_and_by_the_engine() {
+    let (scratch, namespaces) = (Scratch::new(), Namespaces::new());
+    scratch.write("config.yaml", quick_config());
+    scratch.generate("-o many.pcap --packets 20000 --flows 100").assert(0, "");
+    let server = NatsServer::start_in(&namespaces.right, "");
+    let mut engine = scratch.start_engine_in(&namespaces.right, &format!("--nats {} -o out", server.url()));
+    let args = format!("--nats {} --json --id tap -i right --ring-size 1MiB", server.url());
+    let mut probe = Live::start(scratch.command_in(&namespaces.right, PROBE, &args));
+    probe.wait_until_says("publishing to");
+    probe.signal("STOP");
+    namespaces.send_at_once(&scratch, "many.pcap");
+    probe.signal("CONT");
+    probe.wait_until_says("the kernel dropped ");
+    assert!(probe.said().contains(" packets of right in the last "), "{}", probe.said());
+    engine.wait_until_says("the kernel of a probe dropped ");
+    assert!(engine.said().contains(" packets of tap in the last "), "{}", engine.said());
+    probe.signal("TERM");
+    let dropped = packets(&probe.report(), "kernel_dropped");
+    engine.signal("TERM");
+    let run = engine.wait();
+    assert!(
+        run.stderr.contains(&format!("tap: {dropped} packets were lost: {dropped} by the kernel")),
+        "{run:?}"
+    );
+}
+
+#[test]
 fn single_messages_that_wait_for_a_frozen_engine_are_counted_when_it_is_told_to_stop() {
     let (scratch, server) = (Scratch::new(), NatsServer::start());
     let engine = scratch.start_engine(&format!("--nats {} -o out -w 2", server.url()));

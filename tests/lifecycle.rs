@@ -37,9 +37,61 @@ fn a_signal_ends_a_live_run_with_everything_received_counted() {
         running.stdin().write_all(&bytes[FILE_HEADER..]).unwrap();
         running.wait_until_read();
         running.signal(signal);
-        running.wait().assert(0, "");
+        let run = running.wait();
+        run.assert(0, "");
+        assert!(run.stdout.lines().last().unwrap().starts_with("interrupted by a signal"), "{run:?}");
         assert_eq!(scratch.ledger("out")["packets"]["read"], packets.len() as u64, "{signal}, {window}");
         assert_holds(&scratch.path("out"), &packets, length, SHIPPED);
+    }
+}
+
+/// What a window's summary says that is missing in it; null where nothing is.
+fn incomplete(folder: &Path, window: &str) -> serde_json::Value {
+    read_json(&folder.join(window).join("summary.json"))["incomplete"].clone()
+}
+
+#[test]
+fn the_windows_that_time_had_not_closed_say_that_a_signal_has_ended_the_run() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let packets = mixed(8, 10_000, 60 * SECOND);
+    let mut running = scratch.start_half_read(&packets);
+    running.signal("INT");
+    let run = running.wait();
+    run.assert(0, "");
+    let last = run.stdout.lines().last().unwrap();
+    assert!(last.starts_with("interrupted by a signal: the inputs were not read to their ends"), "{run:?}");
+    assert_eq!(scratch.ledger("out")["interrupted"], true);
+    let windows = windows(&out);
+    let whole = windows.iter().filter(|window| incomplete(&out, window).is_null());
+    // Five seconds behind the packet that the file has waited for, all is there.
+    let expected = (0..25).map(|second| window_name(START + second * SECOND)).collect::<Vec<_>>();
+    assert_eq!(whole.cloned().collect::<Vec<_>>(), expected);
+    assert!(windows.len() > expected.len(), "{windows:?}");
+    for window in &windows[expected.len()..] {
+        assert_eq!(incomplete(&out, window), serde_json::json!({"interrupted": true}), "{window}");
+    }
+    // Nothing is interrupted where all was read.
+    scratch.analyze("-o out --window 1s half.pcap").assert(0, "");
+    assert!(support::windows(&out).iter().all(|window| incomplete(&out, window).is_null()));
+}
+
+#[test]
+fn a_quiet_run_and_one_for_programs_say_that_a_signal_has_ended_them() {
+    for (flags, warns) in [("-q", true), ("--json", false)] {
+        let scratch = Scratch::new();
+        let mut running = scratch.start_analyzer(&format!("{flags} -o out -"));
+        running.stdin().write_all(&pcap(&mixed(9, 500, SECOND))).unwrap();
+        running.wait_until_running();
+        running.wait_until_read();
+        running.signal("TERM");
+        let run = running.wait();
+        assert_eq!((run.code, run.stderr.contains("interrupted by a signal")), (Some(0), warns), "{run:?}");
+        assert_eq!(incomplete(&scratch.path("out"), "all"), serde_json::json!({"interrupted": true}));
+        if !warns {
+            let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            assert_eq!(json["ledger"]["interrupted"], true);
+        }
     }
 }
 

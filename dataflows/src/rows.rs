@@ -400,6 +400,17 @@ pub struct Snapshot {
     pub revision: u32,
     /// The tasks' rows.
     pub tasks: Vec<TaskRows>,
+    /// What it is known to lack.
+    pub missing: Missing,
+}
+
+/// What is known to be missing in the snapshot of a closed window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// A signal has ended the input before its time had closed the window.
+    pub interrupted: bool,
+    /// Packets that may have been of the window and were lost before they could be counted, at most.
+    pub lost: u64,
 }
 
 impl Snapshot {

@@ -418,7 +418,13 @@ mod tests {
         let flows: Vec<Flow<'_>> =
             flows.iter().map(|(source, packets)| (&source[..], 0, *packets, 60)).collect();
         let span = Some((window * 10, window * 10 + 10));
-        Snapshot { window, span, revision: 0, tasks: vec![rows(&task(&["SrcIP"]), &flows)] }
+        Snapshot {
+            window,
+            span,
+            revision: 0,
+            tasks: vec![rows(&task(&["SrcIP"]), &flows)],
+            missing: Default::default(),
+        }
     }
 
     fn count(events: &[Event], kind: Kind) -> usize {

@@ -15,6 +15,7 @@ use netspectra::decode::LinkType;
 use netspectra::fingerprint::fingerprint;
 use netspectra::intake::Taken;
 use netspectra::ledger::{InputReport, Losses};
+use netspectra::losses::{Loser, LossWatch};
 use netspectra::non_ip;
 use netspectra::probe::{Encoding, FLUSH, HEARTBEAT, Identity, Probe};
 use netspectra::program::{self, End, Failed, Stopping, no_bus, running, usage};
@@ -159,12 +160,7 @@ const AFTER_HELP: &str = "\
 Examples:
   ns-probe --iface eth0 -f 'not port 4222'   publish what an interface sees
   ns-probe --read day.pcap.zst --pace 10x    replay a capture ten times as fast as it was
-  ns-probe --mode sub --count 5              print the next five packets as JSON
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  Any variable that the configuration names as ${NAME}";
+  ns-probe --mode sub --count 5              print the next five packets as JSON";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -193,7 +189,7 @@ const HABITS: &[Habit] = &[
 ];
 
 fn main() -> ExitCode {
-    let flags: Flags = arguments::parse(std::env::args_os(), HABITS);
+    let flags: Flags = arguments::parse(std::env::args_os(), HABITS, &[]);
     program::main(NAME, || run(&flags))
 }
 
@@ -555,6 +551,8 @@ impl Front<'_> {
     ) -> Result<(), Failed> {
         let (link, most) = (live.link(), self.flags.count.unwrap_or(u64::MAX));
         let mut counted = Instant::now();
+        let name = self.flags.iface.clone().unwrap_or_default();
+        let mut losses = LossWatch::new(&[], counted);
         let mut lossy = false;
         // What has arrived when we are told to stop is still read.
         let mut until = u64::MAX;
@@ -586,6 +584,8 @@ impl Front<'_> {
             if counted.elapsed() >= COUNTERS {
                 counted = Instant::now();
                 probe.note_drops(live.drops());
+                let lost = losses.look(&[(name.clone(), Loser::Interface, probe.losses())], counted);
+                lost.iter().for_each(|line| warn!("{line}"));
                 probe.note_reconnects(self.bus.reconnects());
                 warn_of_savefile(savefile, &mut lossy);
             }

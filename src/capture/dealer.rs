@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use timely::scheduling::SyncActivator;
 
@@ -89,6 +89,8 @@ struct Input {
     latest: u64,
     /// The findings that are in the report.
     told: (Findings, Drops),
+    /// Whether it was stopped before its end.
+    is_cut: bool,
 }
 
 /// An input that waits for its turn.
@@ -108,6 +110,8 @@ struct State {
     chunks: u64,
     /// Bytes read of regular files, compressed ones as they lie.
     done_bytes: Arc<AtomicU64>,
+    /// The watermark up to which the inputs were read that [`Dealer::stop`] has ended before their own ends.
+    cut: Option<u64>,
 }
 
 /// Deals all inputs' frames.
@@ -119,7 +123,6 @@ pub struct Dealer {
     done_bytes: Arc<AtomicU64>,
     first_links: BTreeSet<LinkType>,
     wake: Wake,
-    stopped: AtomicBool,
     /// Of how many shares of the chunks this dealer deals which.
     share: u64,
     shares: u64,
@@ -139,6 +142,7 @@ impl Dealer {
             reports: Vec::new(),
             chunks: 0,
             done_bytes: done_bytes.clone(),
+            cut: None,
         };
         let mut total_bytes = 0;
         let mut first_links = BTreeSet::new();
@@ -189,7 +193,6 @@ impl Dealer {
             done_bytes,
             first_links,
             wake,
-            stopped: AtomicBool::new(false),
             share: 0,
             shares: 1,
         })
@@ -215,8 +218,12 @@ impl Dealer {
     /// Ends all inputs where they are: files at once, streams after what has been received of them. Then activates
     /// all registered operators.
     pub fn stop(&self) {
-        self.stopped.store(true, Relaxed);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = state.waiting.iter().filter(|(_, waiting)| matches!(waiting, Waiting::Closed { .. }));
+        let closed = closed.map(|((first_time, _), _)| *first_time).min();
+        let files = state.open.values().filter(|input| matches!(input.source, Source::File(..)));
+        let files = files.map(|input| input.latest).min();
+        state.cut = state.cut.into_iter().chain(closed).chain(files).min();
         state.waiting.retain(|_, waiting| matches!(waiting, Waiting::Open { .. }));
         let waiting = state.waiting.values_mut().filter_map(|waiting| match waiting {
             Waiting::Open { input, .. } => Some(&mut **input),
@@ -228,9 +235,10 @@ impl Dealer {
         self.wake();
     }
 
-    /// Whether [`Self::stop`] ended the inputs.
-    pub fn was_stopped(&self) -> bool {
-        self.stopped.load(Relaxed)
+    /// The watermark up to which the inputs were read that [`Self::stop`] has ended before their own ends, once all have
+    /// ended.
+    pub fn cut(&self) -> Option<u64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).cut
     }
 
     /// Activates all registered operators.
@@ -284,6 +292,8 @@ impl Dealer {
                 Next::Wait => return Ok(Taken::Wait),
                 Next::End => {
                     if let Some(input) = state.open.remove(&number) {
+                        let cut = input.is_cut.then_some(input.latest);
+                        state.cut = state.cut.into_iter().chain(cut).min();
                         state.reports[number] = input.report;
                     }
                 }
@@ -383,7 +393,7 @@ impl Input {
     fn new(name: String, suffix: &str, format: Format, (source, offset): (Source, u64)) -> Self {
         let report =
             InputReport { name, format: format!("{}{suffix}", format.name()), ..InputReport::default() };
-        Self { report, source, format, offset, latest: 0, told: Default::default() }
+        Self { report, source, format, offset, latest: 0, told: Default::default(), is_cut: false }
     }
 
     /// Puts what the format has found into the report, where it is news.
@@ -420,6 +430,8 @@ impl Input {
             let held = chunk.bytes.len() as u64;
             let consumed = scanned.as_ref().map_or_else(|consumed| *consumed, |scanned| scanned.consumed);
             self.report_findings();
+            // The worker that is dealt the frames finds them again.
+            self.format.take_gaps();
             self.offset += consumed;
             self.source.consume(&mut chunk.bytes, consumed);
             let over = match scanned.map(|scanned| scanned.stop) {
@@ -433,7 +445,10 @@ impl Input {
                     self.report.damage = Some(format!("at byte {}: {what}", self.offset));
                     true
                 }
-                Ok(Stop::Needs(_)) if peek == Peek::Stopped => true,
+                Ok(Stop::Needs(_)) if peek == Peek::Stopped => {
+                    self.is_cut = true;
+                    true
+                }
                 Ok(Stop::Needs(_)) if peek == Peek::Last && consumed < held => {
                     let cut = held - consumed;
                     self.report.damage = Some(format!(

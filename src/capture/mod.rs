@@ -48,6 +48,17 @@ pub struct Frame {
     pub interface: u16,
 }
 
+/// Packets that were lost somewhere between two times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Nanoseconds since the Unix epoch.
+    pub from: u64,
+    /// The same; not before it where clocks go forward.
+    pub to: u64,
+    /// How many.
+    pub packets: u64,
+}
+
 /// Bytes that start and end at a record, for one worker.
 #[derive(Default)]
 pub struct Chunk {
@@ -63,9 +74,18 @@ pub struct Chunk {
     pub others: u64,
     /// Numbers of the frames that are dated ahead by mistake, from 0, ascending: see [`clock`].
     pub strays: Vec<u64>,
+    /// What was lost among the frames, or just before them.
+    pub gaps: Vec<Gap>,
 }
 
 impl Chunk {
+    /// What was lost, by the input itself and by what its frames say, once they were visited.
+    pub fn take_gaps(&mut self) -> Vec<Gap> {
+        let mut gaps = std::mem::take(&mut self.gaps);
+        gaps.extend(self.format.as_mut().map(Format::take_gaps).unwrap_or_default());
+        gaps
+    }
+
     /// Whether any of its frames is a stray.
     pub fn has_strays(&self) -> bool {
         !self.strays.is_empty()
@@ -198,6 +218,14 @@ impl Format {
         match self {
             Self::Pcap(pcap) => pcap.findings.drops,
             Self::Pcapng(pcapng) => pcapng.drops(),
+        }
+    }
+
+    /// What the frames scanned since this was last asked say that was lost before them.
+    pub fn take_gaps(&mut self) -> Vec<Gap> {
+        match self {
+            Self::Pcap(_) => Vec::new(),
+            Self::Pcapng(pcapng) => pcapng.take_gaps(),
         }
     }
 

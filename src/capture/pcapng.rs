@@ -4,7 +4,7 @@
 //! capture dropped is kept.
 
 use super::live::Drops;
-use super::{Findings, Frame, Halt, MOST_LIMIT, foreign, pcap};
+use super::{Findings, Frame, Gap, Halt, MOST_LIMIT, foreign, pcap};
 use crate::decode::LinkType;
 use dataflows::layers::Text;
 use std::sync::Arc;
@@ -80,6 +80,8 @@ pub struct Pcapng {
     dropped: Arc<Vec<Dropped>>,
     /// The latest frame's time: simple packet blocks have none of their own and take it.
     last_time: u64,
+    /// What frames scanned say that was lost before them, since that was last taken.
+    gaps: Vec<Gap>,
     pub(super) findings: Findings,
 }
 
@@ -103,6 +105,7 @@ impl Pcapng {
             interfaces: Arc::default(),
             dropped: Arc::default(),
             last_time: 0,
+            gaps: Vec::new(),
             findings: Findings::default(),
         };
         let version = bytes.get(12..16).map_or(Ok(()), |version| pcapng.version(version));
@@ -125,6 +128,11 @@ impl Pcapng {
             interface: sum.interface.saturating_add(more.interface),
         };
         self.dropped.iter().map(|dropped| dropped.total()).fold(self.findings.drops, add)
+    }
+
+    /// What the frames scanned since this was last asked say that was lost before them.
+    pub fn take_gaps(&mut self) -> Vec<Gap> {
+        std::mem::take(&mut self.gaps)
     }
 
     fn dropped_mut(&mut self, interface: u32) -> Option<&mut Dropped> {
@@ -307,7 +315,7 @@ impl Pcapng {
     /// The packets that were lost before this one: the option epb_dropcount, or a field of an obsolete block.
     #[cold]
     #[inline(never)]
-    fn gap(&mut self, number: u32, options: &[u8], before: u64) {
+    fn gap(&mut self, number: u32, (options, before): (&[u8], u64), time: u64) {
         let in_options = self.options(options).filter(|(code, _)| *code == 4);
         let lost: u64 =
             in_options.filter_map(|(_, value)| self.u64_option(value)).fold(before, u64::saturating_add);
@@ -315,6 +323,8 @@ impl Pcapng {
             && let Some(dropped) = self.dropped_mut(number)
         {
             dropped.in_gaps = dropped.in_gaps.saturating_add(lost);
+            let from = if self.last_time == 0 { time } else { self.last_time.min(time) };
+            self.gaps.push(Gap { from, to: time, packets: lost });
         }
     }
 
@@ -395,7 +405,8 @@ impl Pcapng {
         let options = body.get(fixed + (captured as usize).next_multiple_of(4)..).unwrap_or_default();
         let before = if kind == OBSOLETE_PACKET { u64::from(self.u16(body, 2)) % 0xffff } else { 0 };
         if !options.is_empty() || before > 0 {
-            self.gap(number, options, before);
+            let units = u64::from(self.u32(body, 4)) << 32 | u64::from(self.u32(body, 8));
+            self.gap(number, (options, before), interface.time(units));
         }
         if captured > length {
             return Ok(self.findings.contradiction(at, frame));
@@ -571,6 +582,19 @@ mod tests {
         let fixed = words(&[0, 0, 9, 3, 60], false);
         let options = option(4, &lost.to_le_bytes());
         block(ENHANCED_PACKET, &[&fixed[..], &[1, 2, 3, 0], &options].concat(), false)
+    }
+
+    #[test]
+    fn a_gap_is_between_the_packet_that_tells_of_it_and_the_one_before() {
+        let bytes =
+            [section(false), interface(1, None, false), behind_gap(7), enhanced(0, 30, false), behind_gap(2)];
+        let bytes = bytes.concat();
+        let mut format = Format::Pcapng(Pcapng::open(&bytes).expect("a section").expect("of our version"));
+        format.scan(&bytes, |_| {});
+        let gap = |from, to, packets| Gap { from, to, packets };
+        // Times that run backwards: the gap has no length.
+        assert_eq!(format.take_gaps(), [gap(9_000, 9_000, 7), gap(9_000, 9_000, 2)]);
+        assert_eq!(format.take_gaps(), []);
     }
 
     #[test]

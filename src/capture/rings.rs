@@ -1,12 +1,13 @@
 //! Captures an interface for all workers: a ring and a thread each, divided by flow, frames handed over in chunks.
 //!
 //! A chunk has the layout of a capture file, so it is decoded like any other. A ring whose worker does not keep up fills,
-//! and what the kernel then drops is counted as lost.
+//! and what the kernel then drops is counted as lost. A ring's watermark passes no frame before the counters were read
+//! that tell what was dropped up to it: so a window is not closed before it is known what it lacks.
 
 use super::fanout;
 use super::live::{Live, LiveError, Options, now, settled};
 use super::pcap::{file_header, record_header};
-use super::{Chunk, Format};
+use super::{Chunk, Format, Gap};
 use crate::decode::LinkType;
 use crate::intake::{Taken, Wakers};
 use crate::ledger::{InputReport, Losses};
@@ -32,6 +33,8 @@ struct Block {
     packets: u64,
     /// The ring's watermark behind them.
     latest: u64,
+    /// What was dropped since the last block.
+    gap: Option<Gap>,
 }
 
 struct Ring {
@@ -86,7 +89,9 @@ impl Rings {
                 capture,
                 sender,
                 recycled,
-                block: Block { bytes: Vec::with_capacity(CHUNK), packets: 0, latest: 0 },
+                block: Block { bytes: Vec::with_capacity(CHUNK), packets: 0, latest: 0, gap: None },
+                latest: 0,
+                counted: now(),
                 report: report.clone(),
                 // The interface's own drops are told to every ring; they count once.
                 first: number == 0,
@@ -137,9 +142,10 @@ impl Rings {
             match ring.blocks.try_recv() {
                 Ok(block) => {
                     ring.watermark.store(block.latest, SeqCst);
-                    if block.packets == 0 {
+                    if block.packets == 0 && block.gap.is_none() {
                         continue;
                     }
+                    chunk.gaps.extend(block.gap);
                     let spent = std::mem::replace(&mut chunk.bytes, block.bytes);
                     // The thread may have ended; then nobody needs it.
                     let _ = ring.spent.send(spent);
@@ -191,6 +197,10 @@ struct RingThread {
     sender: Sender<Block>,
     recycled: Receiver<Vec<u8>>,
     block: Block,
+    /// Latest time of a frame.
+    latest: u64,
+    /// When the counters were last read, nanoseconds since the Unix epoch.
+    counted: u64,
     report: Arc<Mutex<InputReport>>,
     first: bool,
     wakers: Wakers,
@@ -206,8 +216,8 @@ impl RingThread {
             // The frames of its flows would be missing: all rings end with it.
             self.stop.store(true, SeqCst);
         }
-        self.hand_over(true);
         self.count_drops();
+        self.hand_over(true);
         let Self { sender, wakers, .. } = self;
         drop(sender);
         wakers.wake();
@@ -225,7 +235,7 @@ impl RingThread {
                 until = clock;
             }
             let (block, sender, recycled) = (&mut self.block, &self.sender, &self.recycled);
-            let (report, wakers) = (&self.report, &self.wakers);
+            let (report, wakers, latest) = (&self.report, &self.wakers, &mut self.latest);
             let found = self.capture.next(WAIT, |time, length, bytes| {
                 if time > until {
                     beyond = true;
@@ -234,7 +244,7 @@ impl RingThread {
                 block.bytes.extend_from_slice(&record_header(time, length, bytes.len()));
                 block.bytes.extend_from_slice(bytes);
                 block.packets += 1;
-                block.latest = block.latest.max(time);
+                *latest = (*latest).max(time);
                 if block.bytes.len() >= CHUNK - 512 {
                     send(block, sender, recycled, report, wakers, true);
                 }
@@ -243,11 +253,13 @@ impl RingThread {
                 return Ok(());
             }
             if found == 0 {
-                self.block.latest = self.block.latest.max(settled(clock));
+                self.latest = self.latest.max(settled(clock));
             }
             let quiet = told.elapsed() >= QUIET;
             if quiet {
                 told = Instant::now();
+            }
+            if found > 0 || quiet {
                 self.count_drops();
             }
             if self.block.packets > 0 || quiet {
@@ -261,11 +273,21 @@ impl RingThread {
         send(&mut self.block, &self.sender, &self.recycled, &self.report, &self.wakers, now);
     }
 
+    /// Reads the counters, and lets the watermark go up to the latest frame.
     fn count_drops(&mut self) {
         let drops = self.capture.drops();
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = std::mem::replace(&mut self.counted, now());
         let interface = if self.first { drops.interface } else { 0 };
-        report.losses = Some(Losses { kernel: drops.kernel, interface, ..Losses::default() });
+        let losses = Losses { kernel: drops.kernel, interface, ..Losses::default() };
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = report.losses.replace(losses).unwrap_or_default();
+        let packets = losses.total().saturating_sub(before.total());
+        if packets > 0 {
+            let earlier = self.block.gap.map_or(0, |gap| gap.packets);
+            let from = self.block.gap.map_or(from, |gap| gap.from);
+            self.block.gap = Some(Gap { from, to: self.counted, packets: earlier + packets });
+        }
+        self.block.latest = self.block.latest.max(self.latest);
     }
 }
 
@@ -281,7 +303,7 @@ fn send(
     let mut bytes = recycled.try_recv().unwrap_or_default();
     bytes.clear();
     bytes.reserve(CHUNK);
-    let next = Block { bytes, packets: 0, latest: block.latest };
+    let next = Block { bytes, packets: 0, latest: block.latest, gap: None };
     let full = std::mem::replace(block, next);
     if now {
         // The worker is gone only when the run has failed.

@@ -184,7 +184,7 @@ impl Recent {
 pub(super) fn example(second: u64, revision: u32, flows: &[crate::trial::Flow<'_>]) -> Arc<Snapshot> {
     let task = crate::trial::rows(&crate::trial::task(&["SrcIP", "DstPort"]), flows);
     let span = Some((second * 1_000_000_000, (second + 60) * 1_000_000_000));
-    Arc::new(Snapshot { window: second / 60, span, revision, tasks: vec![task] })
+    Arc::new(Snapshot { window: second / 60, span, revision, tasks: vec![task], missing: Default::default() })
 }
 
 #[cfg(test)]

@@ -19,11 +19,20 @@ use timely::scheduling::SyncActivator;
 /// Gives workers chunks of frames.
 trait Deal: Send + Sync {
     fn deal(&self, worker: usize, chunk: &mut Chunk) -> Result<Taken, String>;
+
+    /// As [`Reader::cut`].
+    fn cut(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl Deal for Dealer {
     fn deal(&self, _worker: usize, chunk: &mut Chunk) -> Result<Taken, String> {
         Dealer::deal(self, chunk).map_err(|error| error.to_string())
+    }
+
+    fn cut(&self) -> Option<u64> {
+        Dealer::cut(self)
     }
 }
 
@@ -156,8 +165,13 @@ impl<D: Deal> Reader for FrameReader<D> {
         if noticed != Noticed::default() {
             into.noticed.insert(input, noticed);
         }
+        self.chunk.take_gaps().into_iter().for_each(|gap| into.lose(gap));
         into.finish(input, Some(counts));
         failed.map_or(Ok(()), |error| Err(error.to_string()))
+    }
+
+    fn cut(&self) -> Option<u64> {
+        self.from.cut()
     }
 
     fn key(&self, input: usize) -> InputKey {

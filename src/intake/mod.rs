@@ -15,6 +15,7 @@ pub mod retired;
 pub mod skew;
 
 use crate::account::{Found, InputKey, Noticed};
+use crate::capture::Gap;
 use crate::intake::log::LogPosition;
 use crate::ledger::Counts;
 use dataflows::field::{Extension, WORDS};
@@ -29,6 +30,8 @@ use timely::scheduling::SyncActivator;
 
 /// Packets in one batch: a few dozen kilobytes, so that it is folded while it is still in the nearest cache.
 const BATCH: usize = 512;
+/// Windows before the last one of a gap that are said to lack its packets.
+const MAX_GAP: u64 = 1 << 10;
 
 /// Where a stream of packets stands before a piece of it, in nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +117,11 @@ pub trait Reader {
 
     /// Decodes the piece that was taken last.
     fn decode(&mut self, into: &mut Placer) -> Result<(), String>;
+
+    /// At the end of the input, the watermark up to which it was read where a signal has ended it before its own end.
+    fn cut(&self) -> Option<u64> {
+        None
+    }
 
     /// Names an input in all processes by its number in what was decoded.
     fn key(&self, input: usize) -> InputKey;
@@ -205,6 +213,8 @@ pub struct Placer {
     open: Vec<Place>,
     /// Where in `open` an epoch's window is.
     places: BTreeMap<(Epoch, Epoch), usize>,
+    /// Windows in which packets may have been that were lost, and how many at most.
+    pub lost: BTreeMap<Epoch, u64>,
     /// Full batches with their epochs.
     pub batches: Vec<(Epoch, Observations)>,
     /// Epochs with the windows that their packets are for.
@@ -233,6 +243,7 @@ impl Placer {
             noticed: BTreeMap::new(),
             open: Vec::new(),
             places: BTreeMap::new(),
+            lost: BTreeMap::new(),
             batches: Vec::new(),
             touched: BTreeSet::new(),
             current: 0..0,
@@ -276,6 +287,27 @@ impl Placer {
             self.closed = self.watermark.first_open().max(self.first);
             self.current = 0..0;
         }
+    }
+
+    /// Notes that packets were lost. Where between two times is not known, so each window that has a part of the gap is
+    /// said to lack them.
+    pub fn lose(&mut self, gap: Gap) {
+        let Gap { from, to, packets } = gap;
+        let last = self.windowing.index(to.max(from));
+        let first = self.windowing.index(from).max(last.saturating_sub(MAX_GAP));
+        for window in first..=last {
+            *self.lost.entry(window).or_default() += packets;
+        }
+    }
+
+    /// How event time is cut.
+    pub fn windowing(&self) -> Windowing {
+        self.windowing
+    }
+
+    /// Nanoseconds that a window stays open behind the watermark.
+    pub fn lateness(&self) -> u64 {
+        self.lateness
     }
 
     /// The first window that is open where the decoding has come.

@@ -16,7 +16,8 @@ use crate::intake::books::{MAX_ENDED, Rules};
 use crate::intake::frames::Interface;
 use crate::intake::listen::{Listen, Listening};
 use crate::intake::log::{Division, Resume};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Losses};
+use crate::losses;
 use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
 use crate::sinks::csv::CsvReader;
@@ -46,16 +47,7 @@ const AFTER_HELP: &str = "\
 Examples:
   ns-engine --iface eth0 --window 10s -o out     capture here, a folder every ten seconds
   ns-engine --nats nats://bus:4222 -o out        what probes publish
-  ns-engine -c engine.yaml --jetstream --check   try configuration and servers, start nothing
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  NETSPECTRA_PROCESSES    as --processes
-  NETSPECTRA_PROCESS      as --process
-  NETSPECTRA_HOSTFILE     as --hostfile
-  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
-  Any variable that the configuration names as ${NAME}";
+  ns-engine -c engine.yaml --jetstream --check   try configuration and servers, start nothing";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -129,7 +121,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags: Flags = arguments::parse(arguments, HABITS);
+    let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registry))
 }
 
@@ -285,6 +277,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
         }
         None => None,
     };
+    losses::start(&job, &progress, flags.iface.is_some()).map_err(running)?;
     let recorded = job.earlier.manifest.clone().filter(|manifest| manifest.number > 0);
     let committing = Committing { writers, record: writing.named(), deliveries, state, recorded, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits), Run::Live);
@@ -315,6 +308,10 @@ fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Fai
     ended.finish(&ledger).map_err(running)?;
     for (name, counts, noticed) in progress.noticed() {
         non_ip::warnings(&name, counts, &noticed, None).iter().for_each(|warning| warn!("{warning}"));
+    }
+    for (report, _) in progress.inputs() {
+        let lost = report.losses.and_then(Losses::places);
+        lost.iter().for_each(|lost| warn!("{}: {lost}", report.name));
     }
     if !quiet {
         say!("{} windows; {}", progress.windows(), ledger.summary());

@@ -35,16 +35,7 @@ const AFTER_HELP: &str = "\
 Examples:
   pcap-analyzer -o out incident.pcap                 one snapshot of everything, out/all/TASK.csv
   pcap-analyzer -o out --window 60s day/*.pcap.zst   a folder a minute over a rotated series
-  zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -
-
-Environment:
-  NETSPECTRA_LOG          error, warn, info (default), debug or trace; PART=LEVEL for a part
-  NETSPECTRA_LOG_FORMAT   text (default) or json
-  NETSPECTRA_PROCESSES    as --processes
-  NETSPECTRA_PROCESS      as --process
-  NETSPECTRA_HOSTFILE     as --hostfile
-  TMPDIR                  room for what memory cannot hold, where no csv is written (/var/tmp)
-  Any variable that the configuration names as ${NAME}";
+  zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -";
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
@@ -110,7 +101,7 @@ struct Flags {
 
 /// Runs the program with these aggregators and arguments, the first of which is its own name.
 pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let flags: Flags = arguments::parse(arguments, HABITS);
+    let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registry))
 }
 
@@ -145,7 +136,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let mut writers: Vec<Box<dyn Writer>> = vec![Box::new(highlights.clone())];
     if commits {
         let csv = writing.open_record(workers).map_err(running)?;
-        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
+        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(program::no_writer)?);
     }
     if how.verbose {
         say!("{} inputs, {workers} workers, {} tasks", flags.files.len(), config.tasks.len());
@@ -221,7 +212,7 @@ fn finish(
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
     let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
-    let ledger = progress.ledger(dealer.was_stopped()).map_err(running)?;
+    let ledger = progress.ledger(dealer.cut().is_some()).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
     let noticed = progress.noticed();
     for (name, counts, noticed) in &noticed {
@@ -242,10 +233,16 @@ fn finish(
         elapsed: began.elapsed(),
         outputs,
         note,
+        replaced: writing.replaced(),
     };
     let text = match (flags.json, flags.how.quiet) {
         (true, _) => format!("{:#}\n", report.json()),
-        (false, quiet) if quiet || writing.is_on_stdout() => String::new(),
+        (false, quiet) if quiet || writing.is_on_stdout() => {
+            let of_others = report.replaced.iter().filter(|replaced| replaced.of_others);
+            of_others.for_each(|replaced| warn!("{}", replaced.what));
+            report.interruption().iter().for_each(|what| warn!("{what}"));
+            String::new()
+        }
         (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
     };
     match std::io::stdout().write_all(text.as_bytes()) {

@@ -164,6 +164,7 @@ mod tests {
     use dataflows::exact::Exact;
     use dataflows::key::{KeyFields, Layout};
     use dataflows::packet::{Address, Packet, Transport};
+    use dataflows::rows::Missing;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
     use std::os::unix::fs::MetadataExt;
@@ -221,7 +222,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let windowing = Windowing::Every(60_000_000_000);
             let mut writer = CsvWriter::open(folder.path(), Csv { threads: 1 }).expect("a writer");
-            let snapshot = Snapshot { window: 7, span: windowing.span(7), revision: 3, tasks: vec![rows] };
+            let snapshot = Snapshot { window: 7, span: windowing.span(7), revision: 3, tasks: vec![rows], missing: Missing::default() };
             writer.prepare(&Arc::new(snapshot), Some(1)).and_then(|()| writer.publish()).expect("written");
             let reader = CsvReader { folder: folder.path().to_owned(), windowing, counting: Some(task.name.clone()) };
             let found = reader.groups(&task, 7).expect("groups");
@@ -242,7 +243,7 @@ mod tests {
 
     fn prepare(writer: &mut CsvWriter, window: Epoch, revision: u32, commit: u64) {
         let span = WINDOWING.span(window);
-        let snapshot = Snapshot { window, span, revision, tasks: Vec::new() };
+        let snapshot = Snapshot { window, span, revision, tasks: Vec::new(), missing: Missing::default() };
         writer.prepare(&Arc::new(snapshot), Some(commit)).expect("prepared");
     }
 

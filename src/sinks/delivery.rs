@@ -339,9 +339,9 @@ impl Deliveries {
 
 /// A snapshot with no other tasks than these.
 fn select(snapshot: &Snapshot, selected: &BTreeSet<Arc<str>>) -> Arc<Snapshot> {
-    let Snapshot { window, span, revision, tasks } = snapshot;
+    let Snapshot { window, span, revision, tasks, missing } = snapshot;
     let tasks = tasks.iter().filter(|task| selected.contains(&task.name)).cloned().collect();
-    Arc::new(Snapshot { window: *window, span: *span, revision: *revision, tasks })
+    Arc::new(Snapshot { window: *window, span: *span, revision: *revision, tasks, missing: *missing })
 }
 
 /// A writer within the commit that is given some of the tasks.

@@ -4,9 +4,11 @@
 //! it in one step and then removed. What is built for a recorded commit has the commit's number in its name and is synced:
 //! a restart puts it in its place if that commit was recorded, and removes it if not. What was built is known by its
 //! summary, so that a restart finds it in a copy of the folder as well. The ledger goes when a run begins to write and
-//! comes back when it has ended, so a folder without one holds whole windows of an unfinished run.
+//! comes back when it has ended, so a folder without one holds whole windows of an unfinished run. A run that begins anew
+//! takes the windows of an earlier one ([`super::earlier`]) away before it shows its first.
 
 use super::delivery::Destination;
+use super::earlier::{Earlier, Reuse};
 use super::outbox::Entry;
 use super::text::window_name;
 use super::{SinkError, Writer, summary};
@@ -30,6 +32,8 @@ const FREE_NAMES: u32 = 8;
 
 /// Ending of the hidden name of what is being built; nothing else of that name is ever in the folder.
 const PARTIAL: &str = ".netspectra-partial";
+/// The mark of an engine that has begun to write and has no ledger yet.
+const MARK: &str = ".live.netspectra-partial";
 
 /// The files of a window.
 pub trait Files: Send {
@@ -54,6 +58,9 @@ pub struct FolderWriter<F> {
     /// The folder itself, locked while the writer lives, so that two runs cannot mix their windows.
     _lock: File,
     begun: bool,
+    reuse: Reuse,
+    /// What is to be replaced.
+    earlier: Earlier,
     /// Folders that are built, and what they will be called.
     prepared: VecDeque<(PathBuf, PathBuf)>,
     /// Earlier revisions that were taken out of their places and could not be removed yet.
@@ -79,6 +86,8 @@ impl<F: Files> FolderWriter<F> {
             files,
             _lock: lock,
             begun: false,
+            reuse: Reuse::Continue,
+            earlier: Earlier::default(),
             prepared: VecDeque::new(),
             replaced: Vec::new(),
             synced: false,
@@ -110,6 +119,48 @@ impl<F: Files> FolderWriter<F> {
         self.remove_partials().map_err(SinkError::io("clear what a killed run left in", &self.folder))
     }
 
+    /// Says what becomes of the windows of an earlier run; refuses to replace what has to stay. After [`Self::recover`].
+    pub fn reuse(&mut self, reuse: Reuse) -> Result<(), SinkError> {
+        if matches!(reuse, Reuse::Replace(_)) {
+            self.earlier = Earlier::find::<F>(&self.folder, &self.folder.join(MARK))?;
+        }
+        self.reuse = reuse;
+        Ok(())
+    }
+
+    /// Before this run writes anything: the ledger of an earlier one goes. Where commits are recorded, the records are an
+    /// engine's mark.
+    fn begin(&mut self, is_recorded: bool) -> Result<(), SinkError> {
+        if self.begun {
+            return Ok(());
+        }
+        if matches!(self.reuse, Reuse::Continue) && !is_recorded {
+            let mark = self.folder.join(MARK);
+            File::create(&mark).map_err(SinkError::io("create", &mark))?;
+        }
+        remove_file("remove the old", &self.folder.join(F::LEDGER))?;
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Before a window of this run is seen: those that it replaces are taken out of their places, but for the one that is
+    /// about to be exchanged.
+    fn take_away(&mut self, next: Option<&str>) -> Result<(), SinkError> {
+        while let Some(name) = self.earlier.windows.pop_last() {
+            if next == Some(&name) {
+                continue;
+            }
+            let (place, aside) = (self.folder.join(&name), self.free_name(&name)?);
+            fs::create_dir_all(self.aside()).map_err(SinkError::io("create the folder", &self.aside()))?;
+            if let Err(error) = fs::rename(&place, &aside) {
+                self.earlier.windows.insert(name);
+                return Err(SinkError::io("remove the old", &place)(error));
+            }
+            self.replaced.push(aside);
+        }
+        Ok(())
+    }
+
     /// Where windows are built.
     fn aside(&self) -> PathBuf {
         if F::ASIDE.is_empty() { self.folder.clone() } else { self.folder.join(F::ASIDE) }
@@ -120,7 +171,7 @@ impl<F: Files> FolderWriter<F> {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with('.') && name.ends_with(PARTIAL) {
+            if name.starts_with('.') && name.ends_with(PARTIAL) && name != MARK {
                 let remove = if entry.file_type()?.is_dir() { fs::remove_dir_all } else { fs::remove_file };
                 remove(entry.path())?;
             }
@@ -153,6 +204,10 @@ impl<F: Files> FolderWriter<F> {
                 true
             }
         });
+        if !F::ASIDE.is_empty() {
+            // Fails where something is still in it.
+            let _ = fs::remove_dir(self.aside());
+        }
     }
 
     fn build(&self, aside: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
@@ -172,18 +227,27 @@ impl<F: Files> FolderWriter<F> {
 
 impl<F: Files> Writer for FolderWriter<F> {
     fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
-        if !std::mem::replace(&mut self.begun, true) {
-            remove_file("remove the old", &self.folder.join(F::LEDGER))?;
-        }
+        self.begin(commit.is_some())?;
         let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
         let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
         let aside = self.free_name(&format!("{name}{number}"))?;
-        if let Err(error) = self.build(&aside, snapshot, commit.is_some()) {
+        let built = self.build(&aside, snapshot, commit.is_some());
+        if let Err(error) = built.and_then(|()| self.take_away(Some(&name))) {
             // The first error is the one to tell; what cannot be removed now is removed by the next run.
             let _ = fs::remove_dir_all(&aside);
             return Err(error);
         }
-        self.prepared.push_back((aside, self.folder.join(name)));
+        self.earlier.gone.remove(&name);
+        let place = self.folder.join(name);
+        let is_new = snapshot.revision == 0 && commit.is_none() && matches!(self.reuse, Reuse::Continue);
+        if is_new && place.join(F::SUMMARY).is_file() {
+            warn!(
+                "{}: this window of an earlier run is replaced, what only that run had seen is gone; with the durable log \
+                 (--jetstream) a restart goes on instead",
+                place.display()
+            );
+        }
+        self.prepared.push_back((aside, place));
         self.synced = commit.is_some();
         Ok(())
     }
@@ -206,10 +270,6 @@ impl<F: Files> Writer for FolderWriter<F> {
             self.unsynced = self.synced;
         }
         self.remove_replaced();
-        if !F::ASIDE.is_empty() {
-            // Fails where something is still in it.
-            let _ = fs::remove_dir(self.aside());
-        }
         if self.unsynced {
             sync_folder(&self.folder).map_err(SinkError::io("sync", &self.folder))?;
             self.unsynced = false;
@@ -218,6 +278,12 @@ impl<F: Files> Writer for FolderWriter<F> {
     }
 
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        self.begin(self.synced)?;
+        self.take_away(None)?;
+        self.remove_replaced();
+        if let Reuse::Replace(told) = &self.reuse {
+            self.earlier.replaced(&self.folder, ledger).into_iter().for_each(|what| told.tell(what));
+        }
         let path = self.folder.join(F::LEDGER);
         let aside = self.folder.join(format!(".{}{PARTIAL}", F::LEDGER));
         write_json(&aside, ledger)?;
@@ -225,7 +291,11 @@ impl<F: Files> Writer for FolderWriter<F> {
             let synced = File::open(&aside).and_then(|file| file.sync_all());
             synced.map_err(SinkError::io("sync", &aside))?;
         }
-        fs::rename(&aside, &path).map_err(SinkError::io("rename to", &path))
+        fs::rename(&aside, &path).map_err(SinkError::io("rename to", &path))?;
+        match self.reuse {
+            Reuse::Continue => remove_file("remove", &self.folder.join(MARK)),
+            Reuse::Replace(_) => Ok(()),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod clickhouse;
 mod columns;
 pub mod csv;
 pub mod delivery;
+pub mod earlier;
 pub mod folder;
 pub mod json;
 pub mod nats;
@@ -21,7 +22,7 @@ mod pieces;
 pub mod text;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
-use dataflows::rows::{Snapshot, TaskRows};
+use dataflows::rows::{Missing, Snapshot, TaskRows};
 use dataflows::window::Epoch;
 use delivery::{Deliveries, Retry};
 use outbox::Entry;
@@ -63,6 +64,14 @@ pub enum SinkError {
         /// Whether it is a mistake of whoever wrote the configuration: trying again would not help.
         is_usage: bool,
     },
+    /// What is in a folder has to stay.
+    #[error("{}: {why}", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds, and the way out.
+        why: String,
+    },
     /// Another run writes there.
     #[error("{}: another run is writing to this folder", path.display())]
     Busy {
@@ -74,7 +83,7 @@ pub enum SinkError {
 impl SinkError {
     /// Whether it is a mistake of whoever wrote the configuration.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Server { is_usage: true, .. })
+        matches!(self, Self::Server { is_usage: true, .. } | Self::InUse { .. })
     }
 
     /// What the file system said when this was tried.
@@ -390,19 +399,27 @@ fn without_kept(mut snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
     snapshot
 }
 
-/// `summary.json`: what a snapshot holds, task by task.
+/// `summary.json`: what a snapshot holds, task by task; with `incomplete` where something is known to be missing in it.
 pub fn summary(snapshot: &Snapshot) -> serde_json::Value {
     let task = |task: &TaskRows| {
         let totals =
             json!({"rows": task.len(), "packets": task.total("packets"), "bytes": task.total("bytes")});
         (task.name.to_string(), totals)
     };
-    json!({
+    let mut summary = json!({
         "window_start": snapshot.span.map(|(start, _)| text::rfc3339(start)),
         "window_end": snapshot.span.map(|(_, end)| text::rfc3339(end)),
         "revision": snapshot.revision,
         "tasks": snapshot.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
-    })
+    });
+    let Missing { interrupted, lost } = snapshot.missing;
+    let mut incomplete = serde_json::Map::new();
+    incomplete.extend(interrupted.then(|| ("interrupted".to_owned(), json!(true))));
+    incomplete.extend((lost > 0).then(|| ("lost".to_owned(), json!(lost))));
+    if !incomplete.is_empty() {
+        summary["incomplete"] = json!(incomplete);
+    }
+    summary
 }
 
 /// The summary with the window's name before it.

@@ -13,7 +13,7 @@ use crate::state::sync_folder;
 use crate::warn;
 use dataflows::block::{Block, Words};
 use dataflows::key::Layout;
-use dataflows::rows::{Schema, Snapshot, TaskRows};
+use dataflows::rows::{Missing, Schema, Snapshot, TaskRows};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -489,6 +489,10 @@ struct SnapshotHeader {
     span: Option<(u64, u64)>,
     revision: u32,
     tasks: Vec<TaskHeader>,
+    #[serde(default)]
+    interrupted: bool,
+    #[serde(default)]
+    lost: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -527,6 +531,8 @@ fn to_bytes(entry: &Entry) -> Vec<u8> {
         span: snapshot.span,
         revision: snapshot.revision,
         tasks: snapshot.tasks.iter().map(task).collect(),
+        interrupted: snapshot.missing.interrupted,
+        lost: snapshot.missing.lost,
     };
     let snapshots = entry.snapshots.iter().map(snapshot).collect();
     let header = Header { snapshots, events: entry.events.clone() };
@@ -578,9 +584,10 @@ fn from_bytes(bytes: &[u8], schemas: &Schemas) -> io::Result<Entry> {
         Ok(TaskRows { name: name.clone(), schema: schema.clone(), runs, kept: None })
     };
     let snapshot = |header: SnapshotHeader| {
-        let SnapshotHeader { window, span, revision, tasks } = header;
+        let SnapshotHeader { window, span, revision, tasks, interrupted, lost } = header;
+        let missing = Missing { interrupted, lost };
         let tasks = tasks.into_iter().map(&mut task).collect::<io::Result<Vec<_>>>()?;
-        Ok(Arc::new(Snapshot { window, span, revision, tasks }))
+        Ok(Arc::new(Snapshot { window, span, revision, tasks, missing }))
     };
     let snapshots = snapshots.into_iter().map(snapshot).collect::<io::Result<Vec<_>>>()?;
     Ok(Entry { snapshots, events })
@@ -605,7 +612,8 @@ mod tests {
         let run = Block { width: 6, words: words.into(), ..Block::default() };
         let (name, schema) = schemas().remove(0);
         let tasks = vec![TaskRows { name, schema, runs: vec![run], kept: None }];
-        let snapshot = Snapshot { window, span: Some((window, window + 1)), revision: 3, tasks };
+        let missing = Missing { interrupted: true, lost: window };
+        let snapshot = Snapshot { window, span: Some((window, window + 1)), revision: 3, tasks, missing };
         Entry { snapshots: vec![Arc::new(snapshot)], events: Vec::new() }
     }
 
