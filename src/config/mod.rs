@@ -14,6 +14,7 @@ pub mod writers;
 
 use crate::bus::Settings;
 use crate::interpolate::Filling;
+use crate::options;
 use dataflows::aggregator::{Options, OptionsError, Registry, Task};
 pub use dataflows::window::duration;
 use dataflows::window::{Windowing, scaled};
@@ -428,15 +429,10 @@ fn text_option(
     key: &str,
     what: &str,
 ) -> Result<(String, Location), ConfigError> {
-    let Some(value) = entry.get(key) else {
-        return Err(place.wrong(at, format!("{what} needs the key `{key}`")));
-    };
-    match &value.value {
-        serde_json::Value::String(text) => Ok((text.clone(), value.defined)),
-        // A name or password of digits is text where text is wanted.
-        serde_json::Value::Number(number) => Ok((number.to_string(), value.defined)),
-        other => Err(place.wrong(value.defined, format!("`{key}` must be text, not {other}"))),
-    }
+    let value = entry.get(key);
+    let at = value.map_or(at, |value| value.defined);
+    let text = options::text(value.map(|value| &value.value), key, what);
+    text.map(|text| (text, at)).map_err(|why| place.wrong(at, why))
 }
 
 /// Reads `all` or a duration.
