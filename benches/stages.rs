@@ -246,9 +246,9 @@ fn group_exchange_merge_sort(bencher: Bencher, workers: usize) {
 }
 
 fn shipped_tasks() -> Vec<Task> {
-    let registry = dataflows::aggregator::Registry::default();
+    let registries = netspectra::config::Registries::default();
     let config =
-        netspectra::config::Config::parse(netspectra::config::SHIPPED, "shipped", &registry, |_| None);
+        netspectra::config::Config::parse(netspectra::config::SHIPPED, "shipped", &registries, |_| None);
     config.expect("the shipped configuration").tasks
 }
 

@@ -4,6 +4,7 @@
 //! `custom_aggregator analyze -c examples/custom_aggregator.yaml FILE...` is `pcap-analyzer` with it, and
 //! `custom_aggregator engine ...` is `ns-engine` with it.
 
+use netspectra::config::Registries;
 use netspectra::dataflows::aggregator::{Aggregator, Flow, Options, OptionsError, Registry};
 use netspectra::dataflows::block::{Block, BlockBuilder};
 use netspectra::dataflows::epochs::Epochs;
@@ -89,12 +90,13 @@ impl Aggregator for TcpFlags {
 }
 
 fn main() -> ExitCode {
-    let registry = Registry::default().with("tcp_flags", from_options);
+    let aggregators = Registry::default().with("tcp_flags", from_options);
+    let registries = Registries { aggregators, ..Registries::default() };
     let mut arguments: Vec<_> = std::env::args_os().collect();
     let program = if arguments.len() > 1 { arguments.remove(1) } else { "--help".into() };
     match program.to_str() {
-        Some("analyze") => pcap_analyzer::main(&registry, arguments),
-        Some("engine") => ns_engine::main(&registry, arguments),
+        Some("analyze") => pcap_analyzer::main(&registries, arguments),
+        Some("engine") => ns_engine::main(&registries, arguments),
         _ => {
             eprintln!(
                 "usage: custom_aggregator analyze|engine [OPTIONS]... as pcap-analyzer and ns-engine have them"

@@ -7,7 +7,7 @@
 //! [`cluster`]. An [`account`] is what they tell the one that commits; [`sinks`] write the snapshots,
 //! [`alerts`] tell of what rules find in them, [`state`] records what is committed, [`ledger`] keeps the
 //! books and [`report`] tells the user; [`http`] answers who asks a running engine, [`log`] says what happens.
-//! [`config`] (with [`interpolate`]) and [`arguments`] say what to run, [`program`] is what the programs share, [`programs`] are
+//! [`config`] (with [`interpolate`] and [`options`]) and [`arguments`] say what to run, [`program`] is what the programs share, [`programs`] are
 //! those that aggregate, [`generate`] makes captures to try it on, [`fingerprint`] a number for bytes, and
 //! [`histogram`] counts how long things take; [`watchdog`] watches that a run gets on and ends.
 //!
@@ -35,6 +35,7 @@ pub mod log;
 pub mod losses;
 pub mod memory;
 pub mod non_ip;
+pub mod options;
 pub mod probe;
 pub mod program;
 pub mod programs;

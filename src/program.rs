@@ -6,25 +6,21 @@ use crate::alerts::{self, Alerts};
 use crate::arguments::Variable;
 use crate::bus::{self, BusError};
 use crate::cluster::{self, Cluster, Formed};
-use crate::config::writers::{Run, Target, WriterConfig};
-use crate::config::{self, ClusterSection, Config, ConfigError};
-use crate::engine::{self, Job, Progress};
-use crate::sinks::clickhouse::{self, ClickHouse};
-use crate::sinks::csv::{Csv, CsvWriter};
-use crate::sinks::delivery::{Behind, Deliveries, Destination, PATIENCE, Retry, Selecting};
+use crate::config::writers::{Run, WriterConfig};
+use crate::config::{self, ClusterSection, Config, ConfigError, Registries};
+use crate::engine::{self, Job, Progress, Written};
+use crate::sinks::csv;
+use crate::sinks::delivery::{Behind, Deliveries, PATIENCE, Retry, Selecting};
 use crate::sinks::earlier::{Replaced, Reuse, Told};
-use crate::sinks::folder::{self, Files, FolderDestination, FolderWriter};
-use crate::sinks::json::{JsonLines, StandardOutput};
-use crate::sinks::nats::Nats;
-use crate::sinks::outbox::{Kept, Place, Schemas};
-use crate::sinks::parquet::Parquet;
+use crate::sinks::outbox::{Kept, Place};
+use crate::sinks::registry::{Opening, Record, RecordWriter};
 use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
 use crate::state::Manifest;
-use crate::{fail, log, memory, say, warn, watchdog};
+use crate::{fail, log, memory, say, watchdog};
 use anyhow::anyhow;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use crossbeam_channel::Receiver;
-use dataflows::aggregator::{Registry, Task};
+use dataflows::aggregator::Task;
 use dataflows::groups::{self, GroupSet};
 use dataflows::window::Windowing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -196,10 +192,10 @@ pub fn config_file(named: Option<&Path>) -> Option<&Path> {
 }
 
 /// Reads the configuration of a program that aggregates.
-pub fn load_config(named: Option<&Path>, registry: &Registry) -> Result<Config, ConfigError> {
+pub fn load_config(named: Option<&Path>, registries: &Registries) -> Result<Config, ConfigError> {
     match config_file(named) {
-        Some(path) => Config::load(path, registry).map_err(|error| of_file(error, named, path)),
-        None => Config::parse(config::SHIPPED, config::BUILT_IN, registry, config::environment),
+        Some(path) => Config::load(path, registries).map_err(|error| of_file(error, named, path)),
+        None => Config::parse(config::SHIPPED, config::BUILT_IN, registries, config::environment),
     }
 }
 
@@ -437,7 +433,7 @@ pub fn spill_folder() -> PathBuf {
 
 /// Who writes snapshots.
 pub struct Writing {
-    /// The csv writer that is the record of what is committed, if there is any.
+    /// The writer that is the record of what is committed, if there is any.
     record: Option<WriterConfig>,
     /// All others.
     behind: Vec<WriterConfig>,
@@ -447,14 +443,17 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// As configured, with `output` for the first csv writer's folder.
+    /// As configured, with `output` for the record's folder; for that of csv where no record is configured.
     pub fn new(output: Option<&Path>, config: &Config, run: Run) -> Self {
         let mut behind = config.writers.clone();
-        let csv = behind.iter().position(|writer| matches!(writer.target, Target::Csv(_)));
-        let mut record = csv.map(|csv| behind.remove(csv));
+        let first = behind.iter().position(|writer| writer.target.record().is_some());
+        let mut record = first.map(|first| behind.remove(first));
         if let Some(output) = output {
-            let record = record.get_or_insert_with(|| WriterConfig::csv(output.to_owned()));
-            record.target = Target::Csv(output.to_owned());
+            let csv = || WriterConfig::new(csv::TYPE, csv::into_folder(output));
+            let record = record.get_or_insert_with(csv);
+            if let Some(moved) = record.target.record().map(|target| target.moved(output)) {
+                record.target = moved;
+            }
         }
         Self { record, behind, run, told: Told::default() }
     }
@@ -477,9 +476,9 @@ impl Writing {
         self.record.iter().chain(&self.behind)
     }
 
-    /// The record's folder.
-    fn folder(&self) -> Option<&Path> {
-        self.record.as_ref().and_then(|writer| writer.target.folder())
+    /// Where the record writes.
+    fn record(&self) -> Option<&dyn Record> {
+        self.record.as_ref().and_then(|writer| writer.target.record())
     }
 
     /// The record's name, and how it is tried again.
@@ -503,24 +502,30 @@ impl Writing {
 
     /// Whether lines for programs go to standard output.
     pub fn is_on_stdout(&self) -> bool {
-        self.behind.iter().any(|writer| writer.target == Target::JsonLines(None))
+        self.behind.iter().any(|writer| writer.target.is_on_stdout())
     }
 
     /// Whether alerts are heard by a writer.
     pub fn hears_alerts(&self) -> bool {
-        self.behind.iter().any(|writer| matches!(writer.target, Target::Nats(_)))
+        self.behind.iter().any(|writer| writer.target.hears_alerts())
     }
 
     /// Where what memory has no room for is kept.
     pub fn spill(&self, commits: bool) -> PathBuf {
-        self.folder().filter(|_| commits).map_or_else(spill_folder, Path::to_owned)
+        let folder = self.record().map(Record::folder).filter(|_| commits);
+        folder.map_or_else(spill_folder, Path::to_owned)
+    }
+
+    /// Reads back what the record has written, where there is one; see [`Record::reader`].
+    pub fn reader(&self, windowing: Windowing, counting: Option<Arc<str>>) -> Option<Arc<dyn Written>> {
+        self.record().map(|record| record.reader(windowing, counting))
     }
 
     /// Opens the record, where there is one, on so many threads; it has to recover before it is written to.
-    pub fn open_record(&self, threads: usize) -> Result<Option<Record>, SinkError> {
-        let Some((config, path)) = self.record.as_ref().zip(self.folder()) else { return Ok(None) };
-        let writer = CsvWriter::open(path, Csv { threads })?;
-        Ok(Some(Record { writer, tasks: config.tasks.clone(), reuse: self.reuse() }))
+    pub fn open_record(&self, threads: usize) -> Result<Option<OpenRecord>, SinkError> {
+        let Some((config, record)) = self.record.as_ref().zip(self.record()) else { return Ok(None) };
+        let writer = record.open_record(threads)?;
+        Ok(Some(OpenRecord { writer, tasks: config.tasks.clone(), reuse: self.reuse() }))
     }
 
     /// Opens the other writers and starts their threads. What is wrong with the configuration is refused; a server that
@@ -532,15 +537,7 @@ impl Writing {
         (program, began): (&'static str, u64),
         kept: Option<Kept>,
     ) -> Result<Deliveries, Failed> {
-        let opening = Opening {
-            threads: job.workers,
-            nats,
-            program,
-            began,
-            schemas: job.schemas(),
-            sync: kept.is_some(),
-            reuse: self.reuse(),
-        };
+        let failed = |error: SinkError| if error.is_usage() { usage(error) } else { running(error) };
         let mut behind = Vec::new();
         for config in &self.behind {
             let place = Place {
@@ -549,56 +546,62 @@ impl Writing {
                 every: config.every,
                 max_behind: config.max_behind,
             };
-            let (kind, tasks) = (config.target.kind(), config.tasks.clone());
-            let (retry, destination) =
-                (config.retry(self.run, false), opening.open(config).map_err(no_writer)?);
+            let opening = Opening {
+                name: &config.name,
+                tasks: config.selected(job.schemas()),
+                threads: job.workers,
+                sync: kept.is_some(),
+                program,
+                began,
+                nats,
+                reuse: self.reuse(),
+            };
+            let destination = config.target.open(&opening).map_err(failed)?;
+            let (kind, tasks, retry) = (config.kind, config.tasks.clone(), config.retry(self.run, false));
             behind.push(Behind { place, kind, tasks, retry, destination });
         }
         let patience = (self.run == Run::Live).then_some(PATIENCE);
         let failure = progress.failure.clone();
-        Deliveries::start(behind, (kept, &job.spill, opening.schemas), patience, failure).map_err(running)
+        Deliveries::start(behind, (kept, &job.spill, job.schemas()), patience, failure).map_err(running)
     }
 
     /// Asks all servers whether they can be written to, and writes nothing.
     pub fn check(&self, tasks: &[Task], nats: &bus::Settings, program: &'static str) -> Vec<SinkError> {
-        let check = |writer: &WriterConfig| match &writer.target {
-            Target::ClickHouse(settings) => {
-                let schemas = writer.selected(engine::schemas(tasks));
-                let server = ClickHouse::new(settings.clone(), schemas);
-                server.map_err(no_threads(writer))?.check()
-            }
-            Target::Nats(subject) => {
-                let server = Nats::new(nats.clone(), program, (subject.clone(), 0));
-                server.map_err(no_threads(writer))?.connect()
-            }
-            Target::Csv(path) | Target::Parquet(path) | Target::JsonLines(Some(path)) => folder::check(path),
-            Target::JsonLines(None) => Ok(()),
+        let check = |writer: &WriterConfig| {
+            let tasks = writer.selected(engine::schemas(tasks));
+            let name = &writer.name;
+            let reuse = Reuse::Continue;
+            writer.target.check(&Opening {
+                name,
+                tasks,
+                threads: 1,
+                sync: false,
+                program,
+                began: 0,
+                nats,
+                reuse,
+            })
         };
         self.writers().filter_map(|writer| check(writer).err()).collect()
     }
 }
 
-/// The system gives a writer no threads.
-fn no_threads(config: &WriterConfig) -> impl Fn(std::io::Error) -> SinkError + use<> {
-    SinkError::io("start threads for", Path::new(&config.name))
-}
-
-/// A csv writer within the commit.
-pub struct Record {
-    writer: CsvWriter,
+/// The record, opened.
+pub struct OpenRecord {
+    writer: Box<dyn RecordWriter>,
     tasks: Option<BTreeSet<Arc<str>>>,
     reuse: Reuse,
 }
 
-impl Record {
+impl OpenRecord {
     /// Finishes what `last` has committed, and clears away what else a killed run has left.
-    pub fn recover(mut self, last: Option<&Manifest>) -> Result<Box<dyn Writer>, SinkError> {
-        let Self { writer, tasks, reuse } = &mut self;
+    pub fn recover(self, last: Option<&Manifest>) -> Result<Box<dyn Writer>, SinkError> {
+        let Self { mut writer, tasks, reuse } = self;
         writer.recover(last)?;
-        writer.reuse(reuse.clone())?;
-        Ok(match tasks.take() {
-            Some(tasks) => Box::new(Selecting { tasks, writer: self.writer }),
-            None => Box::new(self.writer),
+        writer.reuse(reuse)?;
+        Ok(match tasks {
+            Some(tasks) => Box::new(Selecting { tasks, writer }),
+            None => writer,
         })
     }
 }
@@ -608,7 +611,7 @@ pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Resu
     if !recorded {
         return Ok(None);
     }
-    let Some((config, folder)) = writing.record.as_ref().zip(writing.folder()) else {
+    let Some((config, record)) = writing.record.as_ref().zip(writing.record()) else {
         let why = "with the durable log there has to be a csv writer: beside its folder is the record of what is committed";
         return Err(anyhow!("writers: {why}"));
     };
@@ -616,57 +619,5 @@ pub fn record(writing: &Writing, tasks: &[Task], recorded: bool) -> anyhow::Resu
         return Err(anyhow!("writer `{}`: with the durable log it has to be given all tasks", config.name));
     }
     check_recall(tasks)?;
-    Ok(Some(folder.to_owned()))
-}
-
-/// What writers are opened with.
-struct Opening<'a> {
-    threads: usize,
-    nats: &'a bus::Settings,
-    program: &'static str,
-    /// Tells this run, and those that it goes on from, from all others.
-    began: u64,
-    schemas: Schemas,
-    sync: bool,
-    reuse: Reuse,
-}
-
-impl Opening<'_> {
-    fn open(&self, config: &WriterConfig) -> Result<Box<dyn Destination>, SinkError> {
-        let threads = self.threads;
-        // What is away may come; what is wrong stays wrong.
-        let set_up = |tried: Result<(), SinkError>| match tried {
-            Err(error) if error.is_usage() => Err(error),
-            Err(error) => {
-                warn!("writer `{}`: {error}; trying again while running", config.name);
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        };
-        Ok(match &config.target {
-            Target::Csv(path) => self.folder(path, Csv { threads })?,
-            Target::Parquet(path) => self.folder(path, Parquet { threads })?,
-            Target::JsonLines(Some(path)) => self.folder(path, JsonLines { threads })?,
-            Target::JsonLines(None) => Box::new(StandardOutput),
-            Target::ClickHouse(settings) => {
-                let schemas = config.selected(self.schemas.clone());
-                let mut writer = ClickHouse::new(settings.clone(), schemas).map_err(no_threads(config))?;
-                set_up(writer.set_up(Some(clickhouse::SOON)))?;
-                Box::new(writer)
-            }
-            Target::Nats(subject) => {
-                let writer = Nats::new(self.nats.clone(), self.program, (subject.clone(), self.began));
-                let mut writer = writer.map_err(no_threads(config))?;
-                set_up(writer.connect())?;
-                Box::new(writer)
-            }
-        })
-    }
-
-    fn folder<F: Files + 'static>(&self, path: &Path, files: F) -> Result<Box<dyn Destination>, SinkError> {
-        let mut writer = FolderWriter::open(path, files)?;
-        writer.recover(None)?;
-        writer.reuse(self.reuse.clone())?;
-        Ok(Box::new(FolderDestination { writer, sync: self.sync }))
-    }
+    Ok(Some(record.folder().to_owned()))
 }

@@ -18,8 +18,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -1883,24 +1884,33 @@ fn the_shipped_example_finds_every_planted_event_and_nothing_else() {
     }
 }
 
+/// A file of the examples.
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
+}
+
+/// Runs an example, built first where it has to be.
+fn run_example(scratch: &Scratch, name: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .args(["--example", name, "--"])
+        .args(args)
+        .current_dir(scratch.path(""))
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn an_aggregator_of_ones_own_runs_in_the_analyser() {
     let scratch = Scratch::new();
     let mut packets = vec![packet(0, "10.0.0.1", "192.0.2.1"), packet(1, "10.0.0.1", "192.0.2.1")];
     packets.push(packet(2, "10.0.0.2", "192.0.2.1"));
     scratch.write("a.pcap", pcap(&packets));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let run = |config: &Path| {
-        Command::new(env!("CARGO"))
-            .args(["run", "--quiet", "--manifest-path"])
-            .arg(root.join("Cargo.toml"))
-            .args(["--example", "custom_aggregator", "--", "analyze", "-q", "-o", "out", "a.pcap", "-c"])
-            .arg(config)
-            .current_dir(scratch.path(""))
-            .output()
-            .unwrap()
+        let args = ["analyze", "-q", "-o", "out", "a.pcap", "-c", config.to_str().unwrap()];
+        run_example(&scratch, "custom_aggregator", &args)
     };
-    let config = root.join("examples/custom_aggregator.yaml");
+    let config = example("custom_aggregator.yaml");
     let ended = run(&config);
     assert!(ended.status.success(), "{ended:?}");
     let table = rows(&scratch.path("out/all/flags_of_src_ip.csv"));
@@ -1916,4 +1926,61 @@ fn an_aggregator_of_ones_own_runs_in_the_analyser() {
         said.contains("wrong.yaml:6:") && said.contains("flags_of_src_ip") && said.contains("key_field"),
         "{said}"
     );
+}
+
+#[test]
+fn a_writer_of_ones_own_runs_in_both_programs() {
+    let scratch = Scratch::new();
+    let packets = [(0, "10.0.0.1"), (1, "10.0.0.1"), (2, "10.0.0.2")];
+    scratch.write("a.pcap", pcap(&packets.map(|(time, source)| packet(time, source, "192.0.2.1"))));
+    let socket = UnixDatagram::bind(scratch.path("rows.sock")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut datagram = [0; 1 << 16];
+    let mut receive = || {
+        let length = socket.recv(&mut datagram).ok()?;
+        Some(serde_json::from_slice(&datagram[..length]).unwrap())
+    };
+    let config = example("custom_writer.yaml");
+    let analyze = ["analyze", "-q", "-o", "out", "a.pcap", "-c"];
+    let run = |config: &Path| {
+        run_example(&scratch, "custom_writer", &[analyze.as_slice(), &[config.to_str().unwrap()]].concat())
+    };
+    let ended = run(&config);
+    assert!(ended.status.success(), "{ended:?}");
+    // What it was given, and nothing of the task that it was not.
+    let received: Vec<Value> = std::iter::from_fn(&mut receive).collect();
+    let cells = |row: &Value| (row["task"].clone(), row["src_ip"].clone(), row["packets"].clone());
+    let expected = rows(&scratch.path("out/all/per_src_ip.csv")).into_iter().map(|row| {
+        let packets: u64 = row["packets"].parse().unwrap();
+        (Value::from("per_src_ip"), Value::from(row["src_ip"].as_str()), Value::from(packets))
+    });
+    assert_eq!(received.iter().map(cells).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    assert_eq!(received.len(), 2);
+
+    // Its options are checked as those of the others are.
+    let text = fs::read_to_string(config).unwrap();
+    for (mistake, says) in [
+        ("pth: ./rows.sock", "datagram writer: unknown key `pth`; did you mean `path`?"),
+        ("path: ''", "datagram writer: `path` is empty"),
+        ("path: ./rows.sock, send_timeout: 5", "datagram writer: send_timeout: `5`"),
+    ] {
+        let wrong = text.replace("path: ./rows.sock", mistake);
+        let ended = run(&scratch.write("wrong.yaml", wrong));
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains("wrong.yaml:9:") && said.contains(says), "{said}");
+    }
+
+    // The engine tries it and shows it with its defaults.
+    drop(socket);
+    scratch
+        .write("engine.yaml", format!("{text}nats: {{url: nats://127.0.0.1:1, connect_timeout: 100ms}}\n"));
+    let ended = run_example(&scratch, "custom_writer", &["engine", "--check", "-c", "engine.yaml"]);
+    let (shown, said) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(ended.status.code(), Some(2), "{said}");
+    assert!(
+        shown.contains("- type: datagram\n  name: datagram\n  path: ./rows.sock\n  send_timeout: 5s\n"),
+        "{shown}"
+    );
+    assert!(said.contains("cannot connect to ./rows.sock: Connection refused"), "{said}");
 }

@@ -1,10 +1,9 @@
 //! Edits of the rules while an engine runs: the configuration file is looked at several times a second, and on SIGHUP.
 
 use super::rule::Rule;
-use crate::config::Config;
+use crate::config::{Config, Registries};
 use crate::{say, warn};
 use crossbeam_channel::{Receiver, Sender, never, unbounded};
-use dataflows::aggregator::Registry;
 use signal_hook::consts::SIGHUP;
 use std::fs::Metadata;
 use std::io;
@@ -32,13 +31,13 @@ pub fn ignore() -> io::Result<Receiver<Vec<Rule>>> {
 /// Follows the rules of a configuration file, of which `now` is in force.
 ///
 /// What cannot be read, or has another section of tasks than the one that runs, is told of and changes nothing.
-pub fn follow(file: &Path, registry: &Registry, now: &Config) -> io::Result<Receiver<Vec<Rule>>> {
+pub fn follow(file: &Path, registries: &Registries, now: &Config) -> io::Result<Receiver<Vec<Rule>>> {
     let (edits, received) = unbounded();
     let asked = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, asked.clone())?;
     let follower = Follower {
         file: file.to_owned(),
-        registry: registry.clone(),
+        registries: registries.clone(),
         tasks: now.task_texts.clone(),
         settled: None,
         rules: now.alerts.rules.clone(),
@@ -49,7 +48,7 @@ pub fn follow(file: &Path, registry: &Registry, now: &Config) -> io::Result<Rece
 
 struct Follower {
     file: PathBuf,
-    registry: Registry,
+    registries: Registries,
     tasks: Vec<String>,
     /// What an edit cannot change, as it was read last: flags may have changed what runs.
     settled: Option<String>,
@@ -94,7 +93,7 @@ impl Follower {
     }
 
     fn read(&mut self) -> Result<Vec<Rule>, String> {
-        let config = Config::load(&self.file, &self.registry).map_err(|error| error.to_string())?;
+        let config = Config::load(&self.file, &self.registries).map_err(|error| error.to_string())?;
         if config.task_texts != self.tasks {
             let file = self.file.display();
             return Err(format!(

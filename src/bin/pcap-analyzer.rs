@@ -1,9 +1,9 @@
 //! `pcap-analyzer`: capture files in, snapshots out.
 
-use dataflows::aggregator::Registry;
+use netspectra::config::Registries;
 use netspectra::programs::pcap_analyzer;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    pcap_analyzer::main(&Registry::default(), std::env::args_os())
+    pcap_analyzer::main(&Registries::default(), std::env::args_os())
 }

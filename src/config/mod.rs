@@ -14,6 +14,8 @@ pub mod writers;
 
 use crate::bus::Settings;
 use crate::interpolate::Filling;
+use crate::options;
+use crate::sinks::registry::{SHIPPED_KEYS, WriterRegistry};
 use dataflows::aggregator::{Options, OptionsError, Registry, Task, Vocabulary};
 use dataflows::field::Plan;
 pub use dataflows::window::duration;
@@ -73,6 +75,15 @@ pub enum ConfigError {
     /// A file that nobody has named.
     #[error("{0}\n{file}: read because no -c names a configuration; if it belongs to another program, name one with -c", file = .1.display())]
     Unnamed(Box<Self>, PathBuf),
+}
+
+/// The types that a configuration may name.
+#[derive(Clone, Debug, Default)]
+pub struct Registries {
+    /// Types of tasks.
+    pub aggregators: Registry,
+    /// Types of writers.
+    pub writers: WriterRegistry,
 }
 
 /// A configuration that was read and checked.
@@ -203,26 +214,30 @@ fn without_values(
 
 impl Config {
     /// Reads a configuration file.
-    pub fn load(path: &Path, registry: &Registry) -> Result<Self, ConfigError> {
-        Self::parse(&read(path)?, &path.display().to_string(), registry, environment)
+    pub fn load(path: &Path, registries: &Registries) -> Result<Self, ConfigError> {
+        Self::parse(&read(path)?, &path.display().to_string(), registries, environment)
     }
 
     /// Reads a configuration from text; `file` names it in errors and `variable` looks `${NAME}` up.
     pub fn parse(
         text: &str,
         file: &str,
-        registry: &Registry,
+        registries: &Registries,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
         let shipped = Tree::read(SHIPPED).map(|tree| tree.filled(&Filling::References).0).ok();
-        let read = |place: &Place<'_>, root: &Node| Self::read(place, (root, shipped.as_ref()), registry);
+        let read = |place: &Place<'_>, root: &Node| Self::read(place, (root, shipped.as_ref()), registries);
         let mut config = read_with((text, file), &variable, read)?;
         config.window_text = config.window_text.filter(|_| file != BUILT_IN);
         Ok(config)
     }
 
     /// Reads all sections; what is wrong is noted, and `None` where nothing can stand in for it.
-    fn read(place: &Place<'_>, (root, shipped): (&Node, Option<&Node>), registry: &Registry) -> Option<Self> {
+    fn read(
+        place: &Place<'_>,
+        (root, shipped): (&Node, Option<&Node>),
+        registries: &Registries,
+    ) -> Option<Self> {
         let file = Section::new(place, "", Some(root), SECTIONS);
         let section = file.section("aggregator", AGGREGATOR_KEYS);
         let window = section.text("window", "a duration such as 60s, or `all`");
@@ -242,13 +257,13 @@ impl Config {
         let shipped = Section::new(place, "", shipped, SECTIONS);
         let entries = section.entries("tasks");
         let entries = entries.or_else(|| shipped.section("aggregator", AGGREGATOR_KEYS).entries("tasks"))?;
-        let vocabulary = registry.vocabulary();
-        let tasks = tasks(place, &entries, registry, &vocabulary);
+        let vocabulary = registries.aggregators.vocabulary();
+        let tasks = tasks(place, &entries, &registries.aggregators, &vocabulary);
         place.lacks_tasks.set(tasks.len() < entries.value.len());
         let nats = nats::settings(&nats::section(&file));
         let cluster = cluster(&file.section("cluster", CLUSTER_KEYS));
         let written = file.entries("writers").or_else(|| shipped.entries("writers"))?;
-        let writers = writers::writers(place, &written, &tasks);
+        let writers = writers::writers(place, &written, (&registries.writers, &tasks));
         let text = |entry: &Spanned<Entry>| {
             let options: BTreeMap<_, _> =
                 entry.value.iter().map(|(key, value)| (key, &value.value)).collect();
@@ -290,7 +305,7 @@ impl Config {
             file.section("http", http::KEYS);
             let alerts = file.section("alerts", alerts::KEYS);
             alerts::check_keys(place, &alerts);
-            writers::check_keys(place, &file);
+            writers::check_keys(place, &file, &SHIPPED_KEYS);
             nats::settings(&nats::section(&file))
         })
     }
@@ -442,15 +457,10 @@ fn text_option(
     key: &str,
     what: &str,
 ) -> Result<(String, Location), ConfigError> {
-    let Some(value) = entry.get(key) else {
-        return Err(place.wrong(at, format!("{what} needs the key `{key}`")));
-    };
-    match &value.value {
-        serde_json::Value::String(text) => Ok((text.clone(), value.defined)),
-        // A name or password of digits is text where text is wanted.
-        serde_json::Value::Number(number) => Ok((number.to_string(), value.defined)),
-        other => Err(place.wrong(value.defined, format!("`{key}` must be text, not {other}"))),
-    }
+    let value = entry.get(key);
+    let at = value.map_or(at, |value| value.defined);
+    let text = options::text(value.map(|value| &value.value), key, what);
+    text.map(|text| (text, at)).map_err(|why| place.wrong(at, why))
 }
 
 /// Reads `all` or a duration.
@@ -486,7 +496,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, "c.yaml", &Registry::default(), |name| (name == "SET").then(|| "per_x".into()))
+        Config::parse(text, "c.yaml", &Registries::default(), |name| (name == "SET").then(|| "per_x".into()))
             .map_err(|error| error.to_string())
     }
 
@@ -505,7 +515,8 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(config.windowing, Windowing::Every(60_000_000_000));
         assert_eq!(config.allowed_lateness, Duration::from_secs(5));
-        assert_eq!(config.writers, [writers::WriterConfig::csv("./snapshots".into())]);
+        let written: Vec<_> = config.writers.iter().map(|writer| writer.target.describe()).collect();
+        assert_eq!((config.writers[0].kind, written), ("csv", vec!["./snapshots".to_owned()]));
     }
 
     #[test]

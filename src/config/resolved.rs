@@ -4,11 +4,10 @@ use super::Config;
 use super::writers::Run;
 use crate::alerts::Output;
 use crate::bus::{Credentials, Settings};
+use crate::options::HIDDEN;
 use dataflows::window::Windowing;
 use serde_json::{Value, json};
 use std::time::Duration;
-
-const HIDDEN: &str = "***";
 
 fn time(duration: Duration) -> Value {
     json!(format!("{duration:?}"))

@@ -4,6 +4,7 @@
 
 use super::tree::{Kind, Location, Member, Node, Slip, Spanned};
 use super::{ConfigError, Entry, Text};
+use crate::options;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -50,25 +51,7 @@ impl Place<'_> {
 
     /// A path with the home folder in place of `~`.
     pub(super) fn path(&self, text: &str, at: Location) -> Result<PathBuf, ConfigError> {
-        let begins_name =
-            |rest: &str| rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-        if let Some((_, rest)) = text.split_once('$').filter(|(_, rest)| begins_name(rest)) {
-            let is_name = |character: &char| character.is_ascii_alphanumeric() || *character == '_';
-            let name: String = rest.chars().take_while(is_name).collect();
-            return Err(
-                self.wrong(at, format!("`{text}`: a variable is written ${{{name}}} here, not ${name}"))
-            );
-        }
-        let Some(rest) = text.strip_prefix('~') else { return Ok(PathBuf::from(text)) };
-        if !rest.is_empty() && !rest.starts_with('/') {
-            let why =
-                "`~/` is your own home folder; write the path to another one in full, or ./ before this name";
-            return Err(self.wrong(at, format!("`{text}`: {why}")));
-        }
-        match self.home.as_deref().filter(|home| !home.is_empty()) {
-            Some(home) => Ok(PathBuf::from(format!("{home}{rest}"))),
-            None => Err(self.wrong(at, format!("`{text}`: HOME is not set; write the path in full"))),
-        }
+        options::path(text, self.home.as_deref()).map_err(|why| self.wrong(at, why))
     }
 }
 

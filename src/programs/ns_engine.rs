@@ -8,7 +8,7 @@ use crate::capture::live::{self, Options};
 use crate::capture::rings::Rings;
 use crate::cluster::Cluster;
 use crate::config::writers::Run;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Registries};
 use crate::engine::{Earlier, Job, Progress};
 use crate::http::{self, Server, Settings as HttpSettings};
 use crate::intake::Intake;
@@ -20,7 +20,6 @@ use crate::ledger::{Ledger, Losses};
 use crate::losses;
 use crate::non_ip;
 use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
-use crate::sinks::csv::CsvReader;
 use crate::sinks::delivery::Deliveries;
 use crate::sinks::outbox::Kept;
 use crate::sinks::text::window_name;
@@ -29,7 +28,6 @@ use crate::state::{Manifest, State, StateError};
 use crate::{fail, say, warn};
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use dataflows::aggregator::Registry;
 use dataflows::field::INTERFACE;
 use dataflows::rows::Snapshot;
 use serde_json::json;
@@ -119,17 +117,17 @@ struct Flags {
     how: Aggregation,
 }
 
-/// Runs the program with these aggregators and arguments, the first of which is its own name.
-pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs the program with these aggregators and writers, and with arguments, the first of which is its own name.
+pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
-    program::main(NAME, || run(&flags, registry))
+    program::main(NAME, || run(&flags, registries))
 }
 
-fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
+fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let how = &flags.how;
     let stopping = Stopping::on_signals().map_err(running)?;
     program::raise_open_files();
-    let mut config = program::load_config(how.config.as_deref(), registry).map_err(usage)?;
+    let mut config = program::load_config(how.config.as_deref(), registries).map_err(usage)?;
     if let Some(window) = &flags.window {
         config.windowing = config::windowing(window).map_err(|why| usage(anyhow!("--window: {why}")))?;
     }
@@ -193,10 +191,9 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
             say!("going on behind commit {}, window {until}", manifest.number);
         }
     }
-    if let Some(folder) = record.as_ref().filter(|_| commits) {
+    if record.is_some() && commits {
         let counting = config.tasks.iter().find(|task| task.aggregator.schema().counts_every_packet);
-        let counting = counting.map(|task| task.name.clone());
-        earlier.recall = Some(Arc::new(CsvReader { folder: folder.clone(), windowing, counting }));
+        earlier.recall = writing.reader(windowing, counting.map(|task| task.name.clone()));
     }
 
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
@@ -229,7 +226,7 @@ fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
     let is_heard = !config.alerts.outputs.is_empty() || writing.hears_alerts() || http.is_some();
     let judges = commits && is_heard;
     let edited = match program::config_file(how.config.as_deref()).filter(|_| judges) {
-        Some(file) => edits::follow(file, registry, &config),
+        Some(file) => edits::follow(file, registries, &config),
         None => edits::ignore(),
     };
     let edited = edited.map_err(running)?;

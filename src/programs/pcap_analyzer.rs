@@ -5,7 +5,7 @@ use crate::arguments::{self, Habit};
 use crate::capture::dealer::{self, Dealer};
 use crate::capture::filter::Filter;
 use crate::capture::live;
-use crate::config::{self, Config, writers::Run};
+use crate::config::{self, Config, Registries, writers::Run};
 use crate::engine::{Earlier, Job, Progress};
 use crate::intake::frames::Files;
 use crate::ledger::InputReport;
@@ -17,7 +17,6 @@ use crate::sinks::{Committing, Ended, Failure, Writer};
 use crate::{say, warn};
 use anyhow::anyhow;
 use clap::Parser;
-use dataflows::aggregator::Registry;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -99,18 +98,18 @@ struct Flags {
     how: Aggregation,
 }
 
-/// Runs the program with these aggregators and arguments, the first of which is its own name.
-pub fn main(registry: &Registry, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs the program with these aggregators and writers, and with arguments, the first of which is its own name.
+pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
-    program::main(NAME, || run(&flags, registry))
+    program::main(NAME, || run(&flags, registries))
 }
 
-fn run(flags: &Flags, registry: &Registry) -> Result<End, Failed> {
+fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let began = Instant::now();
     let how = &flags.how;
     let stopping = Stopping::on_signals().map_err(running)?;
     program::raise_open_files();
-    let config = program::load_config(how.config.as_deref(), registry).map_err(usage)?;
+    let config = program::load_config(how.config.as_deref(), registries).map_err(usage)?;
     let window = flags.window.as_deref().unwrap_or("all");
     let windowing = config::windowing(window).map_err(|why| usage(anyhow!("--window: {why}")))?;
     let note = note_of_window(flags, &config);

@@ -11,21 +11,26 @@ use super::bounded::{self, cut};
 use super::columns::{Addresses, arrays, columns, time, time_type};
 use super::delivery::Destination;
 use super::outbox::{Entry, Schemas};
+use super::registry::{Opening, SERVER_AWAY, Target, WriterKind, check_names};
 use super::text::window_name;
 use super::{SinkError, TaskRows};
 use crate::bus::{chain, with_way_out};
 use crate::capture::live;
+use crate::options::{OwnOptions, Secret};
 use crate::{debug, warn};
 use arrow_array::{ArrayRef, RecordBatch, TimestampNanosecondArray, UInt32Array, UInt64Array};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field as Column};
+use axum::http::Uri;
 use clickhouse::Client;
 use clickhouse::error::Error;
+use dataflows::aggregator::OptionsError;
 use dataflows::key::KeyColumn;
 use dataflows::rows::{Row, Schema, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,7 +47,7 @@ const SEND: Duration = Duration::from_secs(30);
 /// How long it may think about one, or about a query.
 const ANSWER: Duration = Duration::from_secs(120);
 /// How long it is waited for at the start: one that takes and does not answer holds up nothing else.
-pub const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(5);
 /// How long what nobody sees is kept, and how often it is looked for.
 const UNSEEN: Duration = Duration::from_secs(3600);
 /// Columns of `snapshots`, of which the latest identity of a task and window counts.
@@ -50,8 +55,17 @@ const SNAPSHOTS: &str = "task LowCardinality(String), window String, \
     window_start DateTime64(9, 'UTC'), window_end DateTime64(9, 'UTC'), revision UInt32, snapshot_id UInt64, \
     rows UInt64, packets UInt64, bytes UInt64, written_at DateTime64(3, 'UTC')";
 
+/// Longest time that rows can be kept for: 50 years. After that ClickHouse runs out of time.
+const MOST_KEEP: Duration = Duration::from_secs(18_250 * 86_400);
+
+pub(super) const KIND: WriterKind = WriterKind {
+    name: "clickhouse",
+    keys: &["url", "database", "user", "password", "password_file", "keep"],
+    read,
+};
+
 /// What the configuration says.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `http://host:8123` or `https://host:8443`, without a user.
     pub url: String,
@@ -59,15 +73,77 @@ pub struct Settings {
     pub database: String,
     /// The user.
     pub user: String,
-    /// Their password; empty for none. Never shown.
-    pub password: String,
+    /// Their password; empty for none.
+    pub password: Secret,
     /// How long rows are kept, in event time; for ever without.
     pub keep: Option<Duration>,
 }
 
-impl std::fmt::Debug for Settings {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} {} {}", self.url, self.database, self.user)
+fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
+    let url = options.text("url")?;
+    check_url(&url).map_err(|why| options.refuse("url", why))?;
+    let database = options.text_or("database", "netspectra")?;
+    let allowed = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    if database.is_empty() || !database.chars().all(allowed) {
+        let why = format!("database `{database}`: use letters, digits and `_`");
+        return Err(options.refuse("database", why));
+    }
+    let password = options.secret("password")?.unwrap_or_default();
+    let keep = options.duration("keep")?;
+    if keep.is_some_and(|keep| keep > MOST_KEEP) {
+        return Err(options.refuse("keep", "keep: at most 18250d; leave it out for ever"));
+    }
+    let user = options.text_or("user", "default")?;
+    Ok(Arc::new(Settings { url, database, user, password, keep }))
+}
+
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let url = url.parse::<Uri>().ok().filter(|url| {
+        matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
+    });
+    let Some(url) = url else { return Err("`url` must be http://host:8123 or https://host:8443") };
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("no user and password in `url`; they have keys of their own");
+    }
+    if url.query().is_some() {
+        return Err("`url` must end before its `?`");
+    }
+    Ok(())
+}
+
+impl Settings {
+    fn client(&self, opening: &Opening<'_>) -> Result<ClickHouse, SinkError> {
+        ClickHouse::new(self.clone(), opening.tasks.clone()).map_err(opening.no_threads())
+    }
+}
+
+impl Target for Settings {
+    fn describe(&self) -> String {
+        format!("{} database {}", self.url, self.database)
+    }
+
+    fn options(&self) -> Value {
+        let Self { url, database, user, password, keep } = self;
+        let keep = keep.map(|keep| format!("{keep:?}"));
+        json!({"url": url, "database": database, "user": user, "password": password, "keep": keep})
+    }
+
+    fn check(&self, opening: &Opening<'_>) -> Result<(), SinkError> {
+        self.client(opening)?.check()
+    }
+
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        let mut writer = self.client(opening)?;
+        opening.unless_wrong(writer.set_up(Some(SOON)))?;
+        Ok(Box::new(writer))
+    }
+
+    fn check_tasks(&self, tasks: &[Arc<str>]) -> Result<(), OptionsError> {
+        check_names((KIND.name, "tables"), (&["snapshots"], &["", "_rows"]), tasks)
+    }
+
+    fn gives_up_after(&self) -> Duration {
+        SERVER_AWAY
     }
 }
 
@@ -92,7 +168,7 @@ impl ClickHouse {
         let client = Client::with_http_client(http)
             .with_url(&settings.url)
             .with_user(&settings.user)
-            .with_password(&settings.password)
+            .with_password(settings.password.reveal())
             .with_product_info("netspectra", env!("CARGO_PKG_VERSION"))
             // A balancer, or a server that takes one connection at a time, is not kept waiting by one that idles.
             .with_header("Connection", "close")
@@ -556,7 +632,7 @@ mod tests {
         ] {
             let (url, server) = endless(head);
             let (database, user) = ("netspectra".into(), "default".into());
-            let settings = Settings { url, database, user, password: String::new(), keep: None };
+            let settings = Settings { url, database, user, password: Secret::default(), keep: None };
             let error = ClickHouse::new(settings, Vec::new()).expect("a client").check();
             let error = error.expect_err("no answer").to_string();
             assert!(error.contains(says) && error.len() < 2000, "{} bytes: {error:.2000}", error.len());

@@ -2,14 +2,20 @@
 //! back.
 
 use super::SinkError;
-use super::folder::{Files, FolderWriter, sync_files};
+use super::delivery::Destination;
+use super::earlier::Reuse;
+use super::folder::{self, Files, FolderWriter, sync_files};
 use super::pieces::write_lines;
+use super::registry::{Opening, Record, RecordWriter, Target, WriterKind};
 use super::text::window_name;
 use crate::engine::{Group, Written};
-use dataflows::aggregator::Task;
+use crate::options::OwnOptions;
+use crate::state::Manifest;
+use dataflows::aggregator::{OptionsError, Task};
 use dataflows::measure::DEFAULT;
 use dataflows::rows::{Snapshot, TaskRows, ValueKind};
 use dataflows::window::{Epoch, Windowing};
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +23,76 @@ use std::sync::Arc;
 
 /// Ending of the file of what a task keeps beside its rows, for a run that goes on: words in the machine's order.
 const KEPT: &str = ".state";
+
+/// The `type` of a csv writer.
+pub const TYPE: &str = "csv";
+
+pub(super) const KIND: WriterKind = WriterKind { name: TYPE, keys: &["path"], read };
+
+fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
+    folder::path(options).map(|path| into_folder(&path))
+}
+
+/// What a csv writer into this folder is configured as.
+pub fn into_folder(path: &Path) -> Arc<dyn Target> {
+    Arc::new(CsvFolder(path.to_owned()))
+}
+
+struct CsvFolder(PathBuf);
+
+impl Target for CsvFolder {
+    fn describe(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn options(&self) -> Value {
+        json!({"path": self.describe()})
+    }
+
+    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
+        folder::check(&self.0)
+    }
+
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        folder::open(&self.0, Csv { threads: opening.threads }, opening)
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.0)
+    }
+
+    fn record(&self) -> Option<&dyn Record> {
+        Some(self)
+    }
+}
+
+impl Record for CsvFolder {
+    fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    fn moved(&self, folder: &Path) -> Arc<dyn Target> {
+        into_folder(folder)
+    }
+
+    fn open_record(&self, threads: usize) -> Result<Box<dyn RecordWriter>, SinkError> {
+        Ok(Box::new(CsvWriter::open(&self.0, Csv { threads })?))
+    }
+
+    fn reader(&self, windowing: Windowing, counting: Option<Arc<str>>) -> Arc<dyn Written> {
+        Arc::new(CsvReader { folder: self.0.clone(), windowing, counting })
+    }
+}
+
+impl RecordWriter for CsvWriter {
+    fn recover(&mut self, last: Option<&Manifest>) -> Result<(), SinkError> {
+        FolderWriter::recover(self, last)
+    }
+
+    fn reuse(&mut self, reuse: Reuse) -> Result<(), SinkError> {
+        FolderWriter::reuse(self, reuse)
+    }
+}
 
 /// The files of a window, formatted on several threads.
 pub struct Csv {
@@ -159,7 +235,6 @@ fn header(task: &TaskRows) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::sinks::Writer;
-    use crate::state::Manifest;
     use dataflows::block::Block;
     use dataflows::exact::Exact;
     use dataflows::key::{KeyFields, Layout};

@@ -345,14 +345,14 @@ fn select(snapshot: &Snapshot, selected: &BTreeSet<Arc<str>>) -> Arc<Snapshot> {
 }
 
 /// A writer within the commit that is given some of the tasks.
-pub struct Selecting<W> {
+pub struct Selecting {
     /// Their names.
     pub tasks: BTreeSet<Arc<str>>,
     /// The writer.
-    pub writer: W,
+    pub writer: Box<dyn Writer>,
 }
 
-impl<W: Writer> Writer for Selecting<W> {
+impl Writer for Selecting {
     fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
         self.writer.prepare(&select(snapshot, &self.tasks), commit)
     }

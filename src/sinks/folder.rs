@@ -10,12 +10,15 @@
 use super::delivery::Destination;
 use super::earlier::{Earlier, Reuse};
 use super::outbox::Entry;
+use super::registry::Opening;
 use super::text::window_name;
 use super::{SinkError, Writer, summary};
 use crate::fingerprint::fingerprint;
 use crate::ledger::Ledger;
+use crate::options::OwnOptions;
 use crate::state::{Manifest, Prepared, sync_folder};
 use crate::warn;
+use dataflows::aggregator::OptionsError;
 use dataflows::rows::Snapshot;
 use rustix::fs::{Access, CWD, RenameFlags};
 use serde::Serialize;
@@ -347,6 +350,30 @@ fn find(
     let inode = fs::metadata(folder).map_err(&failed)?.ino();
     let written = fs::metadata(&path).and_then(|file| file.modified()).map_err(&failed)?;
     Ok(Some((summary["revision"].as_u64(), inode == prepared.inode, written)))
+}
+
+/// The folder that the option `path` names.
+pub(super) fn path(options: &OwnOptions) -> Result<PathBuf, OptionsError> {
+    match options.text("path")?.as_str() {
+        "" => Err(options.refuse("path", "`path` is empty; name a folder, such as ./snapshots")),
+        "-" => {
+            let why = "`-` is standard output for jsonl only; name a folder (./- is one of that name)";
+            Err(options.refuse("path", why))
+        }
+        _ => options.path("path"),
+    }
+}
+
+/// Opens a folder behind the outbox.
+pub(super) fn open<F: Files + 'static>(
+    path: &Path,
+    files: F,
+    opening: &Opening<'_>,
+) -> Result<Box<dyn Destination>, SinkError> {
+    let mut writer = FolderWriter::open(path, files)?;
+    writer.recover(None)?;
+    writer.reuse(opening.reuse.clone())?;
+    Ok(Box::new(FolderDestination { writer, sync: opening.sync }))
 }
 
 /// Whether a folder can be made or written to; nothing is.

@@ -2,19 +2,56 @@
 //! its task, window and revision, then its cells as csv has them.
 
 use super::delivery::Destination;
-use super::folder::{Files, sync_files};
+use super::folder::{self, Files, sync_files};
 use super::outbox::Entry;
 use super::pieces::{LINES, write_lines};
+use super::registry::{Opening, Target, WriterKind};
 use super::text::{Text, rfc3339};
 use super::{SinkError, TaskRows};
+use crate::options::OwnOptions;
+use dataflows::aggregator::OptionsError;
 use dataflows::rows::{Row, Schema, Snapshot};
+use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of lines that are written at once.
 const CHUNK: usize = 1 << 20;
+
+pub(super) const KIND: WriterKind = WriterKind { name: "jsonl", keys: &["path"], read };
+
+fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
+    Ok(match options.text("path")?.as_str() {
+        "-" => Arc::new(StandardOutput),
+        _ => Arc::new(JsonLinesFolder(folder::path(options)?)),
+    })
+}
+
+struct JsonLinesFolder(PathBuf);
+
+impl Target for JsonLinesFolder {
+    fn describe(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn options(&self) -> Value {
+        json!({"path": self.describe()})
+    }
+
+    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
+        folder::check(&self.0)
+    }
+
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        folder::open(&self.0, JsonLines { threads: opening.threads }, opening)
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.0)
+    }
+}
 
 /// The files of a window, formatted on several threads.
 pub struct JsonLines {
@@ -54,28 +91,67 @@ fn line(head: &[u8], text: &mut Text, out: &mut Vec<u8>, schema: &Schema, row: &
     out.push(b'}');
 }
 
+/// Gives every row of a snapshot as the object that a line holds, without its end.
+pub fn rows<E>(snapshot: &Snapshot, mut each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    let (mut text, mut out) = (Text::default(), Vec::new());
+    for task in &snapshot.tasks {
+        let head = head(task, snapshot);
+        for piece in task.pieces(LINES) {
+            let mut given = Ok(());
+            task.visit(&piece, |row| {
+                if given.is_ok() {
+                    out.clear();
+                    line(&head, &mut text, &mut out, &task.schema, &row);
+                    given = each(&out);
+                }
+            });
+            given?;
+        }
+    }
+    Ok(())
+}
+
 /// JSON lines on standard output; those of an entry that is written again come again.
 pub struct StandardOutput;
 
+impl Target for StandardOutput {
+    fn describe(&self) -> String {
+        "standard output".into()
+    }
+
+    fn options(&self) -> Value {
+        json!({"path": "-"})
+    }
+
+    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn open(&self, _opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        Ok(Box::new(Self))
+    }
+
+    fn is_on_stdout(&self) -> bool {
+        true
+    }
+}
+
 impl Destination for StandardOutput {
     fn write(&mut self, entries: &[Arc<Entry>]) -> Result<(), SinkError> {
-        let mut stdout = io::stdout().lock();
-        let (mut text, mut out) = (Text::default(), Vec::new());
-        let snapshots = entries.iter().flat_map(|entry| &entry.snapshots);
-        for (snapshot, task) in snapshots.flat_map(|all| all.tasks.iter().map(move |task| (all, task))) {
-            let head = head(task, snapshot);
-            for piece in task.pieces(LINES) {
-                task.visit(&piece, |row| {
-                    line(&head, &mut text, &mut out, &task.schema, &row);
-                    out.push(b'\n');
-                });
-                if out.len() >= CHUNK {
-                    stdout.write_all(&out).map_err(SinkError::io("write", Path::new("standard output")))?;
-                    out.clear();
+        let (mut stdout, mut out) = (io::stdout().lock(), Vec::new());
+        let lines = entries.iter().flat_map(|entry| &entry.snapshots).try_for_each(|snapshot| {
+            rows(snapshot, |line| {
+                out.extend_from_slice(line);
+                out.push(b'\n');
+                if out.len() < CHUNK {
+                    return Ok(());
                 }
-            }
-        }
-        let written = stdout.write_all(&out).and_then(|()| stdout.flush());
+                let written = stdout.write_all(&out);
+                out.clear();
+                written
+            })
+        });
+        let written = lines.and_then(|()| stdout.write_all(&out)).and_then(|()| stdout.flush());
         written.map_err(SinkError::io("write", Path::new("standard output")))
     }
 }

@@ -4,7 +4,10 @@
 //! are recorded, the record is made between them: what is prepared is durable and not to be seen. All others are
 //! [`delivery::Destination`]s *behind the [`outbox`]*, which holds a commit's snapshots, as durably, until they have them. A
 //! commit is confirmed when all that is within it is done and no required writer is too far behind; nothing upstream
-//! waits for a disk or a server but through that.
+//! waits for a disk or a server but through that. Which kinds there are is in the [`registry`], and nowhere else.
+
+// A kind of writer that is in no list does not compile.
+#![deny(dead_code)]
 
 pub mod bounded;
 mod causes;
@@ -19,6 +22,7 @@ pub mod nats;
 pub mod outbox;
 pub mod parquet;
 mod pieces;
+pub mod registry;
 pub mod text;
 
 use crossbeam_channel::{Sender, never, select, unbounded};
@@ -86,8 +90,8 @@ impl SinkError {
         matches!(self, Self::Server { is_usage: true, .. } | Self::InUse { .. })
     }
 
-    /// What the file system said when this was tried.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+    /// What the system said when this was tried on a file, folder or socket.
+    pub fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |error| Self::Io { action, path: path.clone(), error }
     }

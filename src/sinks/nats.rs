@@ -7,16 +7,20 @@
 use super::delivery::Destination;
 use super::outbox::Entry;
 use super::pieces::LINES;
+use super::registry::{Opening, SERVER_AWAY, Target, WriterKind, check_names};
 use super::text::{Text, window_name};
 use super::{SinkError, named_summary};
 use crate::bus::{Bus, BusError, Settings};
 use crate::ledger::Ledger;
+use crate::options::OwnOptions;
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use bytes::Bytes;
+use dataflows::aggregator::OptionsError;
 use dataflows::rows::{Snapshot, TaskRows};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Bytes of a message of rows, unless the server takes less.
@@ -25,6 +29,60 @@ const MESSAGE: usize = 512 << 10;
 const BESIDE: usize = 4096;
 /// Messages that the client may hold.
 const CAPACITY: usize = 256;
+
+pub(super) const KIND: WriterKind = WriterKind { name: "nats", keys: &["subject"], read };
+
+fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
+    let subject = options.text("subject")?;
+    let allowed = |character: char| character.is_ascii_graphic() && !matches!(character, '*' | '>');
+    if subject.is_empty() || !subject.chars().all(allowed) || subject.split('.').any(str::is_empty) {
+        let why = format!("`{subject}` is no subject; words with dots between them, no wildcards");
+        return Err(options.refuse("subject", why));
+    }
+    Ok(Arc::new(Subject(subject)))
+}
+
+/// A subject on the servers of the `nats` section.
+struct Subject(String);
+
+impl Subject {
+    fn client(&self, opening: &Opening<'_>) -> Result<Nats, SinkError> {
+        let subject = (self.0.clone(), opening.began);
+        Nats::new(opening.nats.clone(), opening.program, subject).map_err(opening.no_threads())
+    }
+}
+
+impl Target for Subject {
+    fn describe(&self) -> String {
+        format!("NATS subject {}", self.0)
+    }
+
+    fn options(&self) -> Value {
+        json!({"subject": self.0})
+    }
+
+    fn check(&self, opening: &Opening<'_>) -> Result<(), SinkError> {
+        self.client(opening)?.connect()
+    }
+
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        let mut writer = self.client(opening)?;
+        opening.unless_wrong(writer.connect())?;
+        Ok(Box::new(writer))
+    }
+
+    fn check_tasks(&self, tasks: &[Arc<str>]) -> Result<(), OptionsError> {
+        check_names((KIND.name, "subjects"), (&["windows", "alerts"], &[""]), tasks)
+    }
+
+    fn hears_alerts(&self) -> bool {
+        true
+    }
+
+    fn gives_up_after(&self) -> Duration {
+        SERVER_AWAY
+    }
+}
 
 /// A subject of a NATS server.
 pub struct Nats {

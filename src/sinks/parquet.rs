@@ -3,11 +3,15 @@
 
 use super::SinkError;
 use super::columns::{Addresses, arrays, columns};
-use super::folder::{Files, sync_files};
+use super::delivery::Destination;
+use super::folder::{self, Files, sync_files};
 use super::pieces::in_order;
+use super::registry::{Opening, Target, WriterKind};
 use super::text::rfc3339;
+use crate::options::OwnOptions;
 use crate::state::sync_folder;
 use arrow_schema::{DataType, SchemaRef};
+use dataflows::aggregator::OptionsError;
 use dataflows::rows::{Piece, Snapshot, TaskRows};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{
@@ -19,6 +23,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +31,36 @@ use std::sync::Arc;
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 1 << 17;
+
+pub(super) const KIND: WriterKind = WriterKind { name: "parquet", keys: &["path"], read };
+
+fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
+    Ok(Arc::new(ParquetFolder(folder::path(options)?)))
+}
+
+struct ParquetFolder(PathBuf);
+
+impl Target for ParquetFolder {
+    fn describe(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn options(&self) -> Value {
+        json!({"path": self.describe()})
+    }
+
+    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
+        folder::check(&self.0)
+    }
+
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        folder::open(&self.0, Parquet { threads: opening.threads }, opening)
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.0)
+    }
+}
 
 /// The files of a window, written on several threads.
 pub struct Parquet {
