@@ -10,6 +10,7 @@ use crate::intake::books::{RunBooks, merged};
 use crate::intake::log::LogPosition;
 use crate::intake::retired::{Parts, RetiredAccounts, RetiredRuns};
 use crate::ledger::{Counts, InputReport, Losses};
+use dataflows::layers::Text;
 use dataflows::rows::Missing;
 use dataflows::window::{Epoch, Windowing};
 use serde::{Deserialize, Serialize};
@@ -97,13 +98,16 @@ pub struct Account {
     pub cut: Option<Epoch>,
     /// Windows in which packets may have been that were lost, and how many at most.
     pub lost: Vec<(Epoch, u64)>,
+    /// Long texts of keys that this process has met: whoever writes the rows has to know them.
+    pub texts: Vec<String>,
 }
 
 impl Account {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { counts, found, noticed, positions, retired, notices, cut, lost } = self;
+        let Self { counts, found, noticed, positions, retired, notices, cut, lost, texts } = self;
         cut.is_none()
+            && texts.is_empty()
             && lost.is_empty()
             && counts.is_empty()
             && found.is_empty()
@@ -146,7 +150,11 @@ pub struct Accounts {
 impl Accounts {
     /// Adds one; they come in the order of their epochs.
     pub fn add(&mut self, account: Account) {
-        let Account { counts, found, noticed, positions, retired, notices: _, cut, lost } = account;
+        let Account { counts, found, noticed, positions, retired, notices: _, cut, lost, texts } = account;
+        for text in &texts {
+            // Now this process knows it.
+            let _ = Text::new(text);
+        }
         self.cut = self.cut.into_iter().chain(cut).min();
         for (window, packets) in lost {
             *self.lost.entry(window).or_default() += packets;

@@ -433,6 +433,10 @@ fn accounts(reader: &mut dyn Reader, placer: &mut Placer, before: Option<Epoch>)
         // Told before this worker leaves an epoch, so that it is known when the windows are written.
         accounts.entry(0).or_default().lost = std::mem::take(&mut placer.lost).into_iter().collect();
     }
+    let texts = placer.new_texts();
+    if !texts.is_empty() {
+        accounts.entry(0).or_default().texts = texts.iter().map(|text| text.to_string()).collect();
+    }
     if before.is_none()
         && let Some(cut) = reader.cut()
     {

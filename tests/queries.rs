@@ -1929,6 +1929,36 @@ fn an_aggregator_of_ones_own_runs_in_the_analyser() {
 }
 
 #[test]
+fn a_field_and_a_measure_of_ones_own_run_in_the_analyser() {
+    let scratch = Scratch::new();
+    let config = example("custom_field.yaml");
+    // Two packets of IPv6 with flow label 0x12345, one of them with PSH, and one of IPv4.
+    let address = |last: u8| [&[0x20, 1, 13, 184][..], &[0; 11], &[last]].concat();
+    let frame = |flags: u8| {
+        let headers = [&[2; 12][..], &[0x86, 0xdd, 0x60, 1, 0x23, 0x45, 0, 20, 6, 64]].concat();
+        let tcp = [&[0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags][..], &[0; 6]].concat();
+        [headers, address(1), address(2), tcp].concat()
+    };
+    let mut capture = pcap(&[packet(0, "10.0.0.1", "192.0.2.1")]);
+    for flags in [0x18, 0x10] {
+        let frame = frame(flags);
+        let length = (frame.len() as u32).to_le_bytes();
+        capture.extend_from_slice(&[&[0; 8][..], &length, &length, &frame].concat());
+    }
+    scratch.write("a.pcap", capture);
+    let args = ["analyze", "-q", "-o", "out", "a.pcap", "-c", config.to_str().unwrap()];
+    let ended = run_example(&scratch, "custom_field", &args);
+    assert!(ended.status.success(), "{ended:?}");
+    let table = fs::read_to_string(scratch.path("out/all/per_label.csv")).unwrap();
+    assert_eq!(table, "src_ip,flow_label,packets,psh,syn\n2001:db8::1,74565,2,1,0\n10.0.0.1,0,1,0,0\n");
+    // The programs that do not know them say what they know.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pcap-analyzer"));
+    let ended = command.arg("-c").arg(&config).arg("a.pcap").current_dir(scratch.path("")).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("custom_field.yaml:5:") && said.contains("unknown field `FlowLabel`"), "{said}");
+}
+
+#[test]
 fn a_writer_of_ones_own_runs_in_both_programs() {
     let scratch = Scratch::new();
     let packets = [(0, "10.0.0.1"), (1, "10.0.0.1"), (2, "10.0.0.2")];

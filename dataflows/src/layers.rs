@@ -4,6 +4,7 @@
 //! is at hand, into the words of a [`crate::field::Plan`]. Finding these parts is the decoder's work.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parts of one frame around its outermost IP header.
@@ -86,8 +87,17 @@ impl Layers<'_> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Text(pub u128);
 
-/// Long texts that were met. Names of interfaces are few; whoever makes up more than these gets them by their hash.
-static MET: Mutex<Option<HashMap<u128, Arc<str>>>> = Mutex::new(None);
+/// Long texts that were met, and their order. Names of interfaces are few; whoever makes up more than these gets them by
+/// their hash.
+static MET: Mutex<Option<Met>> = Mutex::new(None);
+/// How many there are, for whoever asks often.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Default)]
+struct Met {
+    by_number: HashMap<u128, Arc<str>>,
+    all: Vec<Arc<str>>,
+}
 /// How many of them are remembered.
 const MOST_MET: usize = 1 << 16;
 /// Last byte of the number of a long text.
@@ -113,8 +123,11 @@ impl Text {
         let number = u128::from_be_bytes(number);
         let mut met = MET.lock().unwrap_or_else(PoisonError::into_inner);
         let met = met.get_or_insert_default();
-        if met.len() < MOST_MET {
-            met.entry(number).or_insert_with(|| text.into());
+        if met.all.len() < MOST_MET && !met.by_number.contains_key(&number) {
+            let text: Arc<str> = text.into();
+            met.by_number.insert(number, text.clone());
+            met.all.push(text);
+            COUNT.store(met.all.len(), SeqCst);
         }
         Self(number)
     }
@@ -127,7 +140,7 @@ impl Text {
             return String::from_utf8_lossy(&bytes[..length]).into_owned();
         }
         let met = MET.lock().unwrap_or_else(PoisonError::into_inner);
-        match met.as_ref().and_then(|met| met.get(&self.0)) {
+        match met.as_ref().and_then(|met| met.by_number.get(&self.0)) {
             Some(text) => text.to_string(),
             None => {
                 let hash = bytes[7..15].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -136,10 +149,14 @@ impl Text {
         }
     }
 
-    /// The long texts that this process has met, for others that are to tell them.
-    pub fn met() -> Vec<Arc<str>> {
+    /// The long texts that this process has met but for the first `known`, for another that is to tell them: there,
+    /// [`Text::new`] makes them known.
+    pub fn met_after(known: usize) -> Vec<Arc<str>> {
+        if COUNT.load(SeqCst) <= known {
+            return Vec::new();
+        }
         let met = MET.lock().unwrap_or_else(PoisonError::into_inner);
-        met.iter().flat_map(HashMap::values).cloned().collect()
+        met.iter().flat_map(|met| met.all.iter().skip(known)).cloned().collect()
     }
 }
 

@@ -20,6 +20,7 @@ use crate::intake::log::LogPosition;
 use crate::ledger::Counts;
 use dataflows::field::{Extension, WORDS};
 use dataflows::groups::Observations;
+use dataflows::layers::Text;
 use dataflows::measure::Weight;
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};
@@ -201,6 +202,8 @@ impl Place {
 pub struct Placer {
     /// The extra fields that are read of each frame.
     extension: Extension,
+    /// Long texts that were told.
+    texts: usize,
     windowing: Windowing,
     lateness: u64,
     /// The first epoch that is not written by an earlier run.
@@ -235,6 +238,7 @@ impl Placer {
     pub fn new(windowing: Windowing, lateness: u64, first: Epoch) -> Self {
         Self {
             extension: Extension::default(),
+            texts: 0,
             windowing,
             lateness,
             first,
@@ -262,6 +266,13 @@ impl Placer {
     /// The extra fields that are wanted of each frame: with any, each packet is placed with its extension words.
     pub fn extension(&self) -> &Extension {
         &self.extension
+    }
+
+    /// Long texts that this process has met since this was last asked.
+    pub fn new_texts(&mut self) -> Vec<Arc<str>> {
+        let texts = Text::met_after(self.texts);
+        self.texts += texts.len();
+        texts
     }
 
     /// Goes to where a piece begins; gives the first epoch that its reader may still hand out.
