@@ -39,6 +39,44 @@ fn with_taps() -> Scratch {
     scratch
 }
 
+#[test]
+fn fields_and_measures_are_the_same_on_processes_also_names_that_only_one_of_them_has_met() {
+    let scratch = Scratch::new();
+    let tasks = concat!(
+        "    - {name: names, type: exact, key_fields: [Interface, TTL, SrcMAC]}\n",
+        "    - {name: handshakes, type: exact, key_fields: [DstIP], measures: [syn, ttl_max, packets, payload_bytes]}\n",
+        "    - {name: marked, type: top_k, key_fields: [DSCP, SrcIP], k: 5}\n",
+    );
+    scratch.write("config.yaml", format!("aggregator:\n  tasks:\n{tasks}"));
+    // Each process reads a capture of its own, of an interface of its own.
+    let order = Order { big: false };
+    for (process, name) in [(0, "eth0"), (1, r"\Device\NPF_{3F2504E0-4F89-11D3-9A0C-0305E82C3301}")] {
+        let described = section(order, 1, 9);
+        let header = described.len() - 32;
+        let padded = [name.as_bytes(), &vec![0; name.len().next_multiple_of(4) - name.len()]].concat();
+        let options =
+            [&order.halves(&[9, 1])[..], &[9, 0, 0, 0], &order.halves(&[2, name.len() as u16]), &padded]
+                .concat();
+        let body = [order.halves(&[1, 0]), order.words(&[0]), options, vec![0; 4]].concat();
+        let mut file = [&described[..header], &block(order, 1, &body)].concat();
+        for record in disordered(process, 3_000, 40 * SECOND) {
+            file.extend_from_slice(&enhanced(order, 9, &record));
+        }
+        scratch.write(&format!("{process}.pcapng"), file);
+    }
+    scratch.analyze("-q -o alone --window 10s 0.pcapng 1.pcapng").assert(0, "");
+    let expected = tables(&scratch.path("alone"));
+    let has_name = |table: &Vec<u8>| String::from_utf8_lossy(table).contains("NPF_{3F2504E0");
+    assert!(expected.values().any(has_name), "{:?}", expected.keys());
+    let hosts = Hosts::new(&scratch, 2);
+    let start = |process: usize| {
+        let args = format!("-q --local -w 1 --window 10s {process}.pcapng");
+        scratch.start_process(&hosts, process, ANALYZER, "out", &args)
+    };
+    scratch.assert_end_well(vec![start(0), start(1)], "out");
+    assert_same(&expected, &tables(&scratch.path("out")), "of two processes");
+}
+
 /// What one process writes of the captures: the ledger, and every byte.
 fn alone(scratch: &Scratch, window: &str) -> (Value, BTreeMap<PathBuf, Vec<u8>>) {
     let folder = format!("alone-{window}");

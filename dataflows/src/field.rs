@@ -36,7 +36,7 @@ pub enum Lives {
     /// In [`crate::packet::Transport`], above so many bits.
     Transport(u32),
     /// In an extension word, read so from the frame.
-    Extra(fn(&Layers<'_>) -> u128),
+    Extra(Read),
 }
 
 /// An entry of the table.
@@ -102,7 +102,7 @@ const fn extra(
     (name, column): (&'static str, &'static str),
     kind: Kind,
     bits: u32,
-    read: fn(&Layers<'_>) -> u128,
+    read: Read,
     about: &'static str,
 ) -> Field {
     Field { name, column, kind, bits, lives: Lives::Extra(read), about }
@@ -369,10 +369,13 @@ impl Plan {
     }
 }
 
+/// How an extra field is read from a frame.
+pub type Read = fn(&Layers<'_>) -> u128;
+
 /// The extra fields that are read of each frame: none in the shipped configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Extension {
-    fields: Vec<(&'static Field, fn(&Layers<'_>) -> u128, Place)>,
+    fields: Vec<(&'static Field, Read, Place)>,
 }
 
 impl Extension {
