@@ -77,6 +77,7 @@ pub fn main(name: &'static str, run: impl FnOnce() -> Result<End, Failed>) -> Ex
         fail!("{why}");
         return ExitCode::from(2);
     }
+    memory::set_name(name);
     memory::give_back_large();
     // A worker that panics would leave its siblings waiting for ever.
     let said = AtomicBool::new(false);

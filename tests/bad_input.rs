@@ -616,3 +616,24 @@ fn nobody_reading_the_summary_is_no_failure() {
     );
     assert_holds(&scratch.path("out"), &packets, 0, SHIPPED);
 }
+
+#[test]
+fn a_run_without_memory_ends_with_a_word_about_it_and_leaves_no_half_window() {
+    let scratch = Scratch::new();
+    let flow = |number: u32| Packet {
+        source: std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into(),
+        ..packet(0, "10.0.0.1", "192.0.2.1")
+    };
+    scratch.write("flows.pcap", pcap(&(0..300_000).map(flow).collect::<Vec<_>>()));
+    let run = |kilobytes: u32| {
+        let program = env!("CARGO_BIN_EXE_pcap-analyzer");
+        let limited = format!("ulimit -v {kilobytes}; exec {program} -q -w 1 -o out flows.pcap");
+        Command::new("sh").args(["-c", &limited]).current_dir(scratch.path("")).output().unwrap()
+    };
+    // The first limit that is too low for the tables.
+    let mut limits = (0..30).map(|step| 600_000 - 20_000 * step).map(|limit| (limit, run(limit)));
+    let (limit, failed) = limits.find(|(_, run)| !run.status.success()).expect("a limit that is too low");
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(failed.status.code(), Some(1), "{limit}: {said}");
+    assert!(said.starts_with("pcap-analyzer: out of memory: the system has no "), "{limit}: {said}");
+}

@@ -4,6 +4,9 @@ use netspectra::config::Registries;
 use netspectra::programs::ns_engine;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: netspectra::memory::Saying = netspectra::memory::Saying;
+
 fn main() -> ExitCode {
     ns_engine::main(&Registries::default(), std::env::args_os())
 }

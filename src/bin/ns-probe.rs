@@ -34,6 +34,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+#[global_allocator]
+static ALLOCATOR: netspectra::memory::Saying = netspectra::memory::Saying;
+
 const NAME: &str = "ns-probe";
 
 /// How often the counters of a capture are read.
