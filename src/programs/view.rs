@@ -158,7 +158,8 @@ impl View for Engine {
             stall.map(|stall| format!("nothing has moved for {} s: {}", stall.time.as_secs(), stall.why));
         let reasons =
             away.into_iter().chain(stall).chain(self.writers.writers().filter_map(writer)).collect();
-        let remarks = self.job.intake.skews().iter().filter_map(remark).collect();
+        let remarks =
+            self.job.intake.skews().iter().filter_map(remark).chain(self.job.intake.remarks()).collect();
         Health { failed: self.progress.failure.get().map(str::to_owned), reasons, remarks }
     }
 
