@@ -9,9 +9,12 @@ use crate::capture::savefile::Kept;
 use crate::decode::{self, Decoded, LinkType};
 use crate::ledger::Losses;
 use crate::wire::batch::{BLOCK, BatchBuilder, FULL, Header};
+use crate::wire::fields;
 use crate::wire::single;
 use crate::wire::v1::Accounts;
 use bytes::{Bytes, BytesMut};
+use dataflows::field::Field;
+use dataflows::layers::{Layers, MAX_TEXT, Text};
 use dataflows::packet::Packet;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -29,6 +32,8 @@ const SINGLES: usize = 256;
 /// Bytes that a packet takes in a batch at most, and a batch beside its packets.
 const MOST_A_PACKET: usize = 72;
 const HEADER: usize = 2048;
+/// Bytes of the texts in a batch from which on it is sent; each is short.
+const ENOUGH_TEXTS: usize = 16 << 10;
 /// How long to wait for room, or for frames, before looking up.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a replay that is told to stop waits for the bus to take what was read.
@@ -60,6 +65,10 @@ pub struct Probe {
     pacing: Pacing,
     buffer: Arc<Buffer>,
     stop: Arc<AtomicBool>,
+    /// Fields that are read of each frame and sent beside its packet.
+    fields: Vec<&'static Field>,
+    /// Bytes that a packet takes in a batch at most.
+    a_packet: usize,
     /// Packets in a full batch: as many as the server takes in one message.
     full: usize,
     /// Packets in the batch that is being filled once it is full, or its block is.
@@ -98,15 +107,15 @@ impl Probe {
     ) -> Self {
         // The C library then keeps the memory of messages instead of giving it back after each.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_MEMORY)));
-        // To send a batch costs a live probe more than its bytes do.
-        let most = if pacing == Pacing::Goes { BLOCK as usize } else { FULL };
-        let full = (max_payload.saturating_sub(HEADER) / MOST_A_PACKET).clamp(1, most);
+        let full = full(pacing, max_payload.saturating_sub(HEADER), MOST_A_PACKET);
         Self {
             identity,
             encoding,
             pacing,
             buffer,
             stop,
+            fields: Vec::new(),
+            a_packet: MOST_A_PACKET,
             full,
             room: full,
             builder: BatchBuilder::new(0),
@@ -127,6 +136,23 @@ impl Probe {
         }
     }
 
+    /// The same, which sends these fields too: frames come by [`Self::frame_with_fields`]. The server takes `max_payload`
+    /// bytes in one message.
+    pub fn with_fields(self, fields: Vec<&'static Field>, max_payload: usize) -> Self {
+        if fields.is_empty() {
+            return self;
+        }
+        let a_packet = MOST_A_PACKET + fields.iter().map(|field| fields::width(field)).sum::<usize>();
+        let full = full(self.pacing, max_payload.saturating_sub(HEADER + ENOUGH_TEXTS + MAX_TEXT), a_packet);
+        let builder = self.builder.with_fields(&fields);
+        Self { fields, a_packet, full, room: full, builder, ..self }
+    }
+
+    /// Whether any fields are sent beside packets.
+    pub fn sends_fields(&self) -> bool {
+        !self.fields.is_empty()
+    }
+
     /// Takes a frame that the filter has passed.
     #[inline(always)]
     pub fn frame(&mut self, link: LinkType, time: u64, length: u32, bytes: &[u8]) {
@@ -142,16 +168,56 @@ impl Probe {
     /// Takes a frame that is not plain; apart, so that what is plain never leaves registers.
     #[inline(never)]
     fn other(&mut self, link: LinkType, time: u64, length: u32, bytes: &[u8]) {
-        match decode::decode(link, bytes, time, length) {
-            Decoded::Ip(packet) => self.packet(&packet),
-            Decoded::Malformed => {
-                self.accounts.malformed += 1;
-                self.accounts.uncounted_bytes += u64::from(length);
-            }
-            Decoded::NonIp => {
-                self.accounts.non_ip += 1;
-                self.accounts.uncounted_bytes += u64::from(length);
-            }
+        if let Some(packet) = self.ip(decode::decode(link, bytes, time, length), length) {
+            self.packet(&packet);
+        }
+    }
+
+    /// What was decoded of a frame, unless it is no packet, which is counted.
+    #[inline(always)]
+    fn ip<T>(&mut self, decoded: Decoded<T>, length: u32) -> Option<T> {
+        match decoded {
+            Decoded::Ip(packet) => return Some(packet),
+            Decoded::Malformed => self.accounts.malformed += 1,
+            Decoded::NonIp => self.accounts.non_ip += 1,
+        }
+        self.accounts.uncounted_bytes += u64::from(length);
+        None
+    }
+
+    /// Takes a frame that the filter has passed, captured by this interface, with the fields that are sent beside packets.
+    #[inline(never)]
+    pub fn frame_with_fields(
+        &mut self,
+        link: LinkType,
+        (time, is_stray): (u64, bool),
+        length: u32,
+        bytes: &[u8],
+        interface: Text,
+    ) {
+        self.read += 1;
+        self.bytes_read += u64::from(length);
+        if !is_stray {
+            self.latest = self.latest.max(time);
+        }
+        let decoded = match decode::decode_plain_with_layers(link, bytes, time, length, interface) {
+            Some(plain) => Decoded::Ip(plain),
+            None => decode::decode_with_layers(link, bytes, time, length, interface),
+        };
+        let Some((packet, layers)) = self.ip(decoded, length) else { return };
+        self.with_layers(&packet, &layers, is_stray);
+    }
+
+    #[inline(always)]
+    fn with_layers(&mut self, packet: &Packet, layers: &Layers<'_>, is_stray: bool) {
+        self.builder.push_fields(layers);
+        if is_stray {
+            self.stray_packet(packet);
+        } else {
+            self.packet(packet);
+        }
+        if self.builder.text_bytes() >= ENOUGH_TEXTS {
+            self.flush();
         }
     }
 
@@ -159,25 +225,24 @@ impl Probe {
     pub fn stray(&mut self, link: LinkType, time: u64, length: u32, bytes: &[u8]) {
         self.read += 1;
         self.bytes_read += u64::from(length);
-        match (decode::decode(link, bytes, time, length), self.encoding) {
-            (Decoded::Ip(packet), Encoding::Batch) => {
+        if let Some(packet) = self.ip(decode::decode(link, bytes, time, length), length) {
+            self.stray_packet(&packet);
+        }
+    }
+
+    #[cold]
+    fn stray_packet(&mut self, packet: &Packet) {
+        match self.encoding {
+            Encoding::Batch => {
                 if self.builder.is_empty() {
                     self.begun = Instant::now();
                 }
-                self.builder.push_stray(&packet, self.latest);
-                if self.builder.len() >= self.full {
+                self.builder.push_stray(packet, self.latest);
+                if self.builder.len() >= self.room {
                     self.flush();
                 }
             }
-            (Decoded::Ip(packet), Encoding::Single) => self.single(&packet),
-            (Decoded::Malformed, _) => {
-                self.accounts.malformed += 1;
-                self.accounts.uncounted_bytes += u64::from(length);
-            }
-            (Decoded::NonIp, _) => {
-                self.accounts.non_ip += 1;
-                self.accounts.uncounted_bytes += u64::from(length);
-            }
+            Encoding::Single => self.single(packet),
         }
     }
 
@@ -282,7 +347,7 @@ impl Probe {
         match self.encoding {
             Encoding::Batch => {
                 let packets = self.builder.len() as u64;
-                if packets > 0 && self.make_room(packets, packets * MOST_A_PACKET as u64) {
+                if packets > 0 && self.make_room(packets, packets * self.a_packet as u64) {
                     self.accounts.sent += packets;
                     self.bytes_sent += self.builder.bytes();
                     self.send_batch(packets);
@@ -439,5 +504,92 @@ impl Probe {
             "read {} = sent {sent} + filtered {filtered} + non_ip {non_ip} + malformed {malformed} + dropped {dropped}; kernel dropped {kernel_dropped}, interface dropped {interface_dropped}",
             self.read
         )
+    }
+}
+
+/// Packets in a full batch of so many bytes at most.
+fn full(pacing: Pacing, bytes: usize, a_packet: usize) -> usize {
+    // To send a batch costs a live probe more than its bytes do.
+    let most = if pacing == Pacing::Goes { BLOCK as usize } else { FULL };
+    (bytes / a_packet).clamp(1, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::batch::Batch;
+    use crate::wire::fields::Value as Cell;
+    use futures_util::FutureExt;
+
+    const MAX_PAYLOAD: usize = 1 << 20;
+
+    fn frame() -> Vec<u8> {
+        let ip = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        [&[2; 12][..], &[8, 0], &ip, &[0, 53, 0, 54, 0, 8, 0, 0]].concat()
+    }
+
+    /// What a replay sends of what it is fed with.
+    fn sent(names: &[&str], feed: impl FnOnce(&mut Probe)) -> Vec<Batch> {
+        let identity = Identity { name: "p".into(), run: 1, started: 0 };
+        let buffer = Arc::new(Buffer::new(1 << 30));
+        let (encoding, pacing, sizes) = (Encoding::Batch, Pacing::Waits, (MAX_PAYLOAD, 3));
+        let probe = Probe::new(identity, encoding, pacing, buffer.clone(), Arc::default(), sizes);
+        let mut probe =
+            probe.with_fields(names.iter().filter_map(|name| fields::named(name)).collect(), MAX_PAYLOAD);
+        feed(&mut probe);
+        probe.finish();
+        buffer.close();
+        let sent = std::iter::from_fn(|| buffer.next().now_or_never().flatten());
+        let read = |message| {
+            let Outgoing::Batch { payload, .. } = message else { panic!("a single packet") };
+            assert!(payload.len() <= MAX_PAYLOAD);
+            Batch::read(payload).expect("a batch that engines read")
+        };
+        sent.map(read).collect()
+    }
+
+    #[test]
+    fn a_packet_dated_ahead_at_the_end_of_a_block_ends_the_batch_too() {
+        for names in [&[][..], &["TTL"]] {
+            let batches = sent(names, |probe| {
+                for number in 0..BLOCK + 100 {
+                    let is_stray = number == BLOCK - 1;
+                    let (time, link) = (if is_stray { 1 << 60 } else { number }, LinkType::ETHERNET);
+                    match (probe.sends_fields(), is_stray) {
+                        (true, _) => {
+                            probe.frame_with_fields(link, (time, is_stray), 60, &frame(), Text::default());
+                        }
+                        (false, true) => probe.stray(link, time, 60, &frame()),
+                        (false, false) => probe.frame(link, time, 60, &frame()),
+                    }
+                    if number == 10 {
+                        // A pace cuts batches anywhere.
+                        probe.flush();
+                    }
+                }
+            });
+            let packets: u64 = batches.iter().map(|batch| u64::from(batch.packets)).sum();
+            assert_eq!(packets, BLOCK + 100);
+        }
+    }
+
+    #[test]
+    fn long_names_of_many_interfaces_are_spread_over_batches() {
+        let name = |number: u64| format!("{number:0>200}");
+        let batches = sent(&["Interface"], |probe| {
+            for number in 0..2000 {
+                let interface = Text::new(&name(number));
+                probe.frame_with_fields(LinkType::ETHERNET, (number, false), 60, &frame(), interface);
+            }
+        });
+        let mut names = Vec::new();
+        for batch in batches.iter().filter(|batch| batch.packets > 0) {
+            names.extend((0..batch.packets as usize).map(|at| match batch.fields()[0].value(at) {
+                Cell::Text(text) => text.to_owned(),
+                Cell::Number(number) => panic!("{number}"),
+            }));
+        }
+        assert_eq!(names, (0..2000).map(name).collect::<Vec<_>>());
+        assert!(batches.len() > 20, "{}", batches.len());
     }
 }

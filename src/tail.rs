@@ -8,9 +8,11 @@ use crate::intake::bus::OVERHEAD;
 use crate::say;
 use crate::sinks::text::rfc3339;
 use crate::wire::batch::{Batch, Item};
+use crate::wire::fields::{Value as Cell, named};
 use crate::wire::single;
+use dataflows::field::{Kind, mac};
 use dataflows::packet::Packet;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
@@ -192,13 +194,14 @@ fn print_message(
     let mut written = Ok(());
     // A message is one kind or the other: field 2 is a number in a batch and a message in a packet.
     if let Ok(batch) = Batch::read(payload.clone()) {
+        let mut at = 0;
         batch.visit(|item| {
-            if let (Item::Packet(packet) | Item::Stray(packet), true, true) =
-                (item, printed.packets < most, written.is_ok())
-            {
-                written = print(out, &packet, Some(&batch.probe));
+            let (Item::Packet(packet) | Item::Stray(packet)) = item else { return };
+            if printed.packets < most && written.is_ok() {
+                written = print(out, &packet, Some((&batch, at)));
                 printed.packets += 1;
             }
+            at += 1;
         });
     } else if let Ok(packet) = single::decode(payload) {
         written = print(out, &packet, None);
@@ -209,7 +212,7 @@ fn print_message(
     written
 }
 
-fn print(out: &mut impl Write, packet: &Packet, probe: Option<&str>) -> io::Result<()> {
+fn print(out: &mut impl Write, packet: &Packet, from: Option<(&Batch, usize)>) -> io::Result<()> {
     let Packet { time, transport, source, destination, length } = *packet;
     let mut line = json!({
         "time": rfc3339(time),
@@ -220,8 +223,23 @@ fn print(out: &mut impl Write, packet: &Packet, probe: Option<&str>) -> io::Resu
         "protocol": transport.protocol(),
         "bytes": length,
     });
-    if let Some(probe) = probe {
-        line["probe"] = probe.into();
+    if let Some((batch, at)) = from {
+        line["probe"] = batch.probe.as_str().into();
+        for column in batch.fields() {
+            let field = named(column.name());
+            let cell: Value = match (column.value(at), field) {
+                (Cell::Text(text), _) => text.into(),
+                (Cell::Number(number), Some(field)) if field.kind == Kind::Mac => mac(number as u64).into(),
+                (Cell::Number(number), _) => match u64::try_from(number) {
+                    Ok(number) => number.into(),
+                    Err(_) => number.to_string().into(),
+                },
+            };
+            let name = field.map_or(column.name(), |field| field.column);
+            if line.get(name).is_none() {
+                line[name] = cell;
+            }
+        }
     }
     serde_json::to_writer(&mut *out, &line)?;
     out.write_all(b"\n")

@@ -153,6 +153,204 @@ fn single_messages_over_jetstream_give_the_snapshots_of_the_capture() {
     assert_replay_gives_the_same("single", SHIPPED, JETSTREAM, "--jetstream");
 }
 
+// Fields that a probe is told to send.
+
+/// A configuration of these tasks and of one that asks for more than every packet has, with a line for probes.
+fn marked_config(fields: &str) -> String {
+    let keys = "SrcIP, DSCP, TTL, SrcMAC, Interface";
+    let marked = format!(
+        "    - {{name: per_mark, type: exact, key_fields: [{keys}], measures: [packets, payload_bytes, ttl_min]}}\nwriters:"
+    );
+    format!("{fields}{}", live_config(&[("per_src_ip", &["SrcIP"])], "").replace("writers:", &marked))
+}
+
+const SENT: &str = "DSCP, TTL, SrcMAC, Interface, PayloadBytes, Fragment";
+const LONG_NAME: &str = r"\Device\NPF_{3F2504E0-4F89-11D3-9A0C-0305E82C3301}";
+
+/// Frames of three interfaces, one without a name, with marks that differ from packet to packet; out of order, some late
+/// by a minute, some dated ahead by mistake.
+fn marked_frames() -> Vec<u8> {
+    let order = Order { big: false };
+    let header =
+        [order.words(&[0x1a2b_3c4d]), order.halves(&[1, 0]), order.words(&[u32::MAX, u32::MAX])].concat();
+    let mut file = block(order, 0x0a0d_0d0a, &header);
+    for name in ["eth0", "", LONG_NAME] {
+        let mut body =
+            [order.halves(&[1, 0]), order.words(&[0]), order.halves(&[9, 1]), vec![9, 0, 0, 0]].concat();
+        if !name.is_empty() {
+            let mut text = name.as_bytes().to_vec();
+            text.resize(name.len().next_multiple_of(4), 0);
+            body = [body, order.halves(&[2, name.len() as u16]), text].concat();
+        }
+        file.extend(block(order, 1, &[body, vec![0; 4]].concat()));
+    }
+    let mut random = Random(32);
+    let packets = with_strays(mixed(31, 9_000, 600 * SECOND)).into_iter().enumerate();
+    let mut packets: Vec<_> = packets
+        .map(|(at, packet)| (at + if at % 97 == 0 { 1_200 } else { random.below(40) as usize }, at, packet))
+        .collect();
+    packets.sort_by_key(|(place, ..)| *place);
+    for (_, at, packet) in packets {
+        let mut record = packet.record();
+        record.bytes[11] = (at % 5) as u8;
+        if record.bytes[12..14] == [8, 0] {
+            (record.bytes[15], record.bytes[22]) = ((at % 7 * 4) as u8, 64 - (at % 4) as u8);
+        }
+        let (time, length) = (record.time, record.bytes.len() as u32);
+        let fixed = [at as u32 % 3, (time >> 32) as u32, time as u32, length, record.length];
+        file.extend(block(order, 6, &[order.words(&fixed), record.bytes].concat()));
+    }
+    file
+}
+
+/// The capture and the configuration in a folder, and the answer without any bus.
+fn marked_scratch() -> (Scratch, BTreeMap<PathBuf, Vec<u8>>, Value) {
+    let scratch = Scratch::new();
+    scratch.write("config.yaml", marked_config(&format!("fields: [{SENT}]\n")));
+    scratch.write("a.pcapng", marked_frames());
+    scratch.analyze("-q -o offline --window 60s a.pcapng").assert(0, "");
+    let expected = snapshots(&scratch.path("offline"));
+    let marks = expected.iter().find(|(path, _)| path.ends_with("per_mark.csv")).unwrap().1;
+    let marks = String::from_utf8_lossy(marks);
+    assert!(
+        marks.starts_with("src_ip,dscp,ttl,src_mac,interface,packets,payload_bytes,ttl_min\n"),
+        "{marks}"
+    );
+    assert!(marks.contains(",62,02:00:00:00:00:01,eth0,") && marks.contains(LONG_NAME), "{marks}");
+    let ledger = scratch.ledger("offline");
+    (scratch, expected, ledger)
+}
+
+#[test]
+fn fields_that_a_probe_sends_give_the_snapshots_of_the_capture() {
+    let (scratch, expected, offline) = marked_scratch();
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        for workers in [1, 2] {
+            let server = NatsServer::with(options);
+            let to = format!("--nats {} {flags}", server.url());
+            let out = scratch.path(&format!("out{flags}{workers}"));
+            let engine = scratch.start_engine(&format!("{to} -o out{flags}{workers} -w {workers}"));
+            scratch.replay(&format!("{to} -r a.pcapng"));
+            if options == JETSTREAM {
+                server.wait_until_delivered();
+            }
+            assert!(!engine.said().contains("come without"), "{}", engine.said());
+            let ledger = engine.stop_engine(&out);
+            let what = format!("{flags}, {workers} workers");
+            assert_same(&expected, &snapshots(&out), &what);
+            assert_eq!(ledger["packets"], offline["packets"], "{what}");
+        }
+    }
+}
+
+#[test]
+fn fields_come_back_from_the_log_after_a_kill() {
+    let (scratch, ..) = marked_scratch();
+    let server = NatsServer::with(JETSTREAM);
+    let to = format!("--nats {} --jetstream", server.url());
+    let mut engine = scratch.start_engine(&format!("{to} -o out"));
+    scratch.replay(&format!("{to} --id tap --count 5000 -r a.pcapng"));
+    engine.wait_until_says("written");
+    server.wait_until_delivered();
+    engine.signal("KILL");
+    engine.wait();
+    let engine = scratch.start_engine(&format!("{to} -o out -w 2"));
+    scratch.replay(&format!("{to} --id tap -r a.pcapng"));
+    server.wait_until_delivered();
+    engine.stop_engine(&scratch.path("out"));
+    // How often windows were revised depends on where the first replay ended.
+    let (expected, found) = (tables(&scratch.path("offline")), tables(&scratch.path("out")));
+    assert_same(&expected, &found, "killed and started again");
+}
+
+#[test]
+fn a_probe_that_does_not_send_what_tasks_ask_for_is_named_once_and_its_packets_count() {
+    for (options, flags) in [("", ""), (JETSTREAM, "--jetstream")] {
+        let scratch = Scratch::new();
+        let packets = mixed(33, 9_000, 50 * SECOND);
+        scratch.write("config.yaml", marked_config(""));
+        scratch.write("a.pcap", pcap(&packets));
+        let server = NatsServer::with(options);
+        let to = format!("--nats {} {flags}", server.url());
+        let mut engine = scratch.start_engine(&format!("{to} -o out -w 2 --http 127.0.0.1:0"));
+        engine.wait_until_says("answering at");
+        for id in ["--id none", "--id some --fields DSCP,TTL", "--encoding single"] {
+            scratch.replay(&format!("{to} {id} -r a.pcap"));
+        }
+        if options == JETSTREAM {
+            server.wait_until_delivered();
+        }
+        let all = "DSCP, TTL, SrcMAC, Interface, PayloadBytes";
+        let told = [
+            format!("packets of probe none come without {all}, which tasks ask for"),
+            "packets of probe some come without SrcMAC, Interface, PayloadBytes, which".into(),
+            format!("packets on gons.packets.raw come without {all}"),
+        ];
+        told.iter().for_each(|told| engine.wait_until_says(told));
+        let said = engine.said();
+        let (_, address) = said.split_once("answering at http://").unwrap();
+        let mut http = std::net::TcpStream::connect(address.lines().next().unwrap()).unwrap();
+        http.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let ready = std::io::read_to_string(http).unwrap();
+        assert!(
+            ready.starts_with("HTTP/1.1 200") && told[..2].iter().all(|told| ready.contains(told)),
+            "{ready}"
+        );
+        for told in &told {
+            assert_eq!(engine.said().matches(told.as_str()).count(), 1, "{}", engine.said());
+        }
+        let ledger = engine.stop_engine(&scratch.path("out"));
+        assert_eq!(shipped_totals(&ledger), [27_000, 27_000, 0, 0], "{flags}: {ledger}");
+        let tables = snapshots(&scratch.path("out"));
+        let marks = tables.iter().find(|(path, _)| path.ends_with("per_mark.csv")).unwrap().1;
+        let marks = String::from_utf8_lossy(marks);
+        assert!(marks.contains(",0,0,00:00:00:00:00:00,,"), "{marks}");
+        assert!(marks.contains(",0,64,00:00:00:00:00:00,,"), "{marks}");
+    }
+}
+
+#[test]
+fn fields_that_cannot_be_sent_are_refused_or_told() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(1, 10, SECOND)));
+    for (flags, says) in [
+        ("--fields SrcIP,TTL", "--fields: `SrcIP` comes with every packet; leave it out"),
+        ("--fields Colour", "--fields: unknown field `Colour`; one of DSCP, ECN, TTL"),
+        ("--fields TTL --encoding single", "--fields: a message of one packet has no room"),
+    ] {
+        let run = scratch.start(PROBE, &format!("{flags} -r a.pcap")).finish();
+        run.assert(2, says);
+    }
+    let server = NatsServer::start();
+    let engine = scratch.start_engine(&format!("--nats {} -o out", server.url()));
+    scratch.write("probe.yaml", "fields: [TTL]\n");
+    let to = format!("--nats {} -c probe.yaml -q", server.url());
+    let run = scratch.start(PROBE, &format!("{to} --encoding single -r a.pcap")).finish();
+    run.assert(0, "the fields of the configuration are not sent");
+    // An engine that asks for none passes over what a probe sends.
+    scratch.start(PROBE, &format!("{to} -r a.pcap")).finish().assert(0, "");
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    assert_eq!(shipped_totals(&ledger), [20, 20, 0, 0], "{ledger}");
+}
+
+#[test]
+fn fields_are_printed_by_whoever_subscribes() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&[packet(0, "10.0.0.1", "10.0.0.2")]));
+    let server = NatsServer::start();
+    let mut watching = scratch.start_probe(&format!("--mode sub --nats {} --count 1", server.url()));
+    watching.wait_until_says("subscribed to");
+    scratch.replay(&format!("--nats {} --id tap --fields TTL,DstMAC,Interface -r a.pcap", server.url()));
+    let run = watching.wait();
+    let line: Value = serde_json::from_str(run.stdout.trim_end()).unwrap_or_else(|_| panic!("{run:?}"));
+    let mut expected = line_of(&packet(0, "10.0.0.1", "10.0.0.2"));
+    expected["probe"] = json!("tap");
+    expected["ttl"] = json!(64);
+    expected["dst_mac"] = json!("02:00:00:00:00:01");
+    expected["interface"] = json!("");
+    assert_eq!(line, expected);
+}
+
 #[test]
 fn a_replay_of_the_same_name_published_twice_is_counted_once() {
     let scratch = Scratch::new();

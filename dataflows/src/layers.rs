@@ -102,11 +102,14 @@ struct Met {
 const MOST_MET: usize = 1 << 16;
 /// Last byte of the number of a long text.
 const LONG: u8 = 0xff;
+/// Bytes of a text that are kept: what is longer is cut off there, at a character.
+pub const MAX_TEXT: usize = 255;
 
 impl Text {
-    /// The number of a text. NUL and what is behind it is left out.
+    /// The number of a text. NUL and what is behind it is left out, and so is what is behind [`MAX_TEXT`] bytes.
     pub fn new(text: &str) -> Self {
         let text = text.split('\0').next().unwrap_or_default();
+        let text = &text[..text.floor_char_boundary(MAX_TEXT)];
         let bytes = text.as_bytes();
         let mut number = [0; 16];
         if bytes.len() < number.len() {
@@ -173,6 +176,8 @@ mod tests {
         for text in texts.iter().chain([&long, &"exactly sixteen!", &"ÄÖÜ ÄÖÜ ÄÖÜ ÄÖÜ"]) {
             assert_eq!(Text::new(text).text(), *text);
         }
+        let endless = "ä".repeat(MAX_TEXT);
+        assert_eq!(Text::new(&endless).text(), "ä".repeat(MAX_TEXT / 2));
         let unknown = Text(Text::new(long).0 ^ 1 << 64).text();
         assert!(unknown.starts_with(r"\Device~") && unknown.len() == 24, "{unknown}");
     }

@@ -3,7 +3,7 @@
 //! A measure is a fold over observations that is commutative and associative, so any split over workers and any order
 //! give the same words. All groups have the four of [`DEFAULT`]; a task that names more has a word for each of them.
 
-use crate::field::{FRAGMENT, Field, Kind, Lives, NoRoom, Place, Plan, TTL};
+use crate::field::{FIELDS, FRAGMENT, Field, Kind, Lives, NoRoom, Place, Plan, TTL};
 use crate::layers::Layers;
 use crate::packet::Packet;
 use crate::rows::ValueKind;
@@ -260,6 +260,18 @@ pub static MEASURES: [&Measure; 16] = [
     },
 ];
 
+/// The extra fields that ship: those that keys can hold, then those that only measures read.
+pub fn extra_fields() -> impl Iterator<Item = &'static Field> {
+    let keys = FIELDS.iter().copied().filter(|field| field.is_extra());
+    let read = MEASURES.iter().enumerate().filter_map(|(at, measure)| {
+        let is_new = |field: &&Field| {
+            !FIELDS.contains(field) && MEASURES[..at].iter().all(|other| other.reads != Some(*field))
+        };
+        measure.reads.filter(is_new)
+    });
+    keys.chain(read)
+}
+
 /// Measures that a task may have beside the four that every group has.
 pub const MOST: usize = 12;
 
@@ -406,6 +418,13 @@ mod tests {
             assert!(!measure.about.is_empty());
         }
         assert_eq!(MEASURES.len() - DEFAULT.len(), MOST);
+    }
+
+    #[test]
+    fn extra_fields_are_those_of_keys_and_of_measures_each_once() {
+        let names: Vec<_> = extra_fields().map(|field| field.name).collect();
+        assert!(names.ends_with(&["Interface", "Fragment", "PayloadBytes", "IPBytes"]), "{names:?}");
+        assert_eq!(names.len(), FIELDS.iter().filter(|field| field.is_extra()).count() + 2);
     }
 
     #[test]

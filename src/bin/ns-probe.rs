@@ -2,15 +2,18 @@
 
 use anyhow::anyhow;
 use clap::{ArgGroup, Parser, ValueEnum};
+use dataflows::field::{Field, Kind};
+use dataflows::layers::Text;
 use netspectra::arguments::{self, Habit};
 use netspectra::bus::publish::{Buffer, Delivery, Pacing, Publisher};
 use netspectra::bus::{Bus, BusError, Settings};
-use netspectra::capture::Chunk;
 use netspectra::capture::dealer::Dealer;
 use netspectra::capture::filter::Filter;
+use netspectra::capture::interface::Interfaces;
 use netspectra::capture::live::{self, Drops, Live, Options};
 use netspectra::capture::savefile::{Kept, Rotation, Savefile};
-use netspectra::config::{self, Config};
+use netspectra::capture::{Chunk, Frame};
+use netspectra::config::{self, Config, ProbeConfig};
 use netspectra::decode::LinkType;
 use netspectra::fingerprint::fingerprint;
 use netspectra::intake::Taken;
@@ -132,11 +135,14 @@ struct Flags {
     /// How packets are sent
     #[arg(long, value_enum, default_value = "batch")]
     encoding: Encoding,
+    /// Fields to send beside what every packet has, such as DSCP,TTL [default: fields of the configuration]
+    #[arg(long, value_name = "LIST")]
+    fields: Option<String>,
     /// Name of this probe [default: host and source, HOST:IF or HOST:FILE]; a replay of the same file under the same name
     /// is the same run: what was published before counts once
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
-    /// Configuration; only its `nats` section is used [default: ./config.yaml where it exists, else the built-in one]
+    /// Configuration; only `nats` and `fields` of it are used [default: ./config.yaml where it exists, else the built-in one]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Keep the captured frames as pcap too
@@ -204,25 +210,38 @@ fn run(flags: &Flags) -> Result<End, Failed> {
         return Ok(End::Done);
     }
     let given = [flags.iface.is_some(), flags.read.is_some(), flags.write.is_some(), flags.user.is_some()];
-    if flags.mode == Mode::Sub && given.contains(&true) {
-        return Err(usage(anyhow!("--mode sub takes no --iface, --read, --write or --user")));
+    if flags.mode == Mode::Sub && (given.contains(&true) || flags.fields.is_some()) {
+        return Err(usage(anyhow!("--mode sub takes no --iface, --read, --write, --user or --fields")));
+    }
+    if flags.encoding == Encoding::Single && flags.fields.is_some() {
+        return Err(usage(anyhow!(
+            "--fields: a message of one packet has no room for further fields; leave out --encoding single"
+        )));
     }
     if flags.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > LONGEST_NAME) {
         return Err(usage(anyhow!("--id: a name of 1 to {LONGEST_NAME} bytes")));
     }
     let stopping = Stopping::on_signals().map_err(running)?;
     let (named, file) = (flags.config.as_deref(), program::config_file(flags.config.as_deref()));
-    let mut settings = Config::load_bus(file).map_err(|error| match file {
+    let config = Config::load_probe(file).map_err(|error| match file {
         Some(file) => usage(program::of_file(error, named, file)),
         None => usage(error),
     })?;
+    let ProbeConfig { nats: mut settings, mut fields } = config;
+    if let Some(names) = &flags.fields {
+        fields = config::fields::parse(names).map_err(|why| usage(anyhow!("--{why}")))?;
+    }
+    if flags.mode == Mode::Probe && flags.encoding == Encoding::Single && !fields.is_empty() {
+        warn!("the fields of the configuration are not sent: a message of one packet has no room for them");
+        fields.clear();
+    }
     if let Some(url) = &flags.nats {
         settings.servers = config::nats::servers(url).map_err(|why| usage(anyhow!("--nats: {why}")))?;
     }
     settings.jetstream.enabled |= flags.jetstream;
     match flags.mode {
         Mode::Sub => subscribe(flags, &settings, &stopping),
-        Mode::Probe => publish(flags, &settings, &stopping),
+        Mode::Probe => publish(flags, &settings, fields, &stopping),
     }
 }
 
@@ -273,10 +292,15 @@ enum Source {
     File(Arc<Dealer>),
 }
 
-fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<End, Failed> {
+fn publish(
+    flags: &Flags,
+    settings: &Settings,
+    fields: Vec<&'static Field>,
+    stopping: &Stopping,
+) -> Result<End, Failed> {
     let began = Instant::now();
     let stop = Arc::new(AtomicBool::new(false));
-    let (source, name) = open(flags)?;
+    let (source, name) = open(flags, &fields)?;
     if let Some(user) = &flags.user {
         become_user(user).map_err(usage)?;
     }
@@ -339,7 +363,8 @@ fn publish(flags: &Flags, settings: &Settings, stopping: &Stopping) -> Result<En
     });
     let max_payload = bus.client().server_info().max_payload;
     let sizes = (max_payload, settings.jetstream.partitions);
-    let mut probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), stop.clone(), sizes);
+    let probe = Probe::new(identity, flags.encoding, pacing, buffer.clone(), stop.clone(), sizes);
+    let mut probe = probe.with_fields(fields, max_payload);
     probe.begin();
 
     let front = Front { flags, bus: &bus, stop: &stop, buffer: &buffer };
@@ -446,7 +471,7 @@ fn run_number(file: &Path, filter: Option<&str>, partitions: u32) -> std::io::Re
 }
 
 /// Opens what is to be captured or replayed; gives its name too.
-fn open(flags: &Flags) -> Result<(Source, String), Failed> {
+fn open(flags: &Flags, fields: &[&Field]) -> Result<(Source, String), Failed> {
     if let Some(interface) = &flags.iface {
         let options = Options {
             interface: interface.clone(),
@@ -454,7 +479,7 @@ fn open(flags: &Flags) -> Result<(Source, String), Failed> {
             snaplen: flags.snaplen,
             ring: flags.ring_size,
             promiscuous: !flags.no_promiscuous,
-            names_interfaces: false,
+            names_interfaces: fields.iter().any(|field| field.kind == Kind::Text),
         };
         let live = Live::open(&options).map_err(usage)?;
         if !flags.quiet {
@@ -530,6 +555,17 @@ fn tell_input(input: &InputReport, unknown: &BTreeMap<LinkType, u64>) {
     }
 }
 
+/// Gives the probe a frame, and what captured it where fields are sent.
+#[inline(always)]
+fn feed(probe: &mut Probe, frame: Frame, bytes: &[u8], is_stray: bool, interface: impl FnOnce() -> Text) {
+    let Frame { link, time, length, .. } = frame;
+    match (probe.sends_fields(), is_stray) {
+        (true, _) => probe.frame_with_fields(link, (time, is_stray), length, bytes, interface()),
+        (false, true) => probe.stray(link, time, length, bytes),
+        (false, false) => probe.frame(link, time, length, bytes),
+    }
+}
+
 /// What reads frames and feeds the probe.
 struct Front<'a> {
     flags: &'a Flags,
@@ -560,6 +596,8 @@ impl Front<'_> {
         // What has arrived when we are told to stop is still read.
         let mut until = u64::MAX;
         let mut beyond = false;
+        let own_interface = Text::new(&name);
+        let mut interfaces = Interfaces::of_this_machine();
         let ended = loop {
             let clock = live::now();
             if until == u64::MAX && self.is_over(probe) {
@@ -567,6 +605,7 @@ impl Front<'_> {
             }
             // At the end, longer than the kernel may keep a block.
             let wait = if until < u64::MAX { LAST_LOOK } else { probe.patience() };
+            interfaces.refresh();
             let found = live.next(wait, |time, length, bytes| {
                 if time > until || probe.passed() >= most {
                     beyond = true;
@@ -574,6 +613,10 @@ impl Front<'_> {
                 }
                 if let Some(savefile) = savefile {
                     savefile.frame(time, length, bytes);
+                }
+                if probe.sends_fields() {
+                    let interface = interfaces.name(own_interface, link, bytes);
+                    return probe.frame_with_fields(link, (time, false), length, bytes, interface);
                 }
                 probe.frame(link, time, length, bytes);
             });
@@ -614,6 +657,7 @@ impl Front<'_> {
         let mut failed = None;
         let mut lossy = false;
         let mut unknown: BTreeMap<LinkType, u64> = BTreeMap::new();
+        let mut interfaces = Interfaces::of_files();
         while !self.is_over(probe) && failed.is_none() {
             match dealer.deal(&mut chunk).map_err(running)? {
                 Taken::End => break,
@@ -628,7 +672,7 @@ impl Front<'_> {
             probe.heartbeat();
             warn_of_savefile(savefile, &mut lossy);
             let mut over = false;
-            chunk.frames_and_strays(|frame, bytes, is_stray| {
+            chunk.frames_and_interfaces(|frame, bytes, is_stray, format| {
                 over = over || self.is_over(probe) || failed.is_some();
                 if over {
                     return;
@@ -658,11 +702,8 @@ impl Front<'_> {
                 if frame.link != LinkType::ETHERNET && !frame.link.is_known() {
                     *unknown.entry(frame.link).or_default() += 1;
                 }
-                if is_stray {
-                    probe.stray(frame.link, frame.time, frame.length, bytes);
-                } else {
-                    probe.frame(frame.link, frame.time, frame.length, bytes);
-                }
+                let interface = || interfaces.name(format.interface(frame), frame.link, bytes);
+                feed(probe, frame, bytes, is_stray, interface);
             });
         }
         unknown.remove(&LinkType::DAMAGED);

@@ -160,7 +160,7 @@ impl Buffer {
     }
 
     /// The next message; `None` when the buffer is closed and empty.
-    async fn next(&self) -> Option<Outgoing> {
+    pub(crate) async fn next(&self) -> Option<Outgoing> {
         loop {
             if let Some(message) = self.take() {
                 return Some(message);

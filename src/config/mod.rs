@@ -5,6 +5,7 @@
 //! message: what is wrong with a file that has some is told as it is found in the text with the references.
 
 mod alerts;
+pub mod fields;
 pub mod http;
 pub mod nats;
 mod resolved;
@@ -17,7 +18,7 @@ use crate::interpolate::Filling;
 use crate::options;
 use crate::sinks::registry::{SHIPPED_KEYS, WriterRegistry};
 use dataflows::aggregator::{Options, OptionsError, Registry, Task, Vocabulary};
-use dataflows::field::Plan;
+use dataflows::field::{Field, Plan};
 pub use dataflows::window::duration;
 use dataflows::window::{Windowing, scaled};
 use section::{Place, Section};
@@ -41,8 +42,8 @@ pub const MOST_WORKERS: usize = 256;
 /// Bytes of the name of a task or writer: with an ending it is the name of a file, of which there are 255 at most.
 const MAX_NAME: usize = 200;
 
-/// The sections.
-const SECTIONS: &[&str] = &["nats", "cluster", "aggregator", "writers", "alerts", "http"];
+/// The sections, and the key `fields` beside them.
+const SECTIONS: &[&str] = &["nats", fields::KEY, "cluster", "aggregator", "writers", "alerts", "http"];
 const AGGREGATOR_KEYS: &[&str] = &["num_workers", "window", "allowed_lateness", "tasks"];
 const CLUSTER_KEYS: &[&str] = &["processes", "process", "hostfile", "wait"];
 
@@ -114,6 +115,14 @@ pub struct Config {
     pub task_texts: Vec<String>,
     /// The rules as they are written.
     pub rule_texts: Vec<String>,
+}
+
+/// What a probe reads of a configuration.
+pub struct ProbeConfig {
+    /// The bus.
+    pub nats: Settings,
+    /// The fields that are sent beside what every packet has.
+    pub fields: Vec<&'static Field>,
 }
 
 /// The `cluster` section: what flags and environment do not say.
@@ -261,6 +270,8 @@ impl Config {
         let tasks = tasks(place, &entries, &registries.aggregators, &vocabulary);
         place.lacks_tasks.set(tasks.len() < entries.value.len());
         let nats = nats::settings(&nats::section(&file));
+        // For probes; that these names are right is told by whoever reads the file.
+        fields::fields(&file);
         let cluster = cluster(&file.section("cluster", CLUSTER_KEYS));
         let written = file.entries("writers").or_else(|| shipped.entries("writers"))?;
         let writers = writers::writers(place, &written, (&registries.writers, &tasks));
@@ -292,8 +303,8 @@ impl Config {
         })
     }
 
-    /// Reads the `nats` section alone, of a file or of the built-in text; of the others only that their keys are known.
-    pub fn load_bus(path: Option<&Path>) -> Result<Settings, ConfigError> {
+    /// Reads what a probe needs of a file or of the built-in text; of the other sections only that their keys are known.
+    pub fn load_probe(path: Option<&Path>) -> Result<ProbeConfig, ConfigError> {
         let (text, file) = match path {
             None => (SHIPPED.to_owned(), BUILT_IN.to_owned()),
             Some(path) => (read(path)?, path.display().to_string()),
@@ -306,7 +317,8 @@ impl Config {
             let alerts = file.section("alerts", alerts::KEYS);
             alerts::check_keys(place, &alerts);
             writers::check_keys(place, &file, &SHIPPED_KEYS);
-            nats::settings(&nats::section(&file))
+            let (nats, fields) = (nats::settings(&nats::section(&file)), fields::fields(&file));
+            Some(ProbeConfig { nats: nats?, fields: fields? })
         })
     }
 }
@@ -517,6 +529,23 @@ mod tests {
         assert_eq!(config.allowed_lateness, Duration::from_secs(5));
         let written: Vec<_> = config.writers.iter().map(|writer| writer.target.describe()).collect();
         assert_eq!((config.writers[0].kind, written), ("csv", vec!["./snapshots".to_owned()]));
+    }
+
+    #[test]
+    fn the_fields_of_a_probe_are_a_list_of_known_names_for_every_program() {
+        let with = |fields: &str| format!("fields: {fields}\n{WRITERS}");
+        parse(&with("[DSCP, SrcMAC, PayloadBytes]")).map(drop).expect("names of fields");
+        parse(&with("[]")).map(drop).expect("none");
+        for (fields, says) in [
+            ("DSCP", "c.yaml:1:9: fields: a list belongs here; write fields: [DSCP]"),
+            ("[DSCP, SrcIP]", "c.yaml:1:16: fields: `SrcIP` comes with every packet"),
+            ("[{DSCP: 1}]", "c.yaml:1:10: fields: the name of a field belongs here"),
+            ("", "fields has no value"),
+            ("[Dscp]", "did you mean `DSCP`?"),
+        ] {
+            let error = refused(&with(fields));
+            assert!(error.contains(says), "{fields}\n-> {error}");
+        }
     }
 
     #[test]

@@ -170,6 +170,40 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The texts of a list; none where the key is left out. `None` where it is no such list, which is noted.
+    pub(super) fn texts(&self, key: &str, wanted: &str) -> Option<Vec<Spanned<String>>> {
+        let Some(node) = self.get(key) else { return Some(Vec::new()) };
+        let name = format!("{}{key}", self.name);
+        let nodes = match &node.kind {
+            Kind::List(nodes) => nodes,
+            _ if node.is_nothing() => {
+                let why = format!("{name} has no value; write a list such as [...], or leave the key out");
+                self.place.note(node.at, why);
+                return None;
+            }
+            Kind::Scalar(text, _) => {
+                let why = format!("{name}: a list belongs here; write {key}: [{text}]");
+                self.place.note(node.at, why);
+                return None;
+            }
+            Kind::Section(_) => {
+                self.place.note(node.at, format!("{name}: a list belongs here, not {}", node.describe()));
+                return None;
+            }
+        };
+        let text = |node: &Node| match &node.kind {
+            Kind::Scalar(text, _) if !node.is_nothing() => {
+                Some(Spanned { value: text.clone(), defined: node.at })
+            }
+            _ => {
+                let why = format!("{name}: {wanted} belongs here, not {}", node.describe());
+                self.place.note(node.at, why);
+                None
+            }
+        };
+        nodes.iter().map(text).collect()
+    }
+
     /// Entries of a list, each a section of its own; `None` where the key is left out.
     pub(super) fn entries(&self, key: &str) -> Option<Spanned<Vec<Spanned<Entry>>>> {
         let node = self.get(key)?;

@@ -10,6 +10,7 @@
 use super::books::{Books, Rules, Seen, Waiting};
 use super::claims::Claims;
 use super::skew::Skews;
+use super::unsent::Unsent;
 use super::{Intake, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::{Incoming, Kind};
@@ -58,8 +59,11 @@ struct State {
 /// Messages on their way to the workers.
 pub struct Messages {
     limit: u64,
+    /// The subject of single packets.
+    single: String,
     state: Mutex<State>,
     skews: Skews,
+    unsent: Unsent,
     wakers: Wakers,
     /// There is room again.
     room: Notify,
@@ -71,7 +75,7 @@ pub struct Messages {
 impl Messages {
     /// A queue without messages. `stop` ends its subscriptions; `taken` is told where to answer that a message was taken.
     pub fn new(rules: Rules, taken: UnboundedSender<Subject>, stop: Box<dyn Fn() + Send + Sync>) -> Self {
-        let limit = rules.limit;
+        let (limit, single) = (rules.limit, rules.single.clone());
         let state = State {
             queue: VecDeque::new(),
             bytes: 0,
@@ -83,7 +87,8 @@ impl Messages {
             failure: None,
         };
         let (state, wakers, room) = (Mutex::new(state), Wakers::default(), Notify::new());
-        Self { limit, state, skews: Skews::default(), wakers, room, taken, stop }
+        let (skews, unsent) = (Skews::default(), Unsent::default());
+        Self { limit, single, state, skews, unsent, wakers, room, taken, stop }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -357,6 +362,10 @@ impl Intake for Messages {
         self.skews.all()
     }
 
+    fn remarks(&self) -> Vec<String> {
+        self.unsent.remarks()
+    }
+
     fn found(&self) -> Vec<(InputKey, Found)> {
         let state = self.state();
         let (books, retired) = state.books.found();
@@ -399,6 +408,7 @@ impl Reader for MessageReader {
         let input = match self.piece.take() {
             None => return Ok(()),
             Some(Piece::Singles(packets)) => {
+                self.messages.unsent.hear_singles(&self.messages.single, into.extension());
                 for (packet, is_stray) in packets {
                     if is_stray {
                         into.place_stray(packet, [0; WORDS]);
@@ -412,18 +422,20 @@ impl Reader for MessageReader {
             Some(Piece::Batch { number, batch, fresh }) => {
                 // Some of it may have come before, in a batch that began or ended elsewhere.
                 let whole = fresh[..] == [batch.numbers()];
+                let asked = self.messages.unsent.find(&batch, into.extension());
+                let words = |number: u64| asked.words((number - batch.first_packet) as usize);
                 let mut at = batch.first_packet;
                 batch.visit(|item| match item {
                     Item::Packet(packet) => {
                         if whole || fresh.iter().any(|range| range.contains(&at)) {
                             into.observe(packet.time);
-                            into.place_known(packet, || [0; WORDS]);
+                            into.place_known(packet, || words(at));
                         }
                         at += 1;
                     }
                     Item::Stray(packet) => {
                         if whole || fresh.iter().any(|range| range.contains(&at)) {
-                            into.place_stray(packet, [0; WORDS]);
+                            into.place_stray(packet, words(at));
                         }
                         at += 1;
                     }

@@ -16,14 +16,16 @@ use super::books::{Books, Rules, RunBooks, TICK, Waiting};
 use super::bus::{OVERHEAD, SINGLES};
 use super::retired::RetiredRuns;
 use super::skew::Skews;
+use super::unsent::Unsent;
 use super::{Intake, Notice, Placer, Position, Reader, Taken, Wakers};
 use crate::account::{Found, InputKey};
 use crate::bus::subscribe::Logged;
 use crate::capture::live;
 use crate::wire::batch::{Batch, Item};
+use crate::wire::fields::Asked;
 use crate::wire::single;
 use async_nats::Subject;
-use dataflows::field::WORDS;
+use dataflows::field::Extension;
 use dataflows::packet::Packet;
 use dataflows::window::Epoch;
 use serde::{Deserialize, Serialize};
@@ -108,6 +110,7 @@ pub struct Log {
     done: UnboundedSender<Subject>,
     failure: OnceLock<String>,
     skews: Skews,
+    unsent: Unsent,
     /// Single packets that there was no room for.
     lost: AtomicU64,
     stop: Box<dyn Fn() + Send + Sync>,
@@ -181,6 +184,7 @@ impl Log {
             done,
             failure: OnceLock::new(),
             skews: Skews::default(),
+            unsent: Unsent::default(),
             lost: AtomicU64::new(0),
             stop,
         }
@@ -234,6 +238,17 @@ impl Log {
             shared.queue().ended = true;
         }
         self.wakers.wake();
+    }
+
+    /// Finds the fields that tasks ask for in what is decoded next.
+    fn asked<'a>(&self, packets: &'a Packets, extension: &Extension) -> Asked<'a> {
+        match packets {
+            Packets::Batch { batch, .. } => self.unsent.find(batch, extension),
+            Packets::Singles(_) => {
+                self.unsent.hear_singles(&self.rules.single, extension);
+                Asked::default()
+            }
+        }
     }
 
     /// Messages have ended, and nobody stopped them.
@@ -308,6 +323,10 @@ impl Intake for Log {
 
     fn skews(&self) -> Vec<(String, i64)> {
         self.skews.all()
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.unsent.remarks()
     }
 
     fn found(&self) -> Vec<(InputKey, Found)> {
@@ -742,7 +761,9 @@ impl Reader for LogReader {
         if committed.is_some() {
             into.restrain();
         }
+        let asked = self.log.asked(&packets, into.extension());
         let mut next = |into: &mut Placer, place: Place, item: Item| {
+            let words = || asked.words(place.1 as usize);
             let is_new = committed.is_none_or(|boundary| place >= boundary);
             if is_new {
                 into.release();
@@ -756,21 +777,21 @@ impl Reader for LogReader {
             }
             match item {
                 Item::Packet(packet) if is_new || windowing.index(packet.time) >= first => {
-                    into.place_known(packet, || [0; WORDS]);
+                    into.place_known(packet, words);
                 }
                 // It had gone out with a window that was open before the boundary.
-                Item::Stray(packet) if is_new => into.place_stray(packet, [0; WORDS]),
+                Item::Stray(packet) if is_new => into.place_stray(packet, words()),
                 _ => {}
             }
         };
-        match packets {
+        match &packets {
             Packets::Singles(packets) => {
-                for (message, packet, is_stray) in packets {
+                for &(message, packet, is_stray) in packets {
                     let item = if is_stray { Item::Stray(packet) } else { Item::Packet(packet) };
                     next(into, (message, 0), item);
                 }
             }
-            Packets::Batch { message, batch, fresh } => {
+            &Packets::Batch { message, ref batch, ref fresh } => {
                 let whole = fresh[..] == [batch.numbers()];
                 let mut number = batch.first_packet;
                 batch.visit(|item| {

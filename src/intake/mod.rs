@@ -2,7 +2,8 @@
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
 //! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`claims`] of what other engines say
-//! that they have taken, [`retired`] keeps earlier runs of probes, and [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
+//! that they have taken, [`retired`] keeps earlier runs of probes, [`skew`] watches clocks, and [`unsent`] names probes that do
+//! not send what tasks ask for. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
 //! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
 
 pub mod books;
@@ -13,6 +14,7 @@ pub mod listen;
 pub mod log;
 pub mod retired;
 pub mod skew;
+pub mod unsent;
 
 use crate::account::{Found, InputKey, Noticed};
 use crate::capture::Gap;
@@ -103,6 +105,11 @@ pub trait Intake: Send + Sync {
 
     /// How far the clocks of probes are from ours, by their names: nanoseconds, positive where they are ahead.
     fn skews(&self) -> Vec<(String, i64)> {
+        Vec::new()
+    }
+
+    /// What else is to be said of its probes while it runs.
+    fn remarks(&self) -> Vec<String> {
         Vec::new()
     }
 

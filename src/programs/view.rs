@@ -159,7 +159,12 @@ impl View for Engine {
         let reasons =
             away.into_iter().chain(stall).chain(self.writers.writers().filter_map(writer)).collect();
         let skews = self.job.intake.skews();
-        let remarks = skews.iter().filter_map(remark).chain(self.progress.losing()).collect();
+        let remarks = skews
+            .iter()
+            .filter_map(remark)
+            .chain(self.job.intake.remarks())
+            .chain(self.progress.losing())
+            .collect();
         Health { failed: self.progress.failure.get().map(str::to_owned), reasons, remarks }
     }
 

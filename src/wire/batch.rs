@@ -2,11 +2,14 @@
 //!
 //! A column of fixed-size numbers has the same bytes whether a schema calls it packed numbers or bytes. So [`Batch`]
 //! reads them as bytes, which prost hands out without a copy; a test holds that the generated message agrees.
-//! 22 bytes a packet for IPv4.
+//! 22 bytes a packet for IPv4, and what the columns of [`fields`] take where there are any.
 
 use super::WireError;
+use super::fields::{self, Asked, Column};
 use super::v1::Accounts;
 use bytes::Bytes;
+use dataflows::field::{Extension, Field};
+use dataflows::layers::Layers;
 use dataflows::packet::{Address, Packet, Transport};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -96,6 +99,8 @@ struct Columns {
     raised_at: Bytes,
     #[prost(bytes = "bytes", tag = "25")]
     raised_to: Bytes,
+    #[prost(bytes = "bytes", tag = "26")]
+    fields: Bytes,
 }
 
 /// `v1.PacketBatch`: a header and columns, which are one message on the wire.
@@ -103,6 +108,8 @@ struct Columns {
 pub struct Batch {
     header: Header,
     columns: Columns,
+    /// Those of fields that the probe was told to send.
+    fields: Vec<Column>,
 }
 
 impl Deref for Batch {
@@ -139,7 +146,8 @@ impl Batch {
     /// Reads a message and checks that its columns belong together, so that [`Self::visit`] meets no surprise.
     pub fn read(bytes: Bytes) -> Result<Self, WireError> {
         // Each passes over the fields of the other.
-        let batch = Self { header: Header::decode(bytes.clone())?, columns: Columns::decode(bytes)? };
+        let (header, columns) = (Header::decode(bytes.clone())?, Columns::decode(bytes)?);
+        let mut batch = Self { header, columns, fields: Vec::new() };
         let columns = &batch.columns;
         if batch.probe.is_empty() {
             return Err(WireError::Missing("probe"));
@@ -150,15 +158,7 @@ impl Batch {
         }
         let packets = batch.packets as usize;
         let range = |field, value: u64| WireError::Range { field, value: value.into() };
-        for accounts in [&batch.before, &batch.after] {
-            let Accounts { filtered, non_ip, malformed, uncounted_bytes, sent, dropped, .. } = *accounts;
-            let Accounts { kernel_dropped, interface_dropped, .. } = *accounts;
-            let counts = [filtered, non_ip, malformed, uncounted_bytes, sent, dropped];
-            let mut counts = counts.into_iter().chain([kernel_dropped, interface_dropped]);
-            if let Some(count) = counts.find(|count| *count > MOST) {
-                return Err(range("accounts", count));
-            }
-        }
+        batch.check_accounts()?;
         if batch.first_packet > MOST {
             return Err(range("first_packet", batch.first_packet));
         }
@@ -204,7 +204,32 @@ impl Batch {
             // Windows are closed by what it says.
             return Err(range("latest", batch.latest));
         }
+        batch.fields = fields::read(columns.fields.clone(), packets)?;
         Ok(batch)
+    }
+
+    /// The columns of fields that the probe was told to send.
+    pub fn fields(&self) -> &[Column] {
+        &self.fields
+    }
+
+    /// Finds the fields that tasks ask for among them.
+    pub fn asked(&self, extension: &Extension) -> Asked<'_> {
+        Asked::new(&self.fields, extension)
+    }
+
+    /// Checks that no count is more than any run has.
+    fn check_accounts(&self) -> Result<(), WireError> {
+        for accounts in [&self.before, &self.after] {
+            let Accounts { filtered, non_ip, malformed, uncounted_bytes, sent, dropped, .. } = *accounts;
+            let Accounts { kernel_dropped, interface_dropped, .. } = *accounts;
+            let counts = [filtered, non_ip, malformed, uncounted_bytes, sent, dropped];
+            let mut counts = counts.into_iter().chain([kernel_dropped, interface_dropped]);
+            if let Some(count) = counts.find(|count| *count > MOST) {
+                return Err(WireError::Range { field: "accounts", value: count.into() });
+            }
+        }
+        Ok(())
     }
 
     /// Checks that its packets are of one block, where the run has blocks.
@@ -335,6 +360,7 @@ pub struct BatchBuilder {
     ipv6: Vec<u8>,
     raised_at: Vec<u8>,
     raised_to: Vec<u8>,
+    fields: fields::Columns,
     /// Latest time that whoever reads the batch knows.
     known: u64,
     bytes: u64,
@@ -352,9 +378,26 @@ impl BatchBuilder {
             ipv6: Vec::new(),
             raised_at: Vec::new(),
             raised_to: Vec::new(),
+            fields: fields::Columns::default(),
             known: watermark,
             bytes: 0,
         }
+    }
+
+    /// The same, with columns of these fields: [`Self::push_fields`] comes before each packet.
+    pub fn with_fields(self, fields: &[&'static Field]) -> Self {
+        Self { fields: fields::Columns::new(fields), ..self }
+    }
+
+    /// Appends the fields of the packet that is pushed next.
+    #[inline]
+    pub fn push_fields(&mut self, layers: &Layers<'_>) {
+        self.fields.push(layers);
+    }
+
+    /// Bytes of the texts in the columns of fields.
+    pub fn text_bytes(&self) -> usize {
+        self.fields.text_bytes()
     }
 
     /// Appends a packet; `latest` is the latest time of all frames read so far, its own included.
@@ -431,6 +474,7 @@ impl BatchBuilder {
         for column in [&mut self.ipv6, &mut self.raised_at, &mut self.raised_to] {
             column.clear();
         }
+        self.fields.clear();
         (self.known, self.bytes) = (latest, 0);
     }
 
@@ -447,6 +491,7 @@ impl BatchBuilder {
         let short_lengths = self.lengths.iter().all(|length| *length <= u16::MAX.into());
         let packets = self.times.len();
         (header.packets, header.base_time) = (packets as u32, base_time);
+        let mut fields = self.fields.message(packets);
 
         let columns = [
             (19, &mut self.transport),
@@ -455,6 +500,7 @@ impl BatchBuilder {
             (23, &mut self.ipv6),
             (24, &mut self.raised_at),
             (25, &mut self.raised_to),
+            (26, &mut fields),
         ];
         let time_bytes = packets * if short_times { 4 } else { 8 };
         let length_bytes = packets * if short_lengths { 2 } else { 4 };
@@ -496,6 +542,7 @@ fn begin_column(tag: u32, bytes: usize, message: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::wire::v1::PacketBatch;
+    use dataflows::field::Plan;
     use proptest::prelude::*;
 
     fn packet() -> impl Strategy<Value = Packet> {
@@ -522,7 +569,12 @@ mod tests {
 
     /// Packets, each with the time of a frame before it that is not sent.
     fn built(frames: &[(u64, Packet)], watermark: u64) -> (Bytes, Vec<Item>) {
-        let mut builder = BatchBuilder::new(watermark);
+        built_with(&[], frames, watermark)
+    }
+
+    /// The same with columns of these fields.
+    fn built_with(fields: &[&'static Field], frames: &[(u64, Packet)], watermark: u64) -> (Bytes, Vec<Item>) {
+        let mut builder = BatchBuilder::new(watermark).with_fields(fields);
         let (mut latest, mut known, mut items) = (watermark, watermark, Vec::new());
         for (other, packet) in frames {
             latest = latest.max(*other).max(packet.time);
@@ -532,6 +584,7 @@ mod tests {
                 items.push(Item::Raised(latest));
             }
             items.push(Item::Packet(*packet));
+            builder.push_fields(&Layers { source_mac: packet.time, ..Layers::default() });
             builder.push(packet, latest);
         }
         let sent = frames.len() as u64;
@@ -564,7 +617,8 @@ mod tests {
         fn the_generated_message_reads_and_writes_the_same_bytes(
             frames in proptest::collection::vec((Just(0), packet()), 0..50),
         ) {
-            let (batch, _) = built(&frames, 5);
+            let fields: Vec<_> = ["SrcMAC", "Interface"].into_iter().filter_map(fields::named).collect();
+            let (batch, _) = built_with(&fields, &frames, 5);
             let generated = PacketBatch::decode(&batch[..]).expect("the same message");
             let transports: Vec<u64> = frames.iter().map(|(_, packet)| packet.transport.0).collect();
             prop_assert_eq!(&generated.transport, &transports);
@@ -602,6 +656,21 @@ mod tests {
     }
 
     #[test]
+    fn the_values_of_fields_are_those_of_their_packets() {
+        let field = fields::named("SrcMAC").expect("a field that ships");
+        let packet = |time| (0, Packet { time, source: Address(1), ..Packet::default() });
+        let (batch, _) = built_with(&[field], &[packet(7), packet(5), packet(9)], 0);
+        let (read, plan) = (Batch::read(batch).expect("our own batch"), Plan::default());
+        plan.place_in_keys(field).expect("room");
+        let asked = read.asked(&plan.extension());
+        assert_eq!([0, 1, 2, 3].map(|at| asked.words(at)[0]), [7, 5, 9, 0]);
+        let (older, _) = built(&[packet(7)], 0);
+        let older = Batch::read(older).expect("a batch without columns");
+        assert_eq!(older.asked(&plan.extension()).missing(), ["SrcMAC"]);
+        assert!(older.fields().is_empty() && older.asked(&Extension::default()).missing().is_empty());
+    }
+
+    #[test]
     fn columns_that_do_not_belong_together_are_refused() {
         let (batch, _) = built(
             &[(0, Packet { source: Address::v4(1), destination: Address::v4(2), ..Packet::default() })],
@@ -621,6 +690,10 @@ mod tests {
             |batch: &mut Batch| (batch.header.block, batch.header.stride) = (2, 3),
             |batch: &mut Batch| (batch.header.block, batch.header.stride) = (1, u64::MAX),
             |batch: &mut Batch| batch.header.stride = 2,
+            |batch: &mut Batch| {
+                batch.columns.fields = Bytes::from_static(b"\x0a\x09\x0a\x03TTL\x12\x02\x40\x40")
+            },
+            |batch: &mut Batch| batch.columns.fields = Bytes::from_static(&[0xff]),
         ] {
             let mut spoilt = batch.clone();
             spoil(&mut spoilt);

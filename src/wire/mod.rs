@@ -1,9 +1,11 @@
 //! Messages between probe and engine: `proto/packets.proto`, checked and turned into packets and back.
 //!
-//! [`single`] is one packet a message, [`batch`] thousands in columns. No bytes panic; what cannot be a message of ours
+//! [`single`] is one packet a message, [`batch`] thousands in columns, with those of [`fields`] where a probe is told to send
+//! any. No bytes panic; what cannot be a message of ours
 //! is refused whole, and whoever receives it counts it.
 
 pub mod batch;
+pub mod fields;
 pub mod single;
 
 /// The messages as generated from `proto/`.
@@ -38,5 +40,13 @@ pub enum WireError {
         found: usize,
         /// What it may have.
         expected: usize,
+    },
+    /// A column of a field that contradicts the batch or itself.
+    #[error("the column {name:?} {why}")]
+    Column {
+        /// The field's name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
 }
