@@ -422,7 +422,8 @@ impl Cluster {
                 return Err(self.differs(from, what, theirs, settings));
             }
             if is_ours && forming.sockets[from].is_none() {
-                forming.absent = (from, format!("one that says it is runs with another {}", told.names()));
+                forming.absent =
+                    (from, format!("a process that claims to be it has a different {}", told.names()));
             }
             return Ok(());
         }

@@ -139,7 +139,7 @@ impl Losses {
         let Self { interface, kernel, .. } = self;
         let packets = if self.total() == 1 { "1 packet".into() } else { format!("{} packets", self.total()) };
         format!(
-            "its capture dropped {packets} and says so ({kernel} by the kernel, {interface} by the interface); they are lost"
+            "the file reports {packets} dropped during capture ({kernel} by the kernel, {interface} by the interface); counted as lost"
         )
     }
 }

@@ -106,9 +106,9 @@ impl Known {
     /// What has not been told, by where it was lost, with the way out.
     fn lines(&self, name: &str, now: Instant) -> Vec<String> {
         let seconds = (now - self.since).as_secs_f64().round().max(1.0);
-        let (whose, on) = match self.loser {
-            Loser::Interface => ("the kernel", format!("of {name}")),
-            Loser::Probe => ("the kernel of a probe", format!("of {name}")),
+        let whose = match self.loser {
+            Loser::Interface => "the kernel",
+            Loser::Probe => "the kernel on the probe's host",
         };
         let Losses { interface, kernel, probe, .. } = self.untold;
         let all = self.total;
@@ -117,24 +117,26 @@ impl Known {
                 kernel,
                 all.kernel,
                 whose,
-                "the capture does not keep up: a larger --ring-size, a filter (-f), a smaller --snaplen or more cores help",
+                "the capture cannot keep up; try a larger --ring-size, a filter (-f), a smaller --snaplen or more cores",
             ),
             (
                 interface,
                 all.interface,
                 "the network interface",
-                "it has no room for them: `ethtool -G` gives it more, if it can",
+                "its receive ring was full; `ethtool -G` can enlarge it on most cards",
             ),
             (
                 probe,
                 all.probe,
                 "the probe",
-                "the bus does not take them as they come: a larger nats.buffer, or NATS is too slow or away",
+                "NATS did not accept them fast enough; enlarge nats.buffer, or check whether NATS is slow or unreachable",
             ),
         ];
         let line = |(now, all, who, why): (u64, u64, &str, &str)| {
             let packets = if now == 1 { "packet" } else { "packets" };
-            format!("{who} dropped {now} {packets} {on} in the last {seconds} s ({all} in all); {why}")
+            format!(
+                "{name}: {now} {packets} dropped by {who} in the last {seconds} s ({all} in total); {why}"
+            )
         };
         places.into_iter().filter(|(now, ..)| *now > 0).map(line).collect()
     }
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(watch.look(&kernel(7), began + SECOND), Vec::<String>::new(), "lost before this run");
         let lines = watch.look(&kernel(8), began + 2 * SECOND);
         assert!(
-            lines[0].starts_with("the kernel dropped 1 packet of eth0 in the last 1 s (8 in all); "),
+            lines[0].starts_with("eth0: 1 packet dropped by the kernel in the last 1 s (8 in total); "),
             "{lines:?}"
         );
         for second in 3..12 {
@@ -204,7 +206,7 @@ mod tests {
         }
         let lines = watch.look(&kernel(20), began + 12 * SECOND);
         assert!(
-            lines[0].starts_with("the kernel dropped 12 packets of eth0 in the last 10 s (20 in all); "),
+            lines[0].starts_with("eth0: 12 packets dropped by the kernel in the last 10 s (20 in total); "),
             "{lines:?}"
         );
         assert_eq!(watch.look(&kernel(20), began + 40 * SECOND), Vec::<String>::new());
@@ -234,7 +236,7 @@ mod tests {
         let mut watch = LossWatch::new(&lost(0), began);
         let lines = watch.look(&lost(1), began + SECOND);
         assert_eq!(lines.len(), 2, "{lines:?}");
-        assert!(lines[0].starts_with("the probe dropped 2 packets of a in"), "{lines:?}");
-        assert!(lines[1].starts_with("the kernel dropped 6 packets of eth0 in"), "{lines:?}");
+        assert!(lines[0].starts_with("a: 2 packets dropped by the probe in"), "{lines:?}");
+        assert!(lines[1].starts_with("eth0: 6 packets dropped by the kernel in"), "{lines:?}");
     }
 }

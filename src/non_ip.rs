@@ -121,7 +121,7 @@ pub fn filter_hint(name: &str, noticed: &Noticed, filter: Option<&str>) -> Optio
     let hints: Vec<String> = hidden.map(|headers| format!("({filter}) or ({headers}({filter}))")).collect();
     let hints = hints.join("` or `");
     Some(format!(
-        "{name}: the filter `{filter}` did not look behind VLAN tags, MPLS labels or PPPoE headers, where packets are that match; `{hints}` passes them too"
+        "{name}: the filter `{filter}` does not look behind VLAN tags, MPLS labels or PPPoE headers, and matching packets are there; use `{hints}` to include them"
     ))
 }
 

@@ -423,7 +423,7 @@ pub fn stop(job: &Arc<Job>, progress: &Arc<Progress>, processes: usize) -> impl 
 
 /// The variable that names the folder of [`spill_folder`].
 pub const TMPDIR: Variable =
-    ("TMPDIR", "room for what memory cannot hold, where no csv is written (/var/tmp)");
+    ("TMPDIR", "folder for temporary files when no csv is written [default: /var/tmp]");
 
 /// Where a process that writes no snapshots keeps what memory has no room for.
 pub fn spill_folder() -> PathBuf {

@@ -228,7 +228,7 @@ impl Report<'_> {
     pub fn interruption(&self) -> Option<String> {
         let read = grouped(self.counts.read);
         self.ledger.is_interrupted().then(|| {
-            format!("interrupted by a signal: the inputs were not read to their ends, the results hold the {read} packets before")
+            format!("interrupted by a signal before all input was read; the results cover only the {read} packets read so far")
         })
     }
 

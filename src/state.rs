@@ -136,8 +136,8 @@ pub enum StateError {
     },
     /// Not what was written there.
     #[error(
-        "{}: the retired runs of probes cannot be read ({why}); without them their packets would count again if they came \
-         again. Restore the file from the backup that the other records are from",
+        "{}: the records of finished probe runs cannot be read ({why}). Without them, replays of those runs would be counted \
+         twice. Restore this file from the same backup as the rest of the folder",
         path.display()
     )]
     Retired {
@@ -270,7 +270,7 @@ impl State {
         let damaged = |why: String| StateError::Damaged { path: path.clone(), why };
         let (text, sum) = bytes.split_last_chunk().ok_or_else(|| damaged("it is cut off".into()))?;
         if *sum != check_line(text) {
-            return Err(damaged("its check sum is another".into()));
+            return Err(damaged("its checksum does not match".into()));
         }
         let manifest: Manifest = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
         let is_known = [FORMAT, FORMAT_WITH_RETIRED].contains(&manifest.format);
@@ -300,13 +300,13 @@ impl State {
         let mut bytes = fs::read(&path).map_err(failed("read", &path))?;
         if (bytes.len() as u64) < *size {
             return Err(damaged(format!(
-                "it has {} bytes, and the record of the last commit names {size}",
+                "it has {} bytes, but the last commit recorded {size}",
                 bytes.len()
             )));
         }
         bytes.truncate(usize::try_from(*size).unwrap_or(usize::MAX));
         if fingerprint(&bytes) != *sum {
-            return Err(damaged("its check sum is another".into()));
+            return Err(damaged("its checksum does not match".into()));
         }
         let read = RetiredRuns::read(&bytes, Some);
         read.map_err(|offset| damaged(format!("there is no record at byte {offset}")))?;

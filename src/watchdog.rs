@@ -131,7 +131,7 @@ impl Watch {
             let still = now - self.moved.max(since);
             if still >= STOPPING || self.live && now - since >= STOPPED {
                 return Finding::Hangs(format!(
-                    "does not come to its end {:.0} s after it was told to stop, {:.0} s after the last sign of progress: {}",
+                    "still running {:.0} s after it was told to stop, and no progress for {:.0} s: {}",
                     (now - since).as_secs_f64(),
                     still.as_secs_f64(),
                     self.waits(signs),
@@ -150,9 +150,9 @@ impl Watch {
     fn waits(&self, signs: Signs) -> String {
         let Signs { read, unwritten, .. } = signs;
         match (unwritten, read.saturating_sub(self.committed)) {
-            (0, packets) => format!("{packets} packets are in windows that do not close"),
-            (1, _) => "1 closed epoch waits to be written".into(),
-            (epochs, _) => format!("{epochs} closed epochs wait to be written"),
+            (0, packets) => format!("{packets} packets are in windows that are not closing"),
+            (1, _) => "1 finished window is waiting to be written".into(),
+            (epochs, _) => format!("{epochs} finished windows are waiting to be written"),
         }
     }
 }
@@ -184,7 +184,7 @@ pub fn start(job: &Arc<Job>, progress: &Arc<Progress>, run: Run) -> std::io::Res
             };
             match &stall {
                 Some(Stall { time, why }) if said.is_none_or(|said| now - said >= SAY_EVERY) => {
-                    warn!("nothing has moved for {:.0} s: {why}", time.as_secs_f64());
+                    warn!("no progress for {:.0} s: {why}", time.as_secs_f64());
                     said = Some(now);
                 }
                 Some(_) => {}
@@ -219,7 +219,7 @@ mod tests {
         let Finding::Stalled(stall) = watch.look(signs(100, 7, 0, 0), RUNS, began + 91 * SECOND) else {
             panic!("no stall")
         };
-        assert_eq!(stall.why, "100 packets are in windows that do not close");
+        assert_eq!(stall.why, "100 packets are in windows that are not closing");
         assert_eq!(watch.look(signs(100, 7, 0, 1), RUNS, began + 92 * SECOND), Finding::Well);
         // All that was read is committed: there is nothing to wait for.
         assert_eq!(watch.look(signs(100, 7, 0, 1), RUNS, began + 900 * SECOND), Finding::Well);
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(watch.look(signs(1, 1, 2, 0), RUNS, began), Finding::Well);
         let looked = watch.look(signs(9, 9, 2, 0), RUNS, began + 60 * SECOND);
         assert!(
-            matches!(looked, Finding::Stalled(Stall { why, .. }) if why == "2 closed epochs wait to be written")
+            matches!(looked, Finding::Stalled(Stall { why, .. }) if why == "2 finished windows are waiting to be written")
         );
         // A large file that is being written is a sign of progress.
         let looked = watch.look(Signs { written: 1, ..signs(9, 9, 2, 0) }, RUNS, began + 61 * SECOND);
@@ -266,7 +266,7 @@ mod tests {
             assert_eq!(watch.look(signs(5, 1, 1, 0), stop, began), Finding::Well);
             let looked = watch.look(signs(5, 1, 1, 0), stop, began + STOPPING);
             assert!(
-                matches!(looked, Finding::Hangs(why) if why.ends_with("1 closed epoch waits to be written"))
+                matches!(looked, Finding::Hangs(why) if why.ends_with("1 finished window is waiting to be written"))
             );
         }
     }

@@ -386,7 +386,7 @@ fn a_run_replaces_all_that_an_earlier_one_of_another_capture_has_left_and_says_s
     scratch.write("out/notes.txt", "a user's own file");
     fs::create_dir(scratch.path("out/mine")).unwrap();
     let run = scratch.analyze("-q -c new.yaml -o out --window 1s new.pcap");
-    run.assert(0, "out held an earlier run of old.pcap");
+    run.assert(0, "out: the results of an earlier run over old.pcap");
     assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
     assert_eq!(fs::read(scratch.path("out/notes.txt")).unwrap(), b"a user's own file");
     fs::remove_file(scratch.path("out/notes.txt")).unwrap();
@@ -406,7 +406,7 @@ fn a_run_with_another_filter_or_window_leaves_nothing_of_the_earlier_one() {
     let analyze = |args: &str, replaces: bool| {
         let run = scratch.analyze(&format!("-o out {args} a.pcap"));
         run.assert(0, "");
-        let says = run.stdout.contains("out held windows of an earlier run that are not of this one");
+        let says = run.stdout.contains("out: removed windows of an earlier run that this run did not write");
         assert_eq!(says, replaces, "{args}: {run:?}");
     };
     analyze("--window 2s", true);
@@ -447,7 +447,7 @@ fn a_window_with_something_else_in_it_and_the_windows_of_an_engine_are_refused_a
     let assert_refused = |says: &str| {
         let run = scratch.analyze(run);
         run.assert(2, says);
-        run.assert(2, "name another folder");
+        run.assert(2, "choose another folder");
     };
     assert_refused("plot.png");
     assert_same(&before, &tree(&scratch.path("out")), "what was refused");

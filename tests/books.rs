@@ -102,12 +102,12 @@ fn an_engine_without_the_durable_log_keeps_earlier_windows_and_names_the_one_tha
         engine.signal("TERM");
         let run = engine.wait();
         let name = window_name((START / MINUTE + 1) * MINUTE);
-        let says = format!("out/{name}: this window of an earlier run is replaced");
+        let says = format!("out/{name}: overwriting this window of an earlier run");
         assert_eq!((run.code, run.stderr.contains(&says)), (Some(0), replaces), "{run:?}");
     }
     assert_eq!(windows(&out).len(), 3);
     scratch.write("a.pcap", pcap(&in_a_row(10)));
-    scratch.analyze("-o out a.pcap").assert(2, "an ns-engine");
+    scratch.analyze("-o out a.pcap").assert(2, "written by ns-engine");
     assert_eq!(windows(&out).len(), 3);
 }
 
@@ -138,13 +138,13 @@ fn what_the_kernel_drops_is_told_while_it_happens_in_the_windows_and_at_the_end(
         engine.signal("STOP");
         namespaces.send_at_once(&scratch, "many.pcap");
         engine.signal("CONT");
-        engine.wait_until_says("the kernel dropped ");
+        engine.wait_until_says(" dropped by the kernel in ");
         let line = engine.said().lines().find(|line| line.contains("dropped")).unwrap().to_owned();
         assert!(line.contains(" packets of right in the last ") && line.contains("--ring-size"), "{line}");
         wait_for("remark", || {
             let ready = ask_within(&namespaces.right, &engine.said(), "/readyz");
             assert!(ready.contains(" 200 "), "{ready}");
-            ready.contains("the kernel dropped ").then_some(())
+            ready.contains(" dropped by the kernel in ").then_some(())
         });
         engine.signal("TERM");
         let run = engine.wait();
@@ -183,9 +183,9 @@ fn what_a_probe_loses_is_told_by_it_and_by_the_engine() {
     probe.signal("STOP");
     namespaces.send_at_once(&scratch, "many.pcap");
     probe.signal("CONT");
-    probe.wait_until_says("the kernel dropped ");
+    probe.wait_until_says(" dropped by the kernel in ");
     assert!(probe.said().contains(" packets of right in the last "), "{}", probe.said());
-    engine.wait_until_says("the kernel of a probe dropped ");
+    engine.wait_until_says(" dropped by the kernel on the probe's host in ");
     assert!(engine.said().contains(" packets of tap in the last "), "{}", engine.said());
     probe.signal("TERM");
     let dropped = packets(&probe.report(), "kernel_dropped");

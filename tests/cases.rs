@@ -146,7 +146,12 @@ fn filters_answer_what_the_file_answers_and_refuse_the_rest() {
 #[test]
 fn what_captures_say_of_themselves_is_heard() {
     assert_cases(&[
-        case("61-isb.pcapng", 0, [2, 0, 0, 0, 5050], "61-isb.pcapng: its capture dropped 5050 packets"),
+        case(
+            "61-isb.pcapng",
+            0,
+            [2, 0, 0, 0, 5050],
+            "61-isb.pcapng: the file reports 5050 packets dropped during capture",
+        ),
         case(
             "14-caplen-gt-len.pcap",
             3,
@@ -171,7 +176,7 @@ fn what_captures_say_of_themselves_is_heard() {
             "04-cat.pcap",
             0,
             [4, 0, 0, 0, 0],
-            "2 captures one behind the other (the second begins at byte 180)",
+            "contains 2 concatenated captures (the second begins at byte 180)",
         ),
         case("04-cat-gz.pcap.gz", 0, [4, 0, 0, 0, 0], "2 captures"),
         counted("04-cat-pcapng.pcapng", 2),
@@ -262,14 +267,14 @@ fn a_filter_that_misses_only_what_is_behind_tags_is_told_in_the_summary() {
     let run = scratch.analyze("-o out -f 'host 10.0.0.1' mixed");
     run.assert(0, "");
     assert!(
-        run.stdout.contains("`(host 10.0.0.1) or (vlan and (host 10.0.0.1))` passes them too"),
+        run.stdout.contains("use `(host 10.0.0.1) or (vlan and (host 10.0.0.1))` to include them"),
         "{run:?}"
     );
     scratch.write("tagged", pcap(&[tagged]));
     scratch.analyze("-q -o out -f 'host 10.0.0.1' tagged").assert(0, "(vlan and (host 10.0.0.1))");
     let run = scratch.analyze("-o out -f '(host 10.0.0.1) or (vlan and (host 10.0.0.1))' mixed");
     run.assert(0, "");
-    assert!(!run.stdout.contains("passes them too"), "{run:?}");
+    assert!(!run.stdout.contains("to include them"), "{run:?}");
     assert_eq!(scratch.ledger("out")["packets"]["counted"], 2);
 }
 

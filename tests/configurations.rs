@@ -72,7 +72,7 @@ fn assert_refused(scratch: &Scratch, config: &[u8], says: &[&str], variables: &[
 fn slips_of_people_who_write_yaml_are_told_in_the_words_of_the_configuration() {
     for (name, says) in [
         ("30-dup-key.yaml", ["c.yaml:3:3: ", "`window` is given twice; the first one is in line 2"]),
-        ("30-empty-file.yaml", ["c.yaml:1:1: ", "the file says nothing"]),
+        ("30-empty-file.yaml", ["c.yaml:1:1: ", "the file is empty"]),
         ("30-env-dollar.yaml", ["c.yaml:7:23: ", "written ${HOME} here, not $HOME"]),
         (
             "30-float-number.yaml",
@@ -81,7 +81,7 @@ fn slips_of_people_who_write_yaml_are_told_in_the_words_of_the_configuration() {
         ("30-latin1-comment.yaml", ["c.yaml:8:6: ", "not UTF-8"]),
         ("30-missing-space.yaml", ["c.yaml:2:3: ", "write `window: 60s`"]),
         ("30-task-name-long.yaml", ["c.yaml:5:14: task name", "at most 200"]),
-        ("30-two-docs.yaml", ["c.yaml:8:1: ", "a second document"]),
+        ("30-two-docs.yaml", ["c.yaml:8:1: ", "a second YAML document"]),
         (
             "30-window-null.yaml",
             ["c.yaml:2:", "aggregator.window has no value; write a duration such as 60s, or `all`"],
@@ -212,7 +212,7 @@ fn a_window_of_the_configuration_that_is_not_used_is_told() {
     scratch.write("c.yaml", config(SHIPPED));
     let run = run_with(&scratch, ANALYZER, "-c c.yaml a.pcap", &[]);
     run.assert(0, "");
-    let told = "`window: 60s` of c.yaml is for ns-engine, --window 60s cuts windows here";
+    let told = "`window: 60s` in c.yaml applies to ns-engine only; here use --window 60s";
     assert!(run.stdout.contains(told), "{run:?}");
     let run = run_with(&scratch, ANALYZER, "-c c.yaml --json a.pcap", &[]);
     assert!(run.stdout.contains(told), "{run:?}");
@@ -269,8 +269,8 @@ fn flags_of_other_programs_are_refused_with_what_to_do_here() {
     let scratch = scratch();
     for (program, args, says) in [
         (ANALYZER, "-r a.pcap", "without a flag"),
-        (ANALYZER, "-nn a.pcap", "never looked up"),
-        (ANALYZER, "-n a.pcap", "never looked up"),
+        (ANALYZER, "-nn a.pcap", "never resolved"),
+        (ANALYZER, "-n a.pcap", "never resolved"),
         (ANALYZER, "-w x.pcap a.pcap", "-o DIR writes snapshots"),
         (ANALYZER, "-A a.pcap", "payloads are not shown"),
         (ANALYZER, "-X a.pcap", "payloads are not shown"),
@@ -282,7 +282,7 @@ fn flags_of_other_programs_are_refused_with_what_to_do_here() {
         (ENGINE, "-o -", "name a folder"),
         (ENGINE, "-r a.pcap", "pcap-analyzer"),
         (ENGINE, "-w x.pcap", "-o DIR"),
-        (PROBE, "-nn --read a.pcap", "never looked up"),
+        (PROBE, "-nn --read a.pcap", "never resolved"),
         (PROBE, "-C 100 --read a.pcap", "--rotate-size"),
         (PROBE, "-D", "--list"),
     ] {

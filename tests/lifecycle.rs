@@ -60,7 +60,7 @@ fn the_windows_that_time_had_not_closed_say_that_a_signal_has_ended_the_run() {
     let run = running.wait();
     run.assert(0, "");
     let last = run.stdout.lines().last().unwrap();
-    assert!(last.starts_with("interrupted by a signal: the inputs were not read to their ends"), "{run:?}");
+    assert!(last.starts_with("interrupted by a signal before all input was read"), "{run:?}");
     assert_eq!(scratch.ledger("out")["interrupted"], true);
     let windows = windows(&out);
     let whole = windows.iter().filter(|window| incomplete(&out, window).is_null());

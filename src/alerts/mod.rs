@@ -155,7 +155,7 @@ impl Raising {
         let left_out = self.board.left_out();
         for (rule, keys) in left_out.iter().filter(|(rule, _)| !self.full.contains(*rule)) {
             warn!(
-                "rule `{rule}`: holds for {keys} more than the {MAX_ACTIVE} keys that it may have active alerts for; these \
+                "rule `{rule}`: matches {keys} keys beyond its limit of {MAX_ACTIVE} active alerts; these \
                  raise none. Give it another threshold, or narrow it with `match`"
             );
         }

@@ -296,7 +296,7 @@ impl Shared {
                     }
                     why
                 }
-                Err(error) => with_way_out(error.to_string(), "give the system that authority"),
+                Err(error) => with_way_out(error.to_string(), "add that CA to the system's trust store"),
             };
             if Instant::now() + pause >= give_up_at {
                 return Err(format!("{why}, for {:?}", self.settings.give_up_after));

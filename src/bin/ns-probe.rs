@@ -173,8 +173,8 @@ Examples:
 
 /// What users of other programs try.
 const HABITS: &[Habit] = &[
-    ("-n", "names are never looked up; leave it out"),
-    ("-nn", "names are never looked up; leave it out"),
+    ("-n", "names are never resolved; leave it out"),
+    ("-nn", "names are never resolved; leave it out"),
     ("-A", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
     ("-X", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
     ("-x", "payloads are not shown; `ns-probe --mode sub` prints packets as JSON"),
@@ -419,7 +419,7 @@ fn warn_of_nobody(subject: &str, delivery: &Delivery) {
     }
     let why = match delivery.unheard.load(SeqCst) {
         true => "nobody listens there",
-        false => "whoever listens there does not say so",
+        false => "something is subscribed, but it did not acknowledge them",
     };
     warn!("no engine has taken the packets published to {subject}: {why}");
 }

@@ -473,21 +473,21 @@ pub(crate) fn with_way_out(why: String, trusted: &str) -> String {
     let known = [
         (
             "UnknownIssuer",
-            format!("no authority that is trusted here has signed the server's certificate; {trusted}"),
+            format!("the server's certificate is not signed by a CA that this machine trusts; {trusted}"),
         ),
-        ("NotValidForName", "the server's certificate is for another name than the address has".into()),
+        ("NotValidForName", "the server's certificate does not match the host name in the address".into()),
         (
             "certificate not valid for name",
-            "the server's certificate is for another name than the address has".into(),
+            "the server's certificate does not match the host name in the address".into(),
         ),
         ("Expired", "the server's certificate has expired, or this machine's clock is wrong".into()),
         ("expired", "the server's certificate has expired, or this machine's clock is wrong".into()),
         ("NotValidYet", "the server's certificate is not valid yet, or this machine's clock is wrong".into()),
         (
             "CertificateRequired",
-            "the server wants a certificate of ours: nats.tls.certificate and nats.tls.key".into(),
+            "the server requires a client certificate: set nats.tls.certificate and nats.tls.key".into(),
         ),
-        ("UnknownCA", "the server does not trust the authority of our certificate".into()),
+        ("UnknownCA", "the server does not trust the CA of our client certificate".into()),
         ("InvalidContentType", "the server does not speak TLS there".into()),
     ];
     match known.iter().find(|(sign, _)| why.contains(sign)) {
@@ -646,7 +646,9 @@ mod tests {
     fn causes_of_tls_are_told_in_words() {
         let told = with_way_out("invalid peer certificate: UnknownIssuer".into(), "name it in nats.tls.ca");
         assert!(
-            told.contains("UnknownIssuer") && told.contains("trusted here") && told.contains("nats.tls.ca"),
+            told.contains("UnknownIssuer")
+                && told.contains("this machine trusts")
+                && told.contains("nats.tls.ca"),
             "{told}"
         );
         assert_eq!(with_way_out("connection refused".into(), "-"), "connection refused");

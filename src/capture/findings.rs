@@ -70,7 +70,7 @@ impl Findings {
         let Met { count: more, first } = self.captures;
         let captures = (more > 0).then(|| {
             format!(
-                "{} captures one behind the other (the second begins at byte {first}); all are read",
+                "contains {} concatenated captures (the second begins at byte {first}); all were read",
                 more + 1
             )
         });

@@ -148,7 +148,7 @@ impl Greeting {
             io::ErrorKind::UnexpectedEof => io::Error::other("it has hung up"),
             _ => error,
         })?;
-        Self::decode(&bytes).ok_or_else(|| io::Error::other("it does not speak as a process of ours"))
+        Self::decode(&bytes).ok_or_else(|| io::Error::other("it is not a NetSpectra process"))
     }
 
     /// Whether it is of this version and proves itself as is done here.

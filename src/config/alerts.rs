@@ -20,7 +20,7 @@ pub(super) fn settings(section: &Section<'_>, entries: &[Spanned<Entry>], tasks:
     let mut outputs = Vec::new();
     for entry in section.entries("outputs").iter().flat_map(|outputs| &outputs.value) {
         let output = output(place, entry).and_then(|output| match outputs.contains(&output) {
-            true => Err(place.wrong(entry.defined, "two outputs of alerts are the same")),
+            true => Err(place.wrong(entry.defined, "two alert outputs are identical")),
             false => Ok(output),
         });
         outputs.extend(place.kept(output));

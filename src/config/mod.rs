@@ -216,7 +216,7 @@ fn without_values(
             line.unwrap_or_default().split("${").skip(1).filter_map(|behind| behind.split([':', '}']).next());
         let names: Vec<String> = names.map(|name| format!("${{{name}}}")).collect();
         let what = if names.is_empty() { "a variable of the environment".into() } else { names.join(", ") };
-        Slip { at, message: format!("the value that {what} gives cannot stand here") }
+        Slip { at, message: format!("the value of {what} is not valid here") }
     };
     slips.into_iter().map(told).collect()
 }

@@ -142,15 +142,14 @@ impl Tree {
             let (event, span) = event.map_err(|error| not_yaml(text, &error))?;
             documents += usize::from(matches!(event, Event::DocumentStart(..)));
             if documents > 1 {
-                let why =
-                    "a second document begins here; a configuration is one: remove `---` and what is double";
+                let why = "a second YAML document begins here; use only one: remove `---` and duplicate keys";
                 return Err(Slip::new(place(&span), why));
             }
             loader.take(event, place(&span))?;
         }
         let Loader { root, slips, .. } = loader;
         let root = root.filter(|root| !root.is_nothing()).ok_or_else(|| {
-            let why = "the file says nothing; a section is enough, such as `aggregator: {window: 60s}`, and what is \
+            let why = "the file is empty; one section is enough, such as `aggregator: {window: 60s}`, and what is \
                        left out has its default";
             Slip::new(Location { line: 1, column: 1 }, why)
         })?;
@@ -384,7 +383,7 @@ fn reason(kind: &ErrorKind) -> String {
             format!("a value cannot begin with `{character}`; write it in double quotes")
         }
         ErrorKind::UnknownAnchor => {
-            "a value that begins with `*` repeats an earlier one of that name, and there is none; write it in double quotes"
+            "a value beginning with `*` is a YAML alias, and no anchor of that name exists; put it in double quotes"
                 .into()
         }
         ErrorKind::MappingValueNotAllowed
@@ -397,7 +396,7 @@ fn reason(kind: &ErrorKind) -> String {
         | ErrorKind::ExpectedBlockMappingKey
         | ErrorKind::ExpectedBlockSequenceEntry
         | ErrorKind::BlockSequenceEntryNotAllowed => {
-            "the line is not indented as those that it belongs to, or no `key: value`".into()
+            "wrong indentation, or not a `key: value` line".into()
         }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             "a line that is no `key: value`; is a colon missing, or the space behind it?".into()
@@ -442,13 +441,13 @@ mod tests {
     #[test]
     fn a_text_that_is_not_yaml_is_refused_with_what_to_do() {
         for (text, place, says) in [
-            ("", "1:1:", "says nothing"),
-            ("# only this\n", "1:1:", "says nothing"),
+            ("", "1:1:", "the file is empty"),
+            ("# only this\n", "1:1:", "the file is empty"),
             ("a:\n  window:60s\n  b: 5s\n", "2:3:", "write `window: 60s`"),
             ("a: [1, 2", "1:", "`[` is not closed"),
             ("a:\n\tb: 1\n", "2:1:", "use spaces"),
             ("a: 'x", "1:", "quotation mark"),
-            ("a: 1\n---\na: 2\n", "2:1:", "a second document"),
+            ("a: 1\n---\na: 2\n", "2:1:", "a second YAML document"),
             ("a: @x\n", "1:", "double quotes"),
             ("a: b: c\n", "1:", "colon"),
             ("a: \u{f0000}", "1:4:", "no meaning"),

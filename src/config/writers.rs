@@ -212,7 +212,7 @@ impl Reader<'_> {
         let within = ["every", "max_behind", "required"].into_iter().find(|key| self.get(key).is_some());
         if let Some(key) = within.filter(|key| is_record && (*key != "required" || !writer.required)) {
             let message = format!(
-                "{} writer: the first one is the record of what is committed, and is written with each commit; it takes no `{key}`",
+                "{} writer: the first csv writer is part of every commit, so it cannot have `{key}`",
                 kind.name
             );
             return Err(self.wrong(key, message));

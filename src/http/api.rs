@@ -99,7 +99,7 @@ impl Access {
         if let Some(host) = foreign {
             let host = String::from_utf8_lossy(&host[..host.len().min(64)]);
             let why = format!(
-                "the Host `{host}` is not this machine, and only this machine is answered here; ask localhost or 127.0.0.1"
+                "Host `{host}` is not a loopback name; this server answers only requests to localhost or 127.0.0.1"
             );
             return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, why));
         }

@@ -38,7 +38,7 @@ pub struct Measured {
     pub last_commit: Option<u64>,
     /// Closed epochs that wait to be written.
     pub commit_queue: u64,
-    /// For how long the run has had work and not got on with it; zero while it does.
+    /// For how long the run has had pending work without making progress; otherwise zero.
     pub stalled: Duration,
     /// Alerts raised.
     pub raised: u64,
@@ -152,11 +152,12 @@ fn told(measured: &Measured, (windows, bytes): (u64, u64), now: u64) -> Result<S
     );
     families.gauge(
         "stalled_seconds",
-        "For how long the run has had work and not got on with it; 0 while it does.",
+        "Seconds the run has had pending work without making progress; otherwise 0.",
         alone(measured.stalled.as_secs_f64()),
     );
     families.gauge("alerts_active", "Alerts that are active.", count(measured.active));
-    let help = "Keys for which a rule holds without an alert: it has as many active ones as it may.";
+    let help =
+        "Keys that match a rule but raised no alert because the rule is at its limit of active alerts.";
     families.gauge("alerts_left_out", help, count(measured.left_out));
     families.gauge("recent_windows", "Windows that can be asked for over HTTP.", count(windows));
     families.gauge("recent_bytes", "Memory of these windows.", count(bytes));

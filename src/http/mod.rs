@@ -337,7 +337,10 @@ mod tests {
         {
             let answer = ask(&format!("GET /api/v1/tasks HTTP/1.1\r\nHost: {host}"));
             assert!(answer.starts_with("HTTP/1.1 421"), "{host}: {answer}");
-            assert!(answer.contains("{\"error\":") && answer.contains("ask localhost"), "{host}: {answer}");
+            assert!(
+                answer.contains("{\"error\":") && answer.contains("only requests to localhost"),
+                "{host}: {answer}"
+            );
         }
         let answer = ask("GET http://rebound.example/metrics HTTP/1.1\r\nHost: localhost");
         assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");

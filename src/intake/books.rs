@@ -573,8 +573,8 @@ impl Books {
             if self.said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
                 self.said = Some(Instant::now());
                 warn!(
-                    "{MAX_RUNS} runs of probes are active, the most that there may be; batches of other runs are refused. \
-                     End probes, or spread them over several engines"
+                    "{MAX_RUNS} probe runs are active, which is the maximum; batches from further runs are refused. \
+                     Stop some probes or use several engines"
                 );
             }
             return None;

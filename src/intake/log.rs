@@ -725,8 +725,8 @@ impl Reader for LogReader {
                 Err(Taken::End) if self.partitions.iter().any(Partition::is_reading_again) => {
                     // Its place in the log would be recorded as before what is committed.
                     return Err(
-                        "stopped before the log was read again up to the last commit; nothing is lost, and \
-                                a start goes on from there"
+                        "stopped while re-reading the log up to the last commit; nothing is lost, and \
+                                the next start continues from there"
                             .into(),
                     );
                 }

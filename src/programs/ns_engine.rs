@@ -52,11 +52,11 @@ const HABITS: &[Habit] = &[
     ("-r", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
     ("--read", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
     ("-R", "captures are read by pcap-analyzer FILE..., or published by ns-probe --read FILE"),
-    ("-nn", "names are never looked up; leave it out (-n N is the number of processes)"),
-    ("-n", "names are never looked up; leave it out (-n N is the number of processes)"),
+    ("-nn", "names are never resolved; leave it out (-n N is the number of processes)"),
+    ("-n", "names are never resolved; leave it out (-n N is the number of processes)"),
     (
         "--processes",
-        "names are never looked up: leave -n of other programs out; here -n N is the number of processes",
+        "names are never resolved, so tcpdump's -n is not needed; here -n N is the number of processes",
     ),
     (
         "-w",

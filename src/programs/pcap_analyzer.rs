@@ -33,7 +33,7 @@ const NAME: &str = "pcap-analyzer";
 const AFTER_HELP: &str = "\
 Examples:
   pcap-analyzer -o out incident.pcap                 one snapshot of everything, out/all/TASK.csv
-  pcap-analyzer -o out --window 60s day/*.pcap.zst   a folder a minute over a rotated series
+  pcap-analyzer -o out --window 60s day/*.pcap.zst   one folder per minute over a rotated series
   zcat big.pcap.gz | pcap-analyzer -o out -f 'tcp port 443' -";
 
 /// What users of other programs try.
@@ -42,11 +42,11 @@ const HABITS: &[Habit] = &[
     ("--read", "captures are named without a flag: pcap-analyzer FILE..."),
     ("-R", "captures are named without a flag, all of a folder as DIR/*: pcap-analyzer FILE..."),
     ("-i", "an interface is captured by ns-engine --iface or ns-probe --iface"),
-    ("-nn", "names are never looked up; leave it out (-n N is the number of processes)"),
-    ("-n", "names are never looked up; leave it out (-n N is the number of processes)"),
+    ("-nn", "names are never resolved; leave it out (-n N is the number of processes)"),
+    ("-n", "names are never resolved; leave it out (-n N is the number of processes)"),
     (
         "--processes",
-        "names are never looked up: leave -n of other programs out; here -n N is the number of processes",
+        "names are never resolved, so tcpdump's -n is not needed; here -n N is the number of processes",
     ),
     (
         "-w",
@@ -196,7 +196,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
 fn note_of_window(flags: &Flags, config: &Config) -> Option<String> {
     let written = config.window_text.as_deref().filter(|text| flags.window.is_none() && *text != "all")?;
     let file = program::config_file(flags.how.config.as_deref())?.display();
-    Some(format!("`window: {written}` of {file} is for ns-engine, --window {written} cuts windows here"))
+    Some(format!("`window: {written}` in {file} applies to ns-engine only; here use --window {written}"))
 }
 
 /// Closes the books and tells how it went.

@@ -154,8 +154,7 @@ impl View for Engine {
         let away = self.bus.as_ref().filter(|bus| bus.is_away());
         let away = away.map(|bus| format!("NATS at {} is away", bus.servers()));
         let stall = self.progress.stall();
-        let stall =
-            stall.map(|stall| format!("nothing has moved for {} s: {}", stall.time.as_secs(), stall.why));
+        let stall = stall.map(|stall| format!("no progress for {} s: {}", stall.time.as_secs(), stall.why));
         let reasons =
             away.into_iter().chain(stall).chain(self.writers.writers().filter_map(writer)).collect();
         let skews = self.job.intake.skews();

@@ -11,7 +11,7 @@ pub(super) fn way_out(error: &io::Error, path: &Path) -> &'static str {
     if let Some(rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP) =
         rustix::io::Errno::from_io_error(error)
     {
-        return "; the file system has no locks (flock): write to another one";
+        return "; this file system does not support locks (flock); write to another one";
     }
     match error.kind() {
         io::ErrorKind::FileTooLarge => {

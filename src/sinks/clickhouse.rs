@@ -272,7 +272,7 @@ impl Destination for ClickHouse {
             return Err(error);
         }
         if let Err(error) = self.clean() {
-            warn!("{error}; rows that nobody sees stay");
+            warn!("{error}; unused rows remain in the table; no view shows them");
         }
         Ok(())
     }
@@ -297,7 +297,7 @@ impl Setup<'_> {
     fn failed(&self, action: &str, error: &Error) -> SinkError {
         let text = match error {
             Error::BadResponse(text) => text.trim().to_owned(),
-            error => with_way_out(chain(error), "give the system that authority"),
+            error => with_way_out(chain(error), "add that CA to the system's trust store"),
         };
         let code = text.strip_prefix("Code: ").and_then(|code| code.split_once('.')?.0.parse::<u32>().ok());
         let Settings { url, user, database, .. } = self.settings;
@@ -340,7 +340,7 @@ impl Setup<'_> {
         Err(SinkError::Server {
             server: format!("ClickHouse at {}", self.settings.url),
             why: format!(
-                "not ClickHouse: asked for a text it answered `{said}`; `url` must be that of its HTTP interface, such \
+                "not ClickHouse: it answered a test query with `{said}`; `url` must be that of its HTTP interface, such \
                  as http://host:8123"
             ),
             is_usage: true,

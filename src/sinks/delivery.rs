@@ -311,7 +311,7 @@ impl Deliveries {
                 thread::sleep(NAP);
             }
             if !thread.is_finished() {
-                warn!("writer `{}`: does not end; it is left behind", status.name);
+                warn!("writer `{}`: did not stop in time and was abandoned", status.name);
                 continue;
             }
             let destination = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -80,8 +80,8 @@ impl Earlier {
         let mut formats = inputs.into_iter().flatten().filter_map(|input| input["format"].as_str());
         if formats.any(is_live) || mark.exists() || has_records(folder) {
             let why = format!(
-                "holds windows {} of an ns-engine, the history of a link, which a run over files does not replace: name \
-                 another folder (-o)",
+                "contains windows {} written by ns-engine, which pcap-analyzer never overwrites; choose another folder \
+                 with -o",
                 span(&windows)
             );
             return Err(SinkError::InUse { path: folder.to_owned(), why });
@@ -98,15 +98,15 @@ impl Earlier {
         let now: BTreeSet<String> = ledger.input_names().map(str::to_owned).collect();
         let what = match &self.inputs {
             Some(inputs) if *inputs != now => format!(
-                "{folder} held an earlier run of {} (windows {}), which this run of {} has replaced; files that belong into \
-                 one answer have to be given to one run (xargs divides a long list)",
+                "{folder}: the results of an earlier run over {} (windows {}) were replaced by this run over {}. For one \
+                 result over several files, pass them all to one run (xargs may split a long list)",
                 listed(inputs),
                 self.span,
                 listed(&now),
             ),
             _ if self.gone.is_empty() => return None,
             _ => format!(
-                "{folder} held windows of an earlier run that are not of this one: {}, now removed",
+                "{folder}: removed windows of an earlier run that this run did not write: {}",
                 span(&self.gone)
             ),
         };
@@ -128,7 +128,7 @@ fn windows<F: Files>(folder: &Path) -> Result<BTreeSet<String>, SinkError> {
         let Some(tasks) = tasks::<F>(&window, &name)? else { continue };
         if let Some(path) = foreign(&window, F::SUMMARY, &tasks).map_err(SinkError::io("read", &window))? {
             let why = format!(
-                "no run has written {}, and the window's folder is to be replaced: move it elsewhere, or name another folder (-o)",
+                "{} was not written by this program, and the folder it is in would be overwritten; move the file, or choose another folder with -o",
                 window.join(path).display()
             );
             return Err(SinkError::InUse { path: window, why });

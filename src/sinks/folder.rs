@@ -107,8 +107,8 @@ impl<F: Files> FolderWriter<F> {
             let published = find(&place, F::SUMMARY, prepared)?;
             if found.is_none() && published.is_none() {
                 warn!(
-                    "{}: this window was committed and is not there; if it was not removed on purpose, restore the folder \
-                     and its records from one backup",
+                    "{}: this window was committed but is missing. Unless you deleted it, restore the folder \
+                     and its .state folder from the same backup",
                     place.display()
                 );
             }
@@ -119,7 +119,7 @@ impl<F: Files> FolderWriter<F> {
             }
         }
         self.publish()?;
-        self.remove_partials().map_err(SinkError::io("clear what a killed run left in", &self.folder))
+        self.remove_partials().map_err(SinkError::io("remove what a killed run left in", &self.folder))
     }
 
     /// Says what becomes of the windows of an earlier run; refuses to replace what has to stay. After [`Self::recover`].
@@ -203,7 +203,10 @@ impl<F: Files> FolderWriter<F> {
         self.replaced.retain(|old| match remove_dir(old) {
             Ok(()) => false,
             Err(error) => {
-                warn!("cannot remove the old {}: {error}; the next window tries again", old.display());
+                warn!(
+                    "cannot remove the old folder {}: {error}; will retry after the next window",
+                    old.display()
+                );
                 true
             }
         });
@@ -245,8 +248,8 @@ impl<F: Files> Writer for FolderWriter<F> {
         let is_new = snapshot.revision == 0 && commit.is_none() && matches!(self.reuse, Reuse::Continue);
         if is_new && place.join(F::SUMMARY).is_file() {
             warn!(
-                "{}: this window of an earlier run is replaced, what only that run had seen is gone; with the durable log \
-                 (--jetstream) a restart goes on instead",
+                "{}: overwriting this window of an earlier run; packets that only that run saw are lost. With --jetstream, \
+                 a restarted engine continues the window instead",
                 place.display()
             );
         }
@@ -419,7 +422,7 @@ fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<Option<PathB
         renamed => return renamed.map(|()| None).map_err(failed("rename to")),
     }
     if !path.join(summary).is_file() {
-        let error = io::Error::other("a folder that is no snapshot has this name, and it is not empty");
+        let error = io::Error::other("a non-empty folder of this name exists and is not a snapshot");
         return Err(failed("replace")(error));
     }
     match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {

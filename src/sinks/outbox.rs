@@ -561,7 +561,7 @@ fn from_bytes(bytes: &[u8], schemas: &Schemas) -> io::Result<Entry> {
     let wrong = |why: &str| io::Error::other(why.to_owned());
     let (bytes, sum) = bytes.split_last_chunk::<8>().ok_or_else(|| wrong("it is cut off"))?;
     if check_sum(bytes) != u64::from_ne_bytes(*sum) {
-        return Err(wrong("its check sum is another"));
+        return Err(wrong("its checksum does not match"));
     }
     let line = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| wrong("it is cut off"))?;
     let Header { snapshots, events } = serde_json::from_slice(&bytes[..line])?;
