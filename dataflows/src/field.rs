@@ -365,7 +365,12 @@ impl Plan {
             Lives::Extra(read) => Some((*field, read, *place)),
             _ => None,
         });
-        Extension { fields: read.collect() }
+        let fields: Vec<_> = read.collect();
+        let ends = fields.iter().map(|(_, _, place)| place.word + place.bits.div_ceil(64) as usize);
+        let end =
+            |least: usize, most: usize| ends.clone().filter(|end| (least + 1..=most).contains(end)).max();
+        let used = (end(0, KEY_WORDS).unwrap_or(0), end(KEY_WORDS, WORDS).map_or(0, |end| end - KEY_WORDS));
+        Extension { fields, used }
     }
 }
 
@@ -376,6 +381,8 @@ pub type Read = fn(&Layers<'_>) -> u128;
 #[derive(Clone, Debug, Default)]
 pub struct Extension {
     fields: Vec<(&'static Field, Read, Place)>,
+    /// Words that keys use, and words that measures use.
+    used: (usize, usize),
 }
 
 impl Extension {
@@ -392,6 +399,19 @@ impl Extension {
             place.set(&mut words, read(layers));
         }
         words
+    }
+
+    /// How many of the words that keys may have are used, and how many of those that measures may.
+    pub fn used(&self) -> (usize, usize) {
+        self.used
+    }
+
+    /// Adds the words of a packet that are used.
+    #[inline(always)]
+    pub fn push(&self, words: &[u64; WORDS], into: &mut Vec<u64>) {
+        let (keys, measures) = self.used;
+        into.extend_from_slice(&words[..keys]);
+        into.extend_from_slice(&words[KEY_WORDS..][..measures]);
     }
 
     /// Whether this field is read.

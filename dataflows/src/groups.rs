@@ -7,7 +7,6 @@
 
 use crate::block::{Block, BlockBuilder, to_named_worker};
 use crate::epochs::Epochs;
-use crate::field::WORDS;
 use crate::key::{Key, Layout, Mask};
 use crate::measure::{MOST, Measures, Merges, Weight};
 use crate::packet::Packet;
@@ -36,8 +35,11 @@ pub struct Observations {
     pub window: Epoch,
     /// The packets, or of each observation with a weight, what all its packets share.
     pub packets: Arc<Vec<Packet>>,
-    /// The extension words of each; empty where no task asks for any.
-    pub extra: Arc<Vec<[u64; WORDS]>>,
+    /// The extension words of each, so many for keys and then so many for measures, as many as are used; empty where no
+    /// task asks for any.
+    pub extra: Arc<Vec<u64>>,
+    /// How many of them are for keys, and how many for measures.
+    pub extra_words: (usize, usize),
     /// What each adds; empty where each is one packet.
     pub weights: Arc<Vec<Weight>>,
 }
@@ -54,10 +56,15 @@ impl Observations {
         self.weights.get(number).copied().unwrap_or_else(|| Weight::of(packet))
     }
 
-    /// Its extension words.
+    /// Its extension words, those for keys and those for measures.
     #[inline(always)]
-    pub fn extra(&self, number: usize) -> &[u64] {
-        self.extra.get(number).map_or(&[], |words| words)
+    pub fn extra(&self, number: usize) -> (&[u64], &[u64]) {
+        let (keys, measures) = self.extra_words;
+        let words = self.extra.get(number * (keys + measures)..).unwrap_or_default();
+        match words.split_at_checked(keys) {
+            Some((of_keys, rest)) => (of_keys, rest.get(..measures).unwrap_or_default()),
+            None => (&[], &[]),
+        }
     }
 
     /// All with what they add.
@@ -232,6 +239,8 @@ trait Store: Default + 'static {
     const HAS_EXTRA: bool;
     const HAS_MORE: bool;
 
+    /// The key of a packet with these extension words.
+    fn key(mask: Mask, packet: &Packet, extra: &[u64]) -> Key;
     fn len(&self) -> usize;
     /// Adds groups of this very key set.
     fn absorb(&mut self, block: &Block, merges: &Merges);
@@ -252,6 +261,16 @@ impl<const KC: usize, const SC: usize, const KW: usize, const SW: usize> Store f
     type Batches = Batches<SC, SW>;
     const HAS_EXTRA: bool = KC > 2;
     const HAS_MORE: bool = SC > KC + COUNTS;
+
+    #[inline(always)]
+    fn key(mask: Mask, packet: &Packet, extra: &[u64]) -> Key {
+        let Packet { source, destination, transport, .. } = *packet;
+        match KC {
+            2 => mask.key(source, destination, transport),
+            3 => mask.key_with_word(source, destination, transport, extra.first().copied().unwrap_or(0)),
+            _ => mask.of(packet, extra),
+        }
+    }
 
     fn len(&self) -> usize {
         self.compact.len() + self.wide.len()
@@ -378,9 +397,12 @@ impl Fold for Observations {
         } else {
             let mut more = [0; MOST];
             for (number, packet) in self.packets.iter().enumerate() {
-                let (weight, extra) = (self.weight(number, packet), self.extra(number));
-                measures.observe(packet, weight, extra, &mut more);
-                T::push(batches, mask.of(packet, extra), (weight.words(), &more), shares, merges);
+                let (weight, (of_key, of_measures)) = (self.weight(number, packet), self.extra(number));
+                if T::HAS_MORE {
+                    measures.observe(packet, weight, of_measures, &mut more);
+                }
+                let key = T::key(*mask, packet, of_key);
+                T::push(batches, key, (weight.words(), &more), shares, merges);
             }
         }
         T::finish(batches, shares, merges);

@@ -402,8 +402,15 @@ impl Mask {
         }
     }
 
+    /// The key of these parts under a mask with one extension word.
     #[inline(always)]
-    fn key_with_word(self, source: Address, destination: Address, transport: Transport, extra: u64) -> Key {
+    pub fn key_with_word(
+        self,
+        source: Address,
+        destination: Address,
+        transport: Transport,
+        extra: u64,
+    ) -> Key {
         let extra = extra & self.extra[0];
         match self.key(source, destination, transport) {
             Key::Compact([addresses, transport]) => Key::CompactExtra([addresses, transport, extra]),
@@ -437,7 +444,9 @@ impl Mask {
             0 => self.key(source, destination, transport),
             1 => self.key_with_word(source, destination, transport, extra.first().copied().unwrap_or(0)),
             _ => {
-                let extra = extra.first_chunk().copied().unwrap_or_default();
+                let mut words = [0; KEY_WORDS];
+                words.iter_mut().zip(extra).for_each(|(word, extra)| *word = *extra);
+                let extra = words;
                 Key::Full(self.full(source, destination, transport, extra))
             }
         }

@@ -3,7 +3,7 @@
 //! A measure is a fold over observations that is commutative and associative, so any split over workers and any order
 //! give the same words. All groups have the four of [`DEFAULT`]; a task that names more has a word for each of them.
 
-use crate::field::{FIELDS, FRAGMENT, Field, Kind, Lives, NoRoom, Place, Plan, TTL};
+use crate::field::{FIELDS, FRAGMENT, Field, KEY_WORDS, Kind, Lives, NoRoom, Place, Plan, TTL};
 use crate::layers::Layers;
 use crate::packet::Packet;
 use crate::rows::ValueKind;
@@ -372,12 +372,12 @@ impl Measures {
         &self.merges
     }
 
-    /// Writes the words behind the first four of an observation with these extension words.
+    /// Writes the words behind the first four of an observation with these extension words for measures.
     #[inline]
     pub fn observe(&self, packet: &Packet, weight: Weight, extra: &[u64], into: &mut [u64]) {
         for ((measure, place), word) in self.more.iter().zip(into) {
             let field = match (measure.reads.map(|field| field.lives), place) {
-                (_, Some(place)) => place.get(extra),
+                (_, Some(place)) => Place { word: place.word - KEY_WORDS, ..*place }.get(extra),
                 (Some(Lives::Transport(shift)), _) => (packet.transport.0 >> shift).into(),
                 _ => 0,
             };
@@ -449,7 +449,7 @@ mod tests {
         let place = plan.place_for_measures(&FRAGMENT).expect("room");
         let mut extra = [0; crate::field::WORDS];
         place.set(&mut extra, 2);
-        measures.observe(&packet, weight, &extra, &mut words);
+        measures.observe(&packet, weight, &extra[KEY_WORDS..], &mut words);
         let of = |name| words[measures.word_of(name).expect("known") - DEFAULT.len()];
         assert_eq!(
             ["syn", "rst", "max_length", "tcp_flags_or", "fragments"].map(of),

@@ -10,7 +10,7 @@ use crate::capture::{Chunk, Frame};
 use crate::decode::link::{NotIp, what_is_not_ip};
 use crate::decode::{self, Decoded};
 use crate::ledger::{Counts, InputReport};
-use dataflows::field::WORDS;
+use dataflows::field::{INTERFACE, WORDS};
 use dataflows::layers::{Layers, Text};
 use dataflows::packet::Packet;
 use std::sync::Arc;
@@ -186,8 +186,12 @@ fn decode_with_strays(chunk: &mut Chunk, decoding: &mut Decoding<'_>) {
 
 #[inline(never)]
 fn decode_with_layers(chunk: &mut Chunk, decoding: &mut Decoding<'_>, interfaces: &mut Interfaces) {
+    let names = decoding.into.extension().reads(&INTERFACE);
     chunk.frames_and_interfaces(|frame, bytes, is_stray, format| {
-        let interface = interfaces.name(format.interface(frame), frame.link, bytes);
+        let interface = match names {
+            true => interfaces.name(format.interface(frame), frame.link, bytes),
+            false => Text::default(),
+        };
         decoding.frame_with_layers(frame, bytes, is_stray, interface);
     });
 }
@@ -379,8 +383,7 @@ mod tests {
             reader.decode(&mut placer).expect("they are decoded");
             let Placer { counts, noticed, batches, touched, .. } = placer;
             let packets = |(epoch, batch): (u64, Observations)| {
-                let ttls =
-                    if with_layers { vec![[64, 0, 0, 0, 0, 0]; batch.packets.len()] } else { Vec::new() };
+                let ttls = if with_layers { vec![64; batch.packets.len()] } else { Vec::new() };
                 assert_eq!(*batch.extra, ttls);
                 (epoch, batch.window, batch.packets.as_ref().clone())
             };

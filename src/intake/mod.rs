@@ -182,7 +182,7 @@ struct Place {
     window: Epoch,
     packets: Vec<Packet>,
     /// Of each of them, where any are asked for.
-    extra: Vec<[u64; WORDS]>,
+    extra: Vec<u64>,
     /// Of each of them, where they are not packets.
     weights: Vec<Weight>,
     /// Packets that have gone on in full batches, and the bytes of all.
@@ -192,7 +192,7 @@ struct Place {
 
 impl Place {
     /// What has gathered, as a batch.
-    fn batch(&mut self) -> Observations {
+    fn batch(&mut self, extension: &Extension) -> Observations {
         let room = if self.packets.len() == BATCH { BATCH } else { 0 };
         let packets = std::mem::replace(&mut self.packets, Vec::with_capacity(room));
         let (extra, weights) = (std::mem::take(&mut self.extra), std::mem::take(&mut self.weights));
@@ -200,6 +200,7 @@ impl Place {
             window: self.window,
             packets: Arc::new(packets),
             extra: Arc::new(extra),
+            extra_words: extension.used(),
             weights: Arc::new(weights),
         }
     }
@@ -365,7 +366,7 @@ impl Placer {
             place.packets.push(packet);
             if place.packets.len() == BATCH {
                 place.gone += BATCH as u64;
-                self.batches.push((place.epoch, place.batch()));
+                self.batches.push((place.epoch, place.batch(&self.extension)));
             }
         }
     }
@@ -377,7 +378,7 @@ impl Placer {
             self.find_place(packet.time);
         }
         if let Some(place) = self.open.get_mut(self.place) {
-            place.extra.push(extra);
+            self.extension.push(&extra, &mut place.extra);
         }
         self.put(packet);
     }
@@ -395,7 +396,7 @@ impl Placer {
             place.gone += weight.packets.saturating_sub(1);
             place.bytes = (place.bytes + weight.bytes).saturating_sub(fields.length.into());
             if !self.extension.is_empty() {
-                place.extra.push(extra);
+                self.extension.push(&extra, &mut place.extra);
             }
             place.weights.push(weight);
         }
@@ -412,7 +413,7 @@ impl Placer {
         if !self.extension.is_empty()
             && let Some(place) = self.open.get_mut(self.place)
         {
-            place.extra.push(extra);
+            self.extension.push(&extra, &mut place.extra);
         }
         self.put(packet);
         self.current = 0..0;
@@ -455,7 +456,7 @@ impl Placer {
             }
             *self.counts.entry((epoch, input)).or_default() += counts;
             if !place.packets.is_empty() {
-                self.batches.push((epoch, place.batch()));
+                self.batches.push((epoch, place.batch(&self.extension)));
             }
         }
     }
