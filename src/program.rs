@@ -267,7 +267,7 @@ fn worker_threads(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(workers) if usize::from(workers) <= config::MOST_WORKERS => Ok(workers),
         _ => Err(format!(
-            "a number from 1 to {}, or 0 for one a core; for more workers run more processes (-n)",
+            "a number from 1 to {}, or 0 for one per core; for more workers run more processes (-n)",
             config::MOST_WORKERS
         )),
     }

@@ -219,7 +219,7 @@ fn a_window_of_the_configuration_that_is_not_used_is_told() {
     for args in ["a.pcap", "-c c.yaml --window 60s a.pcap", "-c c.yaml --window all a.pcap"] {
         let run = run_with(&scratch, ANALYZER, args, &[]);
         run.assert(0, "");
-        assert!(!run.stdout.contains("is for ns-engine"), "{run:?}");
+        assert!(!run.stdout.contains("applies to ns-engine only"), "{run:?}");
     }
 }
 

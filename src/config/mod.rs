@@ -260,7 +260,7 @@ impl Config {
         let workers = section.number::<usize>("num_workers");
         if let Some(workers) = workers.as_ref().filter(|workers| workers.value > MOST_WORKERS) {
             let message =
-                format!("aggregator.num_workers: at most {MOST_WORKERS} in a process; 0 is one a core");
+                format!("aggregator.num_workers: at most {MOST_WORKERS} in a process; 0 is one per core");
             place.note(workers.defined, message);
         }
         let shipped = Section::new(place, "", shipped, SECTIONS);
