@@ -38,7 +38,7 @@ pub struct Observations {
     pub packets: Arc<Vec<Packet>>,
     /// The extension words of each; empty where no task asks for any.
     pub extra: Arc<Vec<[u64; WORDS]>>,
-    /// What each adds; empty where each is one packet.
+    /// What each adds, of the first so many: the others are one packet each.
     pub weights: Arc<Vec<Weight>>,
 }
 
@@ -58,6 +58,12 @@ impl Observations {
     #[inline(always)]
     pub fn extra(&self, number: usize) -> &[u64] {
         self.extra.get(number).map_or(&[], |words| words)
+    }
+
+    /// Packets that they stand for.
+    pub fn count(&self) -> u64 {
+        let more: u64 = self.weights.iter().map(|weight| weight.packets).sum();
+        more + self.packets.len().saturating_sub(self.weights.len()) as u64
     }
 
     /// All with what they add.
