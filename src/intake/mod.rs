@@ -9,8 +9,11 @@ pub mod books;
 pub mod bus;
 pub mod claims;
 pub mod frames;
+pub mod interface;
 pub mod listen;
 pub mod log;
+pub mod nats;
+pub mod registry;
 pub mod retired;
 pub mod skew;
 
