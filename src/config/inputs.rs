@@ -52,3 +52,39 @@ pub(super) fn check_keys(place: &Place<'_>, file: &Section<'_>, kinds: &[TypeKey
         place.kept(kind_of(place, entry, ("input", &COMMON), kinds));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Registries};
+
+    #[test]
+    fn an_input_is_named_with_its_options_and_mistakes_with_their_places() {
+        let read = |inputs: &str| Config::parse(inputs, "c.yaml", &Registries::default(), |_| None);
+        assert!(read("nats: {}").is_ok_and(|config| config.input.is_none()));
+        let config = read("inputs:\n  - {type: interface, interface: eth0, snaplen: 96}").ok();
+        let input = config.and_then(|config| config.input).expect("an input");
+        let shown = r#"{"type":"interface","interface":"eth0","filter":null,"snaplen":96,"ring_size":"67108864B","promiscuous":true}"#;
+        assert_eq!(input.resolved().to_string(), shown);
+        let log = read("nats: {jetstream: {enabled: true}}\ninputs: [{type: nats}]").ok();
+        assert!(log.and_then(|config| config.input).is_some_and(|input| input.source.is_log()));
+        for (inputs, place, says) in [
+            ("  []", "2:", "name an input, or leave the key out"),
+            ("- {path: x}", "2:", "an input needs the key `type`"),
+            ("- {type: files}", "2:", "unknown input type `files`; one of nats, interface"),
+            ("- {type: nats}\n- {type: nats}", "3:", "an engine reads one input, and this is the second"),
+            ("- {type: nats, url: x}", "2:", "nats input: unknown key `url`; one of type"),
+            ("- {type: interface}", "2:", "an interface input needs the key `interface`"),
+            ("- {type: interface, interface: ''}", "2:", "`interface` is empty"),
+            ("- {type: interface, interface: a, snaplen: 0}", "2:", "a number of bytes, 1 to 262144"),
+            ("- {type: interface, interface: a, ring_size: 64}", "2:", "ring_size: `64` is no size"),
+            ("- {type: interface, interface: a, promiscuous: 1}", "2:", "must be true or false"),
+        ] {
+            let error = read(&format!("inputs:\n{inputs}")).err().map(|error| error.to_string());
+            let error = error.unwrap_or_else(|| panic!("accepted: {inputs}"));
+            assert!(
+                error.starts_with(&format!("c.yaml:{place}")) && error.contains(says),
+                "{inputs}\n-> {error}"
+            );
+        }
+    }
+}

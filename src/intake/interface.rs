@@ -19,16 +19,17 @@ pub const DEFAULT_SNAPLEN: u32 = 128;
 /// The memory of the kernel's rings where nothing is said.
 pub const DEFAULT_RING: &str = "64MiB";
 
-/// The kind.
-pub const KIND: InputKind = InputKind {
-    name: "interface",
+const TYPE: &str = "interface";
+
+pub(super) const KIND: InputKind = InputKind {
+    name: TYPE,
     keys: &["interface", "filter", "snaplen", "ring_size", "promiscuous"],
     read: |options, _| Ok(Arc::new(Captured(read(options)?))),
 };
 
 /// One that flags name.
 pub fn configured(options: Options) -> InputConfig {
-    InputConfig { kind: KIND.name, source: Arc::new(Captured(options)) }
+    InputConfig { kind: TYPE, source: Arc::new(Captured(options)) }
 }
 
 fn read(options: &OwnOptions) -> Result<Options, OptionsError> {

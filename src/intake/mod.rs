@@ -2,8 +2,12 @@
 //!
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
 //! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`claims`] of what other engines say
-//! that they have taken, [`retired`] keeps earlier runs of probes, and [`skew`] watches clocks. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
-//! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
+//! that they have taken, [`retired`] keeps earlier runs of probes, and [`skew`] watches clocks. Each piece comes with
+//! the watermark that holds before it, and all put what they decode into windows by the same [`Placer`]: so which window
+//! closes when, and which packet is late, is one rule. Which kinds of input an engine can be told of is in the [`registry`].
+
+// A kind of input that is in no list does not compile.
+#![deny(dead_code)]
 
 pub mod books;
 pub mod bus;

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The kind.
-pub const KIND: InputKind = InputKind { name: "nats", keys: &[], read: |_, nats| Ok(source(nats)) };
+const TYPE: &str = "nats";
+
+pub(super) const KIND: InputKind = InputKind { name: TYPE, keys: &[], read: |_, nats| Ok(source(nats)) };
 
 /// That of an engine that is told of no other.
 pub fn configured(nats: &Settings) -> InputConfig {
-    InputConfig { kind: KIND.name, source: source(nats) }
+    InputConfig { kind: TYPE, source: source(nats) }
 }
 
 fn source(nats: &Settings) -> Arc<dyn Source> {
