@@ -574,7 +574,7 @@ fn read<'s>(
             }
             let mut decoded = 0;
             for (epoch, mut batch) in placer.batches.drain(..) {
-                decoded += batch.packets.len() as u64;
+                decoded += batch.count();
                 unwritten.insert(epoch);
                 output.session_with_builder(&capability.delayed(&epoch)).give_container(&mut batch);
             }

@@ -15,9 +15,6 @@ use std::time::{Duration, Instant};
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long after the last loss it is remarked upon.
 const REMARKED: Duration = Duration::from_secs(60);
-/// How often an interface is looked at, whose counters cost nothing, and how often the accounts of probes are.
-const TICK: Duration = Duration::from_secs(1);
-const TICK_OF_PROBES: Duration = Duration::from_secs(5);
 
 /// Who loses packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,8 +158,8 @@ fn losses<'a>(inputs: impl Iterator<Item = &'a InputReport>) -> Vec<(String, Los
     found
 }
 
-/// Starts to watch the inputs of a live run on a thread that ends with the process.
-pub fn start(job: &Arc<Job>, progress: &Arc<Progress>, of_interface: bool) -> std::io::Result<()> {
+/// Starts to watch the inputs of a live run, one look a tick, on a thread that ends with the process.
+pub fn start(job: &Arc<Job>, progress: &Arc<Progress>, tick: Duration) -> std::io::Result<()> {
     let (job, progress, shown) = (job.clone(), progress.clone(), progress.clone());
     let look = move || {
         let inputs = progress.inputs_so_far(&*job.intake);
@@ -171,7 +168,7 @@ pub fn start(job: &Arc<Job>, progress: &Arc<Progress>, of_interface: bool) -> st
     let watch = move || {
         let mut watch = LossWatch::new(&look(), Instant::now());
         loop {
-            thread::sleep(if of_interface { TICK } else { TICK_OF_PROBES });
+            thread::sleep(tick);
             let now = Instant::now();
             watch.look(&look(), now).iter().for_each(|line| warn!("{line}"));
             shown.set_losing(watch.remarks(now));

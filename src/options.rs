@@ -4,7 +4,7 @@
 //! secrets: reading options connects to nothing, creates nothing and may happen twice.
 
 use dataflows::aggregator::OptionsError;
-use dataflows::window::duration;
+use dataflows::window::{duration, scaled};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// What is shown in place of a secret.
 pub const HIDDEN: &str = "***";
+
+/// A type name, and the options of its own that it has.
+pub type TypeKeys = (&'static str, &'static [&'static str]);
 
 /// The options of an entry, but for those that all entries of its list have.
 pub struct OwnOptions {
@@ -117,6 +120,26 @@ impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.shown())
     }
+}
+
+/// Reads a size: a whole or decimal number and a unit of bytes, such as `64MiB`, `10GiB`, `1.5GB`, `4096B`.
+pub fn size(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("`{text}` is no size; write a number and a unit (B, kB, MB, GB, KiB, MiB, GiB, TiB)");
+    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let bytes_a_unit = match unit {
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    scaled(number, bytes_a_unit).ok_or_else(wrong)
 }
 
 /// The text of the option `key`, which `what` (such as "a csv writer") needs.

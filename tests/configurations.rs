@@ -452,3 +452,29 @@ fn a_replay_that_waits_for_a_gap_says_until_when() {
     let run = probe.wait();
     assert_eq!(run.code, Some(0), "{run:?}");
 }
+
+#[test]
+fn a_flag_names_another_input_than_the_configuration() {
+    let scratch = scratch();
+    let input = |entry: &str| {
+        format!("inputs:\n  - {{{entry}}}\nnats: {{url: \"nats://127.0.0.1:1\", connect_timeout: 100ms}}\n")
+    };
+    scratch.write("c.yaml", input("type: interface, interface: absent0"));
+    // A server that is away is told with status 1 by a run, and as a mistake by a check.
+    for (args, code, says) in [
+        ("", 2, "cannot capture on absent0"),
+        ("--iface absent1", 2, "cannot capture on absent1"),
+        ("--nats nats://127.0.0.1:2", 1, "127.0.0.1:2"),
+        ("--jetstream", 1, "127.0.0.1:1"),
+    ] {
+        run_with(&scratch, ENGINE, &format!("-c c.yaml -o out {args}"), &[]).assert(code, says);
+        run_with(&scratch, ENGINE, &format!("-c c.yaml --check {args}"), &[]).assert(2, says);
+    }
+    scratch.write("c.yaml", input("type: nats"));
+    run_with(&scratch, ENGINE, "-c c.yaml --check", &[]).assert(2, "127.0.0.1:1");
+    // Programs that read none of them accept those that they know.
+    run_with(&scratch, PROBE, "-c c.yaml --read absent.pcap", &[]).assert(2, "absent.pcap");
+    scratch.write("c.yaml", input("type: netflow"));
+    let says = "c.yaml:2:12: unknown input type `netflow`; one of nats, interface";
+    run_with(&scratch, PROBE, "-c c.yaml --read absent.pcap", &[]).assert(2, says);
+}

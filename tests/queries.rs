@@ -8,7 +8,7 @@
 mod support;
 
 use hmac::{Hmac, Mac};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::Sha256;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -1889,15 +1889,18 @@ fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
 }
 
-/// Runs an example, built first where it has to be.
-fn run_example(scratch: &Scratch, name: &str, args: &[&str]) -> Output {
-    Command::new(env!("CARGO"))
+/// An example, built first where it has to be.
+fn example_command(name: &str) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command
         .args(["run", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
-        .args(["--example", name, "--"])
-        .args(args)
-        .current_dir(scratch.path(""))
-        .output()
-        .unwrap()
+        .args(["--example", name, "--"]);
+    command
+}
+
+/// Runs an example.
+fn run_example(scratch: &Scratch, name: &str, args: &[&str]) -> Output {
+    example_command(name).args(args).current_dir(scratch.path("")).output().unwrap()
 }
 
 #[test]
@@ -2013,4 +2016,132 @@ fn a_writer_of_ones_own_runs_in_both_programs() {
         "{shown}"
     );
     assert!(said.contains("cannot connect to ./rows.sock: Connection refused"), "{said}");
+}
+
+/// The groups of all windows that a run has written for a task of five-tuples, as observations: a line of JSON each, in the
+/// order of their first packets.
+fn observations(folder: &Path, task: &str) -> Vec<String> {
+    let mut groups: Vec<_> = windows(folder)
+        .iter()
+        .flat_map(|window| rows(&folder.join(window).join(format!("{task}.csv"))))
+        .map(|row| (row["first_seen"].clone(), row))
+        .collect();
+    groups.sort_by(|(left, _), (right, _)| left.cmp(right));
+    let number = |row: &BTreeMap<String, String>, column: &str| row[column].parse::<u64>().unwrap();
+    let line = |(first, row): &(String, BTreeMap<String, String>)| {
+        json!({
+            "src_ip": row["src_ip"],
+            "dst_ip": row["dst_ip"],
+            "src_port": number(row, "src_port"),
+            "dst_port": number(row, "dst_port"),
+            "protocol": number(row, "protocol"),
+            "packets": number(row, "packets"),
+            "bytes": number(row, "bytes"),
+            "first": first,
+            "last": row["last_seen"],
+        })
+        .to_string()
+    };
+    groups.iter().map(line).collect()
+}
+
+/// A folder in which packets were counted a second a window, into `packets`, and what they were as observations.
+fn counted_as_packets() -> (Scratch, Vec<String>) {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(9, 4000, 8 * SECOND)));
+    let inputs = "inputs:\n  - {type: json_lines, path: ./lines}\n";
+    scratch.write("config.yaml", config(SHIPPED));
+    scratch.write("engine.yaml", format!("{inputs}{}", config(SHIPPED)));
+    scratch.analyze("-q -o packets --window 1s a.pcap").assert(0, "");
+    let lines = observations(&scratch.path("packets"), "per_five_tuple");
+    assert!(lines.len() < 4000, "some of {} are of several packets", lines.len());
+    (scratch, lines)
+}
+
+#[test]
+fn an_input_of_ones_own_gives_the_snapshots_of_its_packets_and_counts_bad_lines() {
+    let (scratch, lines) = counted_as_packets();
+    let bad = [
+        "not JSON".to_owned(),
+        "{\"src_ip\": \"192.0.2.1\"}".to_owned(),
+        lines[0].replace("\"packets\":", "\"packets\":0,\"_\":"),
+        lines[0].replace("\"bytes\":", "\"bytes\":18446744073709551615,\"_\":"),
+        lines[0].replace("\"first\":\"2023", "\"first\":\"2024"),
+        format!("{}{}", " ".repeat(70_000), lines[0]),
+        "\u{1}".repeat(200_000),
+    ];
+    let (before, behind) = lines.split_at(lines.len() / 2);
+    // An empty line is nothing, and the last one needs no end.
+    let text = [before, &bad, &[String::new()], behind].concat().join("\n");
+    scratch.write("lines", text);
+    for workers in ["1", "3"] {
+        let out = format!("out-{workers}");
+        let args = ["-q", "-c", "engine.yaml", "--window", "1s", "-w", workers, "-o", &out];
+        let ended = run_example(&scratch, "custom_input", &args);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(ended.status.success(), "{said}");
+        let first = format!(
+            "./lines: 7 lines are no observations and count as malformed, the first is line {}: expected",
+            before.len() + 1
+        );
+        assert!(said.contains(&first), "{said}");
+        let folder = scratch.path(&out);
+        assert_same(&snapshots(&scratch.path("packets")), &snapshots(&folder), &out);
+        let ledger = assert_balanced(&folder);
+        let packets = ["counted", "malformed", "late"].map(|part| number(&ledger["packets"][part]));
+        assert_eq!((packets, &ledger["interrupted"]), ([4000, 7, 0], &json!(false)), "{ledger}");
+    }
+}
+
+#[test]
+fn an_input_of_ones_own_counts_what_has_come_when_it_is_told_to_stop() {
+    let (scratch, lines) = counted_as_packets();
+    let listener = UnixListener::bind(scratch.path("lines")).unwrap();
+    // Built before there is a deadline.
+    assert!(run_example(&scratch, "custom_input", &["--version"]).status.success());
+    let mut command = example_command("custom_input");
+    command.args(["-c", "engine.yaml", "--window", "1s", "-o", "out"]).current_dir(scratch.path(""));
+    let mut engine = Live::start(command);
+    engine.wait_until_says("reading observations from ./lines");
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(format!("{}\n", lines.join("\n")).as_bytes()).unwrap();
+    let ledger = engine.stop_engine(&scratch.path("out"));
+    assert_eq!((number(&ledger["packets"]["counted"]), &ledger["interrupted"]), (4000, &json!(true)));
+    assert_same(&snapshots(&scratch.path("packets")), &snapshots(&scratch.path("out")), "over a socket");
+    drop(stream);
+}
+
+#[test]
+fn the_options_of_an_input_of_ones_own_are_checked_as_those_of_the_others_are() {
+    let scratch = Scratch::new();
+    let text = fs::read_to_string(example("custom_input.yaml")).unwrap();
+    let check = |text: String| {
+        scratch.write("c.yaml", text);
+        let ended = run_example(&scratch, "custom_input", &["--check", "-c", "c.yaml"]);
+        let [shown, said] =
+            [ended.stdout, ended.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        (shown, said)
+    };
+    for (entry, line, says) in [
+        ("{type: json_lines, pth: x}", 3, "json_lines input: unknown key `pth`; did you mean `path`?"),
+        ("{type: json_lines}", 3, "a json_lines input needs the key `path`"),
+        ("{type: json_lines, path: ''}", 3, "json_lines input: `path` is empty"),
+        (
+            "{type: json_line, path: x}",
+            3,
+            "unknown input type `json_line`; one of nats, interface, json_lines",
+        ),
+        (
+            "{type: nats}\n  - {type: json_lines, path: x}",
+            4,
+            "an engine reads one input, and this is the second",
+        ),
+    ] {
+        let (_, said) = check(text.replace("{type: json_lines, path: ./observations.jsonl}", entry));
+        assert!(said.contains(&format!("c.yaml:{line}:")) && said.contains(says), "{said}");
+    }
+    let (shown, said) = check(text);
+    assert!(shown.contains("inputs:\n- type: json_lines\n  path: ./observations.jsonl\n"), "{shown}");
+    assert!(said.contains("cannot find ./observations.jsonl: No such file"), "{said}");
 }

@@ -40,7 +40,7 @@ pub struct Observations {
     pub extra: Arc<Vec<u64>>,
     /// How many of them are for keys, and how many for measures.
     pub extra_words: (usize, usize),
-    /// What each adds; empty where each is one packet.
+    /// What each adds, of the first so many: the others are one packet each.
     pub weights: Arc<Vec<Weight>>,
 }
 
@@ -65,6 +65,12 @@ impl Observations {
             Some((of_keys, rest)) => (of_keys, rest.get(..measures).unwrap_or_default()),
             None => (&[], &[]),
         }
+    }
+
+    /// Packets that they stand for.
+    pub fn count(&self) -> u64 {
+        let more: u64 = self.weights.iter().map(|weight| weight.packets).sum();
+        more + self.packets.len().saturating_sub(self.weights.len()) as u64
     }
 
     /// All with what they add.

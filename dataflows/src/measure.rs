@@ -57,11 +57,39 @@ impl Weight {
         Self { packets: 1, bytes: packet.length.into(), first: packet.time, last: packet.time }
     }
 
+    /// Whether an observation may have it.
+    pub fn check(self) -> Result<(), WrongWeight> {
+        let Self { packets, bytes, first, last } = self;
+        match () {
+            () if packets == 0 => Err(WrongWeight::Nothing),
+            () if packets > MAX_WEIGHT || bytes > MAX_WEIGHT => Err(WrongWeight::Large),
+            () if last < first => Err(WrongWeight::Backwards),
+            () => Ok(()),
+        }
+    }
+
     /// As the words of a group.
     #[inline(always)]
     pub fn words(self) -> [u64; 4] {
         [self.packets, self.bytes, self.first, self.last]
     }
+}
+
+/// Packets, and bytes, that one observation may stand for: of the largest, 2^24 can be summed up.
+pub const MAX_WEIGHT: u64 = 1 << 40;
+
+/// A weight that no observation can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WrongWeight {
+    /// It stands for nothing.
+    #[error("an observation is of one packet at least")]
+    Nothing,
+    /// Sums could overflow.
+    #[error("an observation is of {MAX_WEIGHT} packets and bytes at most")]
+    Large,
+    /// It ends before it begins.
+    #[error("the last packet is before the first")]
+    Backwards,
 }
 
 /// What a measure sees of an observation.
@@ -457,6 +485,17 @@ mod tests {
         );
         assert_eq!(measures.word_of("packets"), Some(0));
         assert!(measures.contain(&Measures::default()) && !Measures::default().contain(&measures));
+    }
+
+    #[test]
+    fn what_stands_for_nothing_or_for_too_much_or_ends_before_it_begins_is_no_observation() {
+        let weight = Weight { packets: 1, bytes: 0, first: 5, last: 5 };
+        assert_eq!(weight.check(), Ok(()));
+        assert_eq!(Weight { packets: 0, ..weight }.check(), Err(WrongWeight::Nothing));
+        assert_eq!(Weight { last: 4, ..weight }.check(), Err(WrongWeight::Backwards));
+        for (packets, bytes) in [(MAX_WEIGHT + 1, 1), (1, u64::MAX)] {
+            assert_eq!(Weight { packets, bytes, ..weight }.check(), Err(WrongWeight::Large));
+        }
     }
 
     #[test]

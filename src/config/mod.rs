@@ -1,12 +1,13 @@
 //! The configuration file: what it may say, what it means where it is silent, and where a mistake is.
 //!
-//! Every error names file, line, column and what would be right; all mistakes of a file are told at once. A task's or
-//! writer's own options are read by the aggregator or writer that they are for. A value from the environment is in no
+//! Every error names file, line, column and what would be right; all mistakes of a file are told at once. The own
+//! options of a task, an input or a writer are read by what they are for. A value from the environment is in no
 //! message: what is wrong with a file that has some is told as it is found in the text with the references.
 
 mod alerts;
 pub mod fields;
 pub mod http;
+mod inputs;
 pub mod nats;
 mod resolved;
 mod section;
@@ -14,14 +15,16 @@ mod tree;
 pub mod writers;
 
 use crate::bus::Settings;
+use crate::intake::registry::{self, InputConfig, InputRegistry};
 use crate::interpolate::Filling;
-use crate::options;
+pub use crate::options::size;
+use crate::options::{self, TypeKeys};
 use crate::sinks::registry::{SHIPPED_KEYS, WriterRegistry};
 use dataflows::aggregator::{Options, OptionsError, Registry, Task, Vocabulary};
 use dataflows::field::{Field, Plan};
+use dataflows::window::Windowing;
 pub use dataflows::window::duration;
-use dataflows::window::{Windowing, scaled};
-use section::{Place, Section};
+use section::{Place, Section, unknown_key};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,7 +46,8 @@ pub const MOST_WORKERS: usize = 256;
 const MAX_NAME: usize = 200;
 
 /// The sections, and the key `fields` beside them.
-const SECTIONS: &[&str] = &["nats", fields::KEY, "cluster", "aggregator", "writers", "alerts", "http"];
+const SECTIONS: &[&str] =
+    &["nats", "inputs", fields::KEY, "cluster", "aggregator", "writers", "alerts", "http"];
 const AGGREGATOR_KEYS: &[&str] = &["num_workers", "window", "allowed_lateness", "tasks"];
 const CLUSTER_KEYS: &[&str] = &["processes", "process", "hostfile", "wait"];
 
@@ -85,6 +89,8 @@ pub struct Registries {
     pub aggregators: Registry,
     /// Types of writers.
     pub writers: WriterRegistry,
+    /// Types of inputs.
+    pub inputs: InputRegistry,
 }
 
 /// A configuration that was read and checked.
@@ -101,6 +107,8 @@ pub struct Config {
     pub tasks: Vec<Task>,
     /// Where extra fields lie that the tasks ask for.
     pub plan: Plan,
+    /// What is read, where the file says so and no flag names another.
+    pub input: Option<InputConfig>,
     /// Where snapshots go; at least one.
     pub writers: Vec<writers::WriterConfig>,
     /// Where a running engine can be asked.
@@ -138,7 +146,7 @@ pub struct ClusterSection {
     pub patience: Option<Duration>,
 }
 
-/// A task or a writer: a type, and options that only the type knows.
+/// A task, an input or a writer: a type, and options that only the type knows.
 type Entry = BTreeMap<String, Spanned<serde_json::Value>>;
 
 /// An option of a section that is text.
@@ -272,6 +280,7 @@ impl Config {
         let nats = nats::settings(&nats::section(&file));
         // For probes; that these names are right is told by whoever reads the file.
         fields::fields(&file);
+        let input = inputs::input(place, &file, (&registries.inputs, nats.as_ref()));
         let cluster = cluster(&file.section("cluster", CLUSTER_KEYS));
         let written = file.entries("writers").or_else(|| shipped.entries("writers"))?;
         let writers = writers::writers(place, &written, (&registries.writers, &tasks));
@@ -293,6 +302,7 @@ impl Config {
             window_text: window.map(|window| window.value),
             allowed_lateness: allowed_lateness?,
             tasks,
+            input,
             writers,
             http: http?,
             alerts,
@@ -317,6 +327,7 @@ impl Config {
             let alerts = file.section("alerts", alerts::KEYS);
             alerts::check_keys(place, &alerts);
             writers::check_keys(place, &file, &SHIPPED_KEYS);
+            inputs::check_keys(place, &file, &registry::SHIPPED_KEYS);
             let (nats, fields) = (nats::settings(&nats::section(&file)), fields::fields(&file));
             Some(ProbeConfig { nats: nats?, fields: fields? })
         })
@@ -430,6 +441,29 @@ fn own_options(entry: &Entry, without: &[&str]) -> Options {
     values.into()
 }
 
+/// The type of an entry of `what`, such as a writer: one of these, and all of whose keys are known.
+fn kind_of(
+    place: &Place<'_>,
+    entry: &Spanned<Entry>,
+    (what, common): (&str, &[&str]),
+    kinds: &[TypeKeys],
+) -> Result<&'static str, ConfigError> {
+    let article = if what.starts_with('i') { "an" } else { "a" };
+    let (name, at) = text_option(place, &entry.value, entry.defined, "type", &format!("{article} {what}"))?;
+    let Some((name, own)) = kinds.iter().find(|(kind, _)| *kind == name) else {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, _)| *kind).collect();
+        let message = format!("unknown {what} type `{name}`; one of {}", kinds.join(", "));
+        return Err(place.wrong(at, message));
+    };
+    let known: Vec<_> = common.iter().chain(*own).copied().collect();
+    match entry.value.iter().find(|(key, _)| !known.contains(&key.as_str())) {
+        Some((key, value)) => {
+            Err(place.wrong(value.defined, format!("{name} {what}: {}", unknown_key(key, &known))))
+        }
+        None => Ok(name),
+    }
+}
+
 /// Where the option stands that an error names, else the entry.
 fn place_of(entry: &Spanned<Entry>, error: &OptionsError) -> Location {
     let option = error.key.as_ref().and_then(|key| entry.value.get(key));
@@ -481,26 +515,6 @@ pub fn windowing(text: &str) -> Result<Windowing, String> {
         return Ok(Windowing::All);
     }
     Windowing::every(duration(text)?).ok_or_else(|| format!("`{text}` is no length of a window"))
-}
-
-/// Reads a size: a whole or decimal number and a unit of bytes, such as `64MiB`, `10GiB`, `1.5GB`, `4096B`.
-pub fn size(text: &str) -> Result<u64, String> {
-    let wrong =
-        || format!("`{text}` is no size; write a number and a unit (B, kB, MB, GB, KiB, MiB, GiB, TiB)");
-    let unit_at = text.find(|character: char| character.is_ascii_alphabetic()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(unit_at);
-    let bytes_a_unit = match unit {
-        "B" => 1,
-        "kB" | "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    scaled(number, bytes_a_unit).ok_or_else(wrong)
 }
 
 #[cfg(test)]

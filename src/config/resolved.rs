@@ -4,6 +4,7 @@ use super::Config;
 use super::writers::Run;
 use crate::alerts::Output;
 use crate::bus::{Credentials, Settings};
+use crate::intake::registry::InputConfig;
 use crate::options::HIDDEN;
 use dataflows::window::Windowing;
 use serde_json::{Value, json};
@@ -14,8 +15,14 @@ fn time(duration: Duration) -> Value {
 }
 
 impl Config {
-    /// All sections but those that flags and the machine decide: `cluster` and `writers` are given.
-    pub fn resolved(&self, workers: usize, cluster: Value, writers: Value) -> Value {
+    /// All sections but those that flags and the machine decide: `input`, `cluster` and `writers` are given.
+    pub fn resolved(
+        &self,
+        workers: usize,
+        input: Option<&InputConfig>,
+        cluster: Value,
+        writers: Value,
+    ) -> Value {
         let window = match self.windowing {
             Windowing::All => json!("all"),
             Windowing::Every(nanos) => time(Duration::from_nanos(nanos)),
@@ -33,6 +40,7 @@ impl Config {
         let token = self.http.token.as_ref().map(|_| HIDDEN);
         let mut resolved = json!({
             "nats": nats(&self.nats),
+            "inputs": input.map(|input| [input.resolved()]),
             "cluster": cluster,
             "aggregator": {
                 "num_workers": workers,
@@ -56,7 +64,7 @@ impl Config {
     /// All but the rules, as text to compare: what a program that runs cannot take over. Secrets are left out.
     pub fn settled(&self) -> String {
         let writers = self.writers.iter().map(|writer| writer.resolved(Run::Live, false));
-        let mut resolved = self.resolved(self.workers, Value::Null, writers.collect());
+        let mut resolved = self.resolved(self.workers, self.input.as_ref(), Value::Null, writers.collect());
         resolved["alerts"]["rules"] = Value::Null;
         resolved.to_string()
     }

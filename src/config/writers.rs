@@ -2,13 +2,13 @@
 //!
 //! Here are only the options that all writers have. Those of its own are read by the writer's kind, which a registry has.
 
-use super::section::{Place, Section, unknown_key};
+use super::section::{Place, Section};
 use super::tree::{Location, Spanned};
-use super::{ConfigError, Entry, check_name, duration, own_options, place_of, size, text_option};
-use crate::options::OwnOptions;
+use super::{ConfigError, Entry, check_name, duration, kind_of, own_options, place_of, size, text_option};
+use crate::options::{OwnOptions, TypeKeys};
 use crate::sinks::delivery::Retry;
 use crate::sinks::outbox::Schemas;
-use crate::sinks::registry::{Target, TypeKeys, WriterKind, WriterRegistry};
+use crate::sinks::registry::{Target, WriterKind, WriterRegistry};
 use dataflows::aggregator::{OptionsError, Task};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -177,17 +177,7 @@ impl Reader<'_> {
 
     /// Its type, one of these and all of whose keys are known.
     fn kind(&self, kinds: &[TypeKeys]) -> Result<&'static str, ConfigError> {
-        let name = self.text("type")?;
-        let Some((name, own)) = kinds.iter().find(|(kind, _)| *kind == name) else {
-            let kinds: Vec<_> = kinds.iter().map(|(kind, _)| *kind).collect();
-            let message = format!("unknown writer type `{name}`; one of {}", kinds.join(", "));
-            return Err(self.wrong("type", message));
-        };
-        let known: Vec<_> = COMMON.iter().chain(*own).copied().collect();
-        match self.entry.value.keys().find(|key| !known.contains(&key.as_str())) {
-            Some(key) => Err(self.wrong(key, format!("{name} writer: {}", unknown_key(key, &known)))),
-            None => Ok(name),
-        }
+        kind_of(self.place, self.entry, ("writer", &COMMON), kinds)
     }
 
     fn target(&self, kind: &WriterKind) -> Result<Arc<dyn Target>, ConfigError> {

@@ -3,15 +3,21 @@
 //! [`frames`] takes chunks of frames, from files or from an interface; [`bus`] takes the messages that [`listen`] gets
 //! from NATS, and [`log`] those of the durable log; [`books`] keeps account of both, [`claims`] of what other engines say
 //! that they have taken, [`retired`] keeps earlier runs of probes, [`skew`] watches clocks, and [`unsent`] names probes that do
-//! not send what tasks ask for. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the
-//! same [`Placer`]: so which window closes when, and which packet is late, is one rule.
+//! not send what tasks ask for. Each piece comes with the watermark that holds before it, and all put what they decode into windows by the same [`Placer`]: so which window
+//! closes when, and which packet is late, is one rule. Which kinds of input an engine can be told of is in the [`registry`].
+
+// A kind of input that is in no list does not compile.
+#![deny(dead_code)]
 
 pub mod books;
 pub mod bus;
 pub mod claims;
 pub mod frames;
+pub mod interface;
 pub mod listen;
 pub mod log;
+pub mod nats;
+pub mod registry;
 pub mod retired;
 pub mod skew;
 pub mod unsent;
@@ -23,7 +29,7 @@ use crate::ledger::Counts;
 use dataflows::field::{Extension, WORDS};
 use dataflows::groups::Observations;
 use dataflows::layers::Text;
-use dataflows::measure::Weight;
+use dataflows::measure::{Weight, WrongWeight};
 use dataflows::packet::Packet;
 use dataflows::window::{Epoch, Watermark, Windowing};
 use serde::{Deserialize, Serialize};
@@ -183,7 +189,7 @@ struct Place {
     packets: Vec<Packet>,
     /// Of each of them, where any are asked for.
     extra: Vec<u64>,
-    /// Of each of them, where they are not packets.
+    /// Of the first so many, where they are not packets.
     weights: Vec<Weight>,
     /// Packets that have gone on in full batches, and the bytes of all.
     gone: u64,
@@ -361,8 +367,13 @@ impl Placer {
 
     #[inline(always)]
     fn put(&mut self, packet: Packet) {
+        self.put_of(packet, packet.length.into());
+    }
+
+    #[inline(always)]
+    fn put_of(&mut self, packet: Packet, bytes: u64) {
         if let Some(place) = self.open.get_mut(self.place) {
-            place.bytes += u64::from(packet.length);
+            place.bytes += bytes;
             place.packets.push(packet);
             if place.packets.len() == BATCH {
                 place.gone += BATCH as u64;
@@ -389,19 +400,34 @@ impl Placer {
         if self.extension.is_empty() { self.place(packet) } else { self.place_with(packet, extra()) }
     }
 
-    /// Puts an observation of many packets into the window of its first one. Its times were observed just before.
-    pub fn place_weighted(&mut self, fields: Packet, weight: Weight, extra: [u64; WORDS]) {
+    /// Puts an observation of many packets, which share these fields, into the window of the first of them; time and length
+    /// of the fields do not matter. A last packet in a later window is counted there too, with the first: who knows better
+    /// divides the observation. The extension words are those of all packets together.
+    ///
+    /// The time of the first packet was observed just before, and not that of the last: others that begin between the two
+    /// may still come, and are not late. So a stream ordered by first packets has no late ones; one ordered by last packets
+    /// needs an `allowed_lateness` of the longest time between the two.
+    pub fn place_weighted(
+        &mut self,
+        fields: Packet,
+        weight: Weight,
+        extra: [u64; WORDS],
+    ) -> Result<(), WrongWeight> {
+        weight.check()?;
         self.find_place(weight.first);
         if let Some(place) = self.open.get_mut(self.place) {
-            place.gone += weight.packets.saturating_sub(1);
-            place.bytes = (place.bytes + weight.bytes).saturating_sub(fields.length.into());
+            place.gone += weight.packets - 1;
             if !self.extension.is_empty() {
                 self.extension.push(&extra, &mut place.extra);
             }
+            // Those before it in the batch may be packets.
+            let before = place.packets.get(place.weights.len()..).unwrap_or_default();
+            place.weights.extend(before.iter().map(Weight::of));
             place.weights.push(weight);
         }
-        self.put(Packet { time: weight.first, ..fields });
+        self.put_of(Packet { time: weight.first, length: 0, ..fields }, weight.bytes);
         self.current = 0..0;
+        Ok(())
     }
 
     /// Puts a packet that is dated ahead by mistake into its window, which goes out with the first one that is open: a
@@ -437,8 +463,9 @@ impl Placer {
         });
     }
 
-    /// Ends a piece of an input: adds its accounts and makes batches of what is left. `read` accounts for all frames of the
-    /// piece but for what was counted; without it, what was placed is all that there was.
+    /// Ends a piece of an input: adds its accounts and makes batches of what is left. `read` has all packets of the piece and
+    /// their bytes, and how many of them are not counted and why; what was counted is known here. Without it, what was placed
+    /// is all that there was. An observation of many packets is that many.
     pub fn finish(&mut self, input: usize, read: Option<Counts>) {
         self.places.clear();
         self.current = 0..0;
@@ -459,5 +486,115 @@ impl Placer {
                 self.batches.push((epoch, place.batch(&self.extension)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A placer into windows of ten seconds that close at once, where a stream has come to this second.
+    fn placer(second: u64) -> Placer {
+        let windowing = Windowing::every(Duration::from_secs(10)).expect("a window");
+        let mut placer = Placer::new(windowing, 0, 0);
+        placer.seek(Position { latest: second * SECOND, others: u64::MAX, floor: 0, hold: 0 });
+        placer
+    }
+
+    fn weight(packets: u64, bytes: u64, seconds: [u64; 2]) -> Weight {
+        let [first, last] = seconds.map(|second| second * SECOND);
+        Weight { packets, bytes, first, last }
+    }
+
+    /// Places it as an input does.
+    fn place(placer: &mut Placer, weight: Weight) {
+        placer.observe(weight.first);
+        let fields = Packet { length: 1500, ..Packet::default() };
+        placer.place_weighted(fields, weight, [0; WORDS]).expect("a weight");
+    }
+
+    /// What is accounted for, over all epochs.
+    fn counts(placer: &Placer) -> Counts {
+        let mut all = Counts::default();
+        placer.counts.values().for_each(|counts| all += *counts);
+        all
+    }
+
+    #[test]
+    fn an_observation_is_accounted_for_by_its_packets_and_bytes() {
+        let observations = [weight(10, 400, [1, 2]), weight(1, 7, [1, 1]), weight(1000, 64_000, [3, 9])];
+        for malformed in [None, Some(2)] {
+            let mut placer = placer(0);
+            observations.iter().for_each(|weight| place(&mut placer, *weight));
+            let read = malformed.map(|malformed| Counts {
+                read: 1011 + malformed,
+                malformed,
+                bytes_read: 64_407,
+                ..Counts::default()
+            });
+            placer.finish(0, read);
+            let Counts { read, counted, malformed, bytes_read, bytes_counted, .. } = counts(&placer);
+            assert_eq!((counted, bytes_counted, bytes_read), (1011, 64_407, 64_407));
+            assert_eq!(read, counted + malformed);
+            assert_eq!(placer.batches.iter().map(|(_, batch)| batch.count()).sum::<u64>(), 1011);
+        }
+    }
+
+    #[test]
+    fn observations_and_packets_of_one_piece_keep_what_each_adds() {
+        let mut placer = placer(0);
+        let mut expected = Vec::new();
+        for number in 0..3 * BATCH as u64 {
+            let weight = match number % 3 {
+                0 => weight(number + 2, 9 * number, [1, 4]),
+                _ => weight(1, number, [2, 2]),
+            };
+            expected.push(weight);
+            match number % 3 {
+                0 => place(&mut placer, weight),
+                _ => {
+                    placer.observe(weight.first);
+                    placer.place(Packet {
+                        time: weight.first,
+                        length: weight.bytes as u32,
+                        ..Packet::default()
+                    });
+                }
+            }
+        }
+        placer.finish(0, None);
+        let batches = placer.batches.iter().map(|(_, batch)| batch);
+        let placed: Vec<Weight> =
+            batches.flat_map(|batch| batch.weighted().map(|(_, weight)| weight)).collect();
+        assert!(placed == expected, "{placed:?}");
+        let all = |value: fn(&Weight) -> u64| expected.iter().map(value).sum::<u64>();
+        let Counts { counted, bytes_counted, .. } = counts(&placer);
+        assert_eq!((counted, bytes_counted), (all(|weight| weight.packets), all(|weight| weight.bytes)));
+    }
+
+    #[test]
+    fn the_first_packet_decides_on_the_window_and_whether_an_observation_is_late() {
+        let mut placer = placer(12);
+        // The last packet of this one closes nothing: the one behind it begins before that, and is not late.
+        place(&mut placer, weight(3, 30, [19, 45]));
+        place(&mut placer, weight(4, 40, [18, 18]));
+        place(&mut placer, weight(5, 50, [5, 25]));
+        placer.finish(0, None);
+        let Counts { counted, late, .. } = counts(&placer);
+        assert_eq!((counted, late), (12, 5));
+        let windows: Vec<_> = placer.batches.iter().map(|(epoch, batch)| (*epoch, batch.window)).collect();
+        assert_eq!(windows, [(1, 1), (1, 0)]);
+    }
+
+    #[test]
+    fn what_is_no_observation_is_placed_nowhere() {
+        let mut placer = placer(0);
+        let nothing = placer.place_weighted(Packet::default(), weight(0, 0, [1, 1]), [0; WORDS]);
+        assert_eq!(nothing, Err(WrongWeight::Nothing));
+        placer.finish(0, None);
+        assert!(placer.batches.is_empty() && counts(&placer) == Counts::default());
     }
 }

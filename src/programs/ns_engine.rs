@@ -3,23 +3,20 @@
 use super::view::{self, Heard, Showing};
 use crate::alerts::{Alerts, edits};
 use crate::arguments::{self, Habit};
-use crate::bus::{self, JetStream, Settings};
 use crate::capture::live::{self, Options};
-use crate::capture::rings::Rings;
 use crate::cluster::Cluster;
 use crate::config::writers::Run;
 use crate::config::{self, Config, Registries};
 use crate::engine::{Earlier, Job, Progress};
 use crate::http::{self, Server, Settings as HttpSettings};
-use crate::intake::Intake;
-use crate::intake::books::{MAX_ENDED, Rules};
-use crate::intake::frames::Interface;
-use crate::intake::listen::{Listen, Listening};
-use crate::intake::log::{Division, Resume};
+use crate::intake::interface::{self, DEFAULT_RING, DEFAULT_SNAPLEN, SNAPLEN};
+use crate::intake::log::Resume;
+use crate::intake::nats;
+use crate::intake::registry::{InputConfig, InputError, Opening};
 use crate::ledger::{Ledger, Losses};
 use crate::losses;
 use crate::non_ip;
-use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, no_bus, running, usage};
+use crate::program::{self, Aggregation, End, Failed, Stopping, Writing, running, usage};
 use crate::sinks::delivery::Deliveries;
 use crate::sinks::outbox::Kept;
 use crate::sinks::text::window_name;
@@ -28,7 +25,7 @@ use crate::state::{Manifest, State, StateError};
 use crate::{fail, say, warn};
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use dataflows::field::INTERFACE;
+use dataflows::field::Extension;
 use dataflows::rows::Snapshot;
 use serde_json::json;
 use std::ffi::OsString;
@@ -37,7 +34,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 const NAME: &str = "ns-engine";
 
@@ -86,7 +82,7 @@ struct Flags {
     /// Length of a snapshot in event time, such as 60s, or `all` [default: window of the configuration]
     #[arg(long, value_name = "DUR")]
     window: Option<String>,
-    /// NATS servers, separated by commas [default: nats.url of the configuration]
+    /// NATS servers, separated by commas [default: inputs of the configuration, else its nats.url]
     #[arg(long, value_name = "URL", conflicts_with = "iface")]
     nats: Option<String>,
     /// Read the durable log of JetStream instead of passing messages
@@ -99,10 +95,10 @@ struct Flags {
     #[arg(short, long, value_name = "BPF", requires = "iface")]
     filter: Option<String>,
     /// Bytes captured of a frame
-    #[arg(short, long, value_name = "N", default_value_t = 128, requires = "iface", value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    #[arg(short, long, value_name = "N", default_value_t = DEFAULT_SNAPLEN, requires = "iface", value_parser = clap::value_parser!(u32).range(SNAPLEN))]
     snaplen: u32,
     /// Memory of the kernel's rings, over all workers
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = config::size, requires = "iface")]
+    #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING, value_parser = config::size, requires = "iface")]
     ring_size: u64,
     /// Do not ask the interface for frames to other hosts
     #[arg(long, requires = "iface")]
@@ -117,7 +113,7 @@ struct Flags {
     how: Aggregation,
 }
 
-/// Runs the program with these aggregators and writers, and with arguments, the first of which is its own name.
+/// Runs the program with these aggregators, inputs and writers, and with arguments, the first of which is its own name.
 pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registries))
@@ -144,15 +140,17 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let windowing = config.windowing;
     let workers = program::workers(how.workers, config.workers);
     let writing = Writing::new(how.output.as_deref(), &config, Run::Live);
-    let recorded = flags.iface.is_none() && config.nats.jetstream.enabled;
+    let chosen = chosen(flags, &config);
+    let source = &chosen.source;
+    let recorded = source.is_log();
     let record = program::record(&writing, &config.tasks, recorded).map_err(usage)?;
     if flags.check {
-        return check(flags, &config, &writing, (workers, &cluster));
+        return check(&chosen, &config, &writing, (workers, &cluster));
     }
 
     let mut settings = program::settings(windowing, &config);
     if recorded {
-        settings.extend(log_settings(&config.nats));
+        settings.extend(source.settings());
     }
     let mut earlier = Earlier::default();
     let (mut state, mut writers) = (None, Vec::new());
@@ -175,10 +173,10 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     }
     let known = known_of(&earlier).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
-    if !recorded && flags.iface.is_none() {
-        settings.extend(log_settings(&config.nats));
+    if !recorded {
+        settings.extend(source.settings());
     }
-    settings.insert(0, ("input".into(), input_kind(flags, recorded).into()));
+    settings.insert(0, ("input".into(), source.describe()));
     let formed = program::form(&cluster, &settings, known, (&stopping, how.quiet))?;
     if let Some(formed) = formed.as_ref().filter(|_| !commits) {
         (earlier.manifest, earlier.retired) = read_known(&formed.known).map_err(running)?;
@@ -197,21 +195,17 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     }
 
     let lateness = u64::try_from(config.allowed_lateness.as_nanos()).unwrap_or(u64::MAX);
-    let division = Division {
-        partitions: config.nats.jetstream.partitions,
-        first_worker: cluster.process * workers,
-        workers,
-        peers: processes * workers,
-    };
-    let input = Input::open(flags, &config, lateness, division, generation, &earlier)?;
-    if let (Some(manifest), Input::Bus(listening)) = (&mut earlier.manifest, &input) {
-        listening.identity().clone_into(&mut manifest.stream);
+    let extension = config.plan.extension();
+    let opening = Opening { lateness, generation, ..opening(&config, &extension, (workers, &cluster)) };
+    let input = source.open(&going_on(opening, &earlier)).map_err(no_input)?;
+    if let Some(manifest) = &mut earlier.manifest {
+        input.identity().clone_into(&mut manifest.stream);
     }
     if !early {
         let csv = writing.open_record(workers).map_err(running)?;
         writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
     }
-    let intake = input.intake(cluster.process);
+    let intake = input.clone().intake();
     writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));
     let heard = http.as_ref().map(|http| Arc::new(Heard::new(http.memory)));
     writers.extend(
@@ -239,7 +233,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let job = Arc::new(Job {
         intake,
         tasks: config.tasks,
-        extension: config.plan.extension(),
+        extension,
         windowing,
         lateness,
         workers,
@@ -249,7 +243,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
         stopping: AtomicBool::new(false),
     });
     stopping.begin(program::stop(&job, &progress, processes));
-    say!("{}", input.describe(flags, workers));
+    say!("{}", input.describe());
     let kept = state.as_ref().zip(job.earlier.manifest.as_ref());
     let kept =
         kept.map(|(state, manifest)| Kept { folder: state.folder().join("outbox"), commit: manifest.number });
@@ -262,51 +256,41 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     };
     let server = match http.zip(heard) {
         Some((settings, heard)) => {
-            let bus = match &input {
-                Input::Bus(listening) => Some(listening.bus()),
-                Input::Interface(_) => None,
-            };
             let (job, progress, writers) = (job.clone(), progress.clone(), deliveries.watch());
-            let view = view::Engine { job, progress, writers, bus, heard, left_out, began: live::now() };
+            let (input, began) = (input.clone(), live::now());
+            let view = view::Engine { job, progress, writers, input, heard, left_out, began };
             let server = http::start(settings, Arc::new(view)).map_err(usage)?;
             say!("answering at http://{}", server.address());
             Some(server)
         }
         None => None,
     };
-    losses::start(&job, &progress, flags.iface.is_some()).map_err(running)?;
+    losses::start(&job, &progress, input.look_every()).map_err(running)?;
     let recorded = job.earlier.manifest.clone().filter(|manifest| manifest.number > 0);
     let committing = Committing { writers, record: writing.named(), deliveries, state, recorded, alerts };
     let ended = program::aggregate(&job, &progress, committing, (formed, commits), Run::Live);
     server.into_iter().for_each(Server::stop);
     let mut ended = ended?;
     if commits {
-        finish(&progress, &mut ended, how.quiet)?;
+        finish(&progress, &mut ended, (!input.has_ended(), how.quiet))?;
         ended.alerts.finish();
     }
-    match input {
-        Input::Interface(rings) => match rings.failure() {
-            Some(why) => Err(running(anyhow!("{why}; what was captured before that is counted"))),
-            None => Ok(End::Done),
-        },
-        Input::Bus(listening) => {
-            listening.settle();
-            match listening.failure() {
-                Some(why) => Err(running(anyhow!("{why}; what was received before that is counted"))),
-                None => Ok(End::Done),
-            }
-        }
+    input.settle();
+    match input.failure() {
+        Some(why) => Err(running(anyhow!("{why}"))),
+        None => Ok(End::Done),
     }
 }
 
 /// Closes the books and tells how it went.
-fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Failed> {
-    let ledger = progress.ledger(true).map_err(running)?;
+fn finish(progress: &Progress, ended: &mut Ended, (interrupted, quiet): (bool, bool)) -> Result<(), Failed> {
+    let ledger = progress.ledger(interrupted).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
     for (name, counts, noticed) in progress.noticed() {
         non_ip::warnings(&name, counts, &noticed, None).iter().for_each(|warning| warn!("{warning}"));
     }
     for (report, _) in progress.inputs() {
+        report.notes.iter().for_each(|note| warn!("{}: {note}", report.name));
         let lost = report.losses.and_then(Losses::places);
         lost.iter().for_each(|lost| warn!("{}: {lost}", report.name));
     }
@@ -322,21 +306,20 @@ fn finish(progress: &Progress, ended: &mut Ended, quiet: bool) -> Result<(), Fai
 
 /// Tries what the configuration names, prints it as it would run, and starts nothing.
 fn check(
-    flags: &Flags,
+    chosen: &InputConfig,
     config: &Config,
     writing: &Writing,
     (workers, cluster): (usize, &Cluster),
 ) -> Result<End, Failed> {
     let hosts = (cluster.hosts.len() > 1).then_some(&cluster.hosts);
     let processes = json!({"processes": cluster.hosts.len(), "process": cluster.process, "hosts": hosts});
-    let resolved = config.resolved(workers, processes, writing.resolved());
+    let resolved = config.resolved(workers, Some(chosen), processes, writing.resolved());
     let text = serde_saphyr::to_string(&resolved).map_err(running)?;
     std::io::stdout().write_all(text.as_bytes()).map_err(running)?;
     let mut wrong: Vec<String> = Vec::new();
-    match &flags.iface {
-        Some(_) => wrong.extend(Rings::open(&options(flags, config), 1).err().map(|error| error.to_string())),
-        None => wrong.extend(bus::check(&config.nats, NAME).err().map(|error| error.to_string())),
-    }
+    let extension = config.plan.extension();
+    let opening = opening(config, &extension, (workers, cluster));
+    wrong.extend(chosen.source.check(&opening).err().map(|error| error.to_string()));
     wrong.extend(writing.check(&config.tasks, &config.nats, NAME).into_iter().map(|error| error.to_string()));
     let http = config.http.settings();
     wrong.extend(http.and_then(|http| http::check(&http).err()).map(|error| error.to_string()));
@@ -370,94 +353,56 @@ fn read_known(known: &[u8]) -> Result<(Option<Manifest>, Arc<[u8]>), anyhow::Err
     Ok((serde_json::from_slice(manifest)?, retired.into()))
 }
 
-/// What has to stay the same while an engine goes on in a log where an earlier run has ended.
-fn log_settings(nats: &Settings) -> [(String, String); 3] {
-    let subjects = format!("{} {}", nats.single, nats.batches());
-    let JetStream { stream, partitions, .. } = &nats.jetstream;
-    [
-        ("stream", stream.clone()),
-        ("number of partitions", partitions.to_string()),
-        ("list of subjects", subjects),
-    ]
-    .map(|(what, value)| (what.to_owned(), value))
+/// What is read: what a flag names, else the configuration; else what probes publish.
+fn chosen(flags: &Flags, config: &Config) -> InputConfig {
+    if let Some(interface) = &flags.iface {
+        return interface::configured(Options {
+            interface: interface.clone(),
+            filter: flags.filter.clone(),
+            snaplen: flags.snaplen,
+            ring: flags.ring_size,
+            promiscuous: !flags.no_promiscuous,
+            names_interfaces: false,
+        });
+    }
+    let configured = config.input.clone().filter(|_| flags.nats.is_none() && !flags.jetstream);
+    configured.unwrap_or_else(|| nats::configured(&config.nats))
 }
 
-fn input_kind(flags: &Flags, recorded: bool) -> &'static str {
-    match (&flags.iface, recorded) {
-        (Some(_), _) => "an interface",
-        (None, true) => "the durable log of JetStream",
-        (None, false) => "core NATS",
+/// What an input is tried with: as if there had been no run before.
+fn opening<'a>(
+    config: &Config,
+    extension: &'a Extension,
+    (workers, cluster): (usize, &Cluster),
+) -> Opening<'a> {
+    Opening {
+        program: NAME,
+        windowing: config.windowing,
+        lateness: 0,
+        extension,
+        process: cluster.process,
+        processes: cluster.hosts.len(),
+        workers,
+        generation: 0,
+        began: live::now(),
+        resume: Resume::default(),
+        identity: "",
     }
 }
 
-/// How the interface is captured.
-fn options(flags: &Flags, config: &Config) -> Options {
-    Options {
-        interface: flags.iface.clone().unwrap_or_default(),
-        filter: flags.filter.clone(),
-        snaplen: flags.snaplen,
-        ring: flags.ring_size,
-        promiscuous: !flags.no_promiscuous,
-        names_interfaces: config.plan.extension().reads(&INTERFACE),
-    }
+/// What it is opened with, to go on from earlier runs.
+fn going_on<'a>(opening: Opening<'a>, earlier: &'a Earlier) -> Opening<'a> {
+    let (first, retired) = (earlier.first, earlier.retired.clone());
+    let Some(manifest) = &earlier.manifest else {
+        return Opening { resume: Resume { first, retired, ..Resume::default() }, ..opening };
+    };
+    let positions = manifest.accounts.positions.clone();
+    let resume = Resume { positions, first, retired };
+    Opening { began: manifest.began, resume, identity: &manifest.stream, ..opening }
 }
 
-/// Where packets come from.
-enum Input {
-    Interface(Arc<Rings>),
-    Bus(Box<Listening>),
-}
-
-impl Input {
-    fn open(
-        flags: &Flags,
-        config: &Config,
-        lateness: u64,
-        division: Division,
-        generation: u64,
-        earlier: &Earlier,
-    ) -> Result<Self, Failed> {
-        let nats = &config.nats;
-        if flags.iface.is_none() {
-            let rules = Rules {
-                windowing: config.windowing,
-                lateness,
-                silent_after: nats.silent_after,
-                // A log may pause while there is more in it.
-                pause: Duration::from_secs(if nats.jetstream.enabled { 10 } else { 2 }),
-                limit: nats.buffer,
-                max_ended: MAX_ENDED,
-                single: nats.single.clone(),
-                began: earlier.manifest.as_ref().map_or_else(live::now, |manifest| manifest.began),
-            };
-            let positions = earlier.manifest.as_ref().map(|manifest| manifest.accounts.positions.clone());
-            let (positions, first) = (positions.unwrap_or_default(), earlier.first);
-            let resume = Resume { positions, first, retired: earlier.retired.clone() };
-            let engine = generation;
-            let identity =
-                earlier.manifest.as_ref().map(|manifest| manifest.stream.clone()).unwrap_or_default();
-            let listen = Listen { settings: nats, rules, program: NAME, division, engine, resume, identity };
-            return Listening::start(listen).map(|bus| Self::Bus(Box::new(bus))).map_err(no_bus);
-        }
-        let rings = Rings::open(&options(flags, config), division.workers).map_err(usage)?;
-        Ok(Self::Interface(Arc::new(rings)))
-    }
-
-    fn describe(&self, flags: &Flags, workers: usize) -> String {
-        match self {
-            Self::Interface(_) => {
-                format!("capturing on {} with {workers} rings", flags.iface.as_deref().unwrap_or_default())
-            }
-            Self::Bus(listening) => format!("subscribed to {}", listening.to),
-        }
-    }
-
-    fn intake(&self, process: usize) -> Arc<dyn Intake> {
-        match self {
-            Self::Interface(rings) => Arc::new(Interface { rings: rings.clone(), process }),
-            Self::Bus(listening) => listening.intake(),
-        }
-    }
+fn no_input(error: InputError) -> Failed {
+    if error.is_usage() { usage(error) } else { running(error) }
 }
 
 /// Tells of each snapshot that is written.

@@ -98,7 +98,7 @@ struct Flags {
     how: Aggregation,
 }
 
-/// Runs the program with these aggregators and writers, and with arguments, the first of which is its own name.
+/// Runs the program with these aggregators, inputs and writers, and with arguments, the first of which is its own name.
 pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let flags: Flags = arguments::parse(arguments, HABITS, &[program::TMPDIR]);
     program::main(NAME, || run(&flags, registries))

@@ -1,11 +1,11 @@
 //! What a running engine tells of itself over HTTP.
 
 use crate::alerts::event::{Event, Kind};
-use crate::bus::Bus;
 use crate::engine::{Job, Progress};
 use crate::http::metrics::{Measured, WriterFigures};
 use crate::http::recent::Recent;
 use crate::http::{Health, View};
+use crate::intake::registry::Input;
 use crate::intake::skew::remark;
 use crate::ledger::Ledger;
 use crate::sinks::delivery::{Status, Watch};
@@ -24,7 +24,7 @@ pub(super) struct Engine {
     pub(super) job: Arc<Job>,
     pub(super) progress: Arc<Progress>,
     pub(super) writers: Watch,
-    pub(super) bus: Option<Bus>,
+    pub(super) input: Arc<dyn Input>,
     pub(super) heard: Arc<Heard>,
     pub(super) left_out: Arc<AtomicU64>,
     pub(super) began: u64,
@@ -151,8 +151,7 @@ impl View for Engine {
             let why = status.error().filter(|_| status.required)?;
             Some(format!("writer {} is behind by {windows} windows: {why}", status.name))
         };
-        let away = self.bus.as_ref().filter(|bus| bus.is_away());
-        let away = away.map(|bus| format!("NATS at {} is away", bus.servers()));
+        let away = self.input.away();
         let stall = self.progress.stall();
         let stall = stall.map(|stall| format!("no progress for {} s: {}", stall.time.as_secs(), stall.why));
         let reasons =

@@ -10,7 +10,7 @@ use super::outbox::Schemas;
 use super::{SinkError, Writer};
 use crate::bus::Settings;
 use crate::engine::Written;
-use crate::options::OwnOptions;
+use crate::options::{OwnOptions, TypeKeys};
 use crate::state::Manifest;
 use crate::warn;
 use dataflows::aggregator::OptionsError;
@@ -28,9 +28,6 @@ pub const SERVER_AWAY: Duration = Duration::from_secs(60);
 /// The writers that ship: to add one, write its file and add its line.
 const SHIPPED: &[WriterKind] =
     &[super::csv::KIND, super::parquet::KIND, super::json::KIND, super::clickhouse::KIND, super::nats::KIND];
-
-/// A type name, and the options of its own that it has.
-pub type TypeKeys = (&'static str, &'static [&'static str]);
 
 /// Those of the writers that ship, for a program that writes nothing: it does not link them for that.
 pub const SHIPPED_KEYS: [TypeKeys; SHIPPED.len()] = {
