@@ -233,15 +233,16 @@ fn finish(
         note,
         replaced: writing.replaced(),
     };
-    let text = match (flags.json, flags.how.quiet) {
+    let is_for_people = !(flags.json || flags.how.quiet || writing.is_on_stdout());
+    if !is_for_people {
+        let news = report.replaced.iter().filter(|replaced| replaced.is_news);
+        news.for_each(|replaced| warn!("{replaced}"));
+        report.interruption().iter().for_each(|what| warn!("{what}"));
+    }
+    let text = match (flags.json, is_for_people) {
         (true, _) => format!("{:#}\n", report.json()),
-        (false, quiet) if quiet || writing.is_on_stdout() => {
-            let of_others = report.replaced.iter().filter(|replaced| replaced.of_others);
-            of_others.for_each(|replaced| warn!("{}", replaced.what));
-            report.interruption().iter().for_each(|what| warn!("{what}"));
-            String::new()
-        }
-        (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
+        (false, false) => String::new(),
+        (false, true) => report.table(width_of(std::io::stdout()).map(usize::from)),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads may have read enough.
