@@ -279,6 +279,11 @@ impl Accounts {
         self.counts.iter().find(|(input, _)| input == key).map(|(_, counts)| *counts).unwrap_or_default()
     }
 
+    /// Whether a signal has ended an input before its end, in any process.
+    pub fn is_interrupted(&self) -> bool {
+        self.cut.is_some()
+    }
+
     /// Whether it is known what was found in all inputs.
     pub fn has_found(&self) -> bool {
         !self.frames.is_empty() || !self.runs.is_empty()

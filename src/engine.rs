@@ -236,6 +236,11 @@ impl Progress {
         accounts.inputs()
     }
 
+    /// Whether a signal has ended an input before its end, in any process.
+    pub fn is_interrupted(&self) -> bool {
+        self.books().accounts.is_interrupted()
+    }
+
     /// The books of the run, which have to balance.
     pub fn ledger(&self, interrupted: bool) -> Result<Ledger, Unbalanced> {
         let ledger = Ledger::new(&self.inputs(), self.windows(), interrupted);

@@ -254,6 +254,17 @@ impl Ledger {
         )
     }
 
+    /// Whether an input was a link, so that what was counted of it cannot be counted again.
+    pub fn is_of_link(&self) -> bool {
+        self.inputs.iter().any(|input| is_live(&input.format))
+    }
+
+    /// Whether nothing was read of inputs that hold more, or may: they are damaged, or a signal has ended the run.
+    pub fn is_of_nothing(&self) -> bool {
+        let is_short = self.interrupted || self.inputs.iter().any(|input| input.damage.is_some());
+        self.packets.read == 0 && is_short
+    }
+
     /// The names of all inputs.
     pub fn input_names(&self) -> impl Iterator<Item = &str> {
         self.inputs.iter().map(|input| &*input.name)

@@ -16,7 +16,7 @@ use crate::sinks::outbox::{Kept, Place};
 use crate::sinks::registry::{Opening, Record, RecordWriter};
 use crate::sinks::{Committing, Ended, SinkError, Sinks, Writer};
 use crate::state::Manifest;
-use crate::{fail, log, memory, say, watchdog};
+use crate::{fail, log, memory, say, warn, watchdog};
 use anyhow::anyhow;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use crossbeam_channel::Receiver;
@@ -157,7 +157,10 @@ impl Stopping {
     /// Does what a first signal does now.
     fn stop(&self) {
         match &mut *self.lock() {
-            OnSignal::Exit => std::process::exit(0),
+            OnSignal::Exit => {
+                warn!("interrupted before anything was read");
+                std::process::exit(0)
+            }
             OnSignal::Wait(stops) => *stops = true,
             OnSignal::Stop(stop) => stop(),
         }
@@ -439,6 +442,7 @@ pub struct Writing {
     /// All others.
     behind: Vec<WriterConfig>,
     run: Run,
+    windowing: Windowing,
     /// Where writers into folders tell of what they have replaced.
     told: Told,
 }
@@ -456,14 +460,14 @@ impl Writing {
                 record.target = moved;
             }
         }
-        Self { record, behind, run, told: Told::default() }
+        Self { record, behind, run, windowing: config.windowing, told: Told::default() }
     }
 
     /// What such a run does about the windows of an earlier one.
     fn reuse(&self) -> Reuse {
         match self.run {
             Run::Batch => Reuse::Replace(self.told.clone()),
-            Run::Live => Reuse::Continue,
+            Run::Live => Reuse::Continue(Some(self.windowing)),
         }
     }
 
@@ -571,7 +575,7 @@ impl Writing {
         let check = |writer: &WriterConfig| {
             let tasks = writer.selected(engine::schemas(tasks));
             let name = &writer.name;
-            let reuse = Reuse::Continue;
+            let reuse = Reuse::Continue(None);
             writer.target.check(&Opening {
                 name,
                 tasks,

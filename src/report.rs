@@ -152,7 +152,7 @@ impl Report<'_> {
             "packets_per_second": (self.counts.read as f64 / seconds).round(),
             "bits_per_second": (self.counts.bytes_read as f64 * 8.0 / seconds).round(),
             "outputs": self.outputs,
-            "replaced": self.replaced.iter().map(|replaced| &replaced.what).collect::<Vec<_>>(),
+            "replaced": self.replaced.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "hints": self.hints().collect::<Vec<_>>(),
             "non_ip": self.non_ip().map(|share| share.json()).collect::<Vec<_>>(),
             "tasks": self.highlights.tasks.iter().map(task).collect::<serde_json::Map<_, _>>(),
@@ -216,7 +216,7 @@ impl Report<'_> {
         ));
         self.non_ip().for_each(|share| out.push_str(&format!("{share}\n")));
         self.hints().for_each(|hint| out.push_str(&format!("{hint}\n")));
-        self.replaced.iter().for_each(|replaced| out.push_str(&format!("{}\n", replaced.what)));
+        self.replaced.iter().for_each(|replaced| out.push_str(&format!("{replaced}\n")));
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         let (windows, outputs) = (self.highlights.windows.len(), self.outputs.join(", "));
         out.push_str(&format!("{windows} window(s) in {outputs}{note}\n"));

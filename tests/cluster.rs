@@ -494,6 +494,27 @@ fn a_signal_to_one_analyser_ends_all_and_the_books_balance() {
     assert!(inputs.len() == 2 && inputs.iter().all(|input| number(&input["counted"]) >= 15_000), "{ledger}");
 }
 
+/// The summaries said that it was, and the ledger that it was not.
+#[test]
+fn a_signal_is_in_the_books_although_the_process_that_writes_had_read_all_of_its_own() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(3, 100, SECOND)));
+    let hosts = Hosts::new(&scratch, 2);
+    let start = |process, input: &str| {
+        let args = format!("--local -w 1 --window 60s {input}");
+        scratch.start_process(&hosts, process, ANALYZER, "out", &args)
+    };
+    let mut cluster = vec![start(0, "a.pcap"), start(1, "-")];
+    cluster[1].flood();
+    // Time passes the end of the file only once that has been read.
+    let out = scratch.path("out");
+    wait_for("three windows", || (windows(&out).len() >= 3).then_some(()));
+    cluster[1].signal("TERM");
+    scratch.assert_end_well(cluster, "out");
+    let ledger = assert_balanced(&out);
+    assert_eq!(ledger["interrupted"], true, "{ledger}");
+}
+
 #[test]
 fn a_signal_to_one_engine_in_a_flood_ends_all_and_the_books_balance() {
     let (scratch, server) = (Scratch::new(), NatsServer::start());

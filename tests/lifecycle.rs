@@ -78,7 +78,7 @@ fn the_windows_that_time_had_not_closed_say_that_a_signal_has_ended_the_run() {
 
 #[test]
 fn a_quiet_run_and_one_for_programs_say_that_a_signal_has_ended_them() {
-    for (flags, warns) in [("-q", true), ("--json", false)] {
+    for (flags, is_json) in [("-q", false), ("--json", true)] {
         let scratch = Scratch::new();
         let mut running = scratch.start_analyzer(&format!("{flags} -o out -"));
         running.stdin().write_all(&pcap(&mixed(9, 500, SECOND))).unwrap();
@@ -86,13 +86,84 @@ fn a_quiet_run_and_one_for_programs_say_that_a_signal_has_ended_them() {
         running.wait_until_read();
         running.signal("TERM");
         let run = running.wait();
-        assert_eq!((run.code, run.stderr.contains("interrupted by a signal")), (Some(0), warns), "{run:?}");
+        assert_eq!((run.code, run.stderr.contains("interrupted by a signal")), (Some(0), true), "{run:?}");
         assert_eq!(incomplete(&scratch.path("out"), "all"), serde_json::json!({"interrupted": true}));
-        if !warns {
+        if is_json {
             let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
             assert_eq!(json["ledger"]["interrupted"], true);
         }
     }
+}
+
+#[test]
+fn a_signal_while_an_input_is_still_being_opened_is_told() {
+    let scratch = Scratch::new();
+    let mut running = scratch.start_analyzer("-q -o out -");
+    running.wait_for_thread("signals");
+    running.signal("INT");
+    let run = running.wait();
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.stderr.contains("interrupted before anything was read"), "{run:?}");
+    assert!(windows(&scratch.path("out")).is_empty());
+}
+
+/// They went for an answer of nothing.
+#[test]
+fn a_run_that_reads_no_packet_before_damage_or_a_signal_keeps_the_earlier_answer_and_says_so() {
+    let scratch = Scratch::new();
+    scratch.write("a.pcap", pcap(&mixed(3, 100, SECOND)));
+    scratch.write("b.pcap", [pcap(&[]), vec![0; 7]].concat());
+    scratch.analyze("-q -o out a.pcap").assert(0, "");
+    let before = tree(&scratch.path("out"));
+    for flags in ["-q", "--json"] {
+        let run = scratch.analyze(&format!("{flags} -o out b.pcap"));
+        assert_eq!(run.code, Some(3), "{run:?}");
+        assert!(run.stderr.contains("out kept the windows all of an earlier run"), "{run:?}");
+        assert_same(&before, &tree(&scratch.path("out")), flags);
+    }
+    let mut running = scratch.start_analyzer("-q -o out -");
+    running.stdin().write_all(&pcap(&[])).unwrap();
+    running.wait_until_running();
+    running.signal("INT");
+    let run = running.wait();
+    assert!(run.code == Some(0) && run.stderr.contains("out kept the windows all"), "{run:?}");
+    assert_same(&before, &tree(&scratch.path("out")), "a signal");
+}
+
+/// They were deleted, by a run that ended well and by one that failed.
+#[test]
+fn files_of_somebody_in_the_place_of_a_window_are_refused_and_stay_with_everything_else() {
+    for (files, window) in
+        [(vec![("summary.json", "{}"), ("thesis.txt", "x")], None), (vec![("x", "")], Some("2s"))]
+    {
+        let scratch = Scratch::new();
+        let out = scratch.path("out");
+        scratch.write("a.pcap", pcap(&mixed(3, 1_000, 10 * SECOND)));
+        if let Some(window) = window {
+            scratch.analyze(&format!("-q --window {window} -o out a.pcap")).assert(0, "");
+        }
+        fs::create_dir_all(out.join("all")).unwrap();
+        files.iter().for_each(|(name, text)| fs::write(out.join("all").join(name), text).unwrap());
+        let before = tree(&out);
+        let named = format!("out/all/{}", files.last().unwrap().0);
+        scratch.analyze("-q -o out a.pcap").assert(2, &named);
+        assert_same(&before, &tree(&out), &named);
+    }
+}
+
+#[test]
+fn a_run_for_programs_warns_of_what_it_has_replaced_but_not_of_the_same_file_by_another_name() {
+    let scratch = Scratch::new();
+    for name in ["a.pcap", "b.pcap"] {
+        scratch.write(name, pcap(&mixed(3, 100, SECOND)));
+    }
+    scratch.analyze("--json -o out a.pcap").assert(0, "");
+    scratch.analyze("--json -o out ./a.pcap").assert(0, "");
+    let run = scratch.analyze("--json -o out b.pcap");
+    assert!(
+        run.code == Some(0) && run.stderr.contains("out: the results of an earlier run over ./a.pcap"),
+        "{run:?}"
+    );
 }
 
 #[test]

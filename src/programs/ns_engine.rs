@@ -169,7 +169,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
             earlier.manifest =
                 Some(last.clone().unwrap_or_else(|| Manifest::new(settings.clone(), live::now())));
         }
-        writers.extend(csv.map(|csv| csv.recover(last.as_ref())).transpose().map_err(running)?);
+        writers.extend(csv.map(|csv| csv.recover(last.as_ref())).transpose().map_err(program::no_writer)?);
     }
     let known = known_of(&earlier).map_err(running)?;
     program::add_cluster_settings(&mut settings, NAME, &cluster, workers);
@@ -203,7 +203,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     }
     if !early {
         let csv = writing.open_record(workers).map_err(running)?;
-        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(running)?);
+        writers.extend(csv.map(|csv| csv.recover(None)).transpose().map_err(program::no_writer)?);
     }
     let intake = input.clone().intake();
     writers.push(Box::new(Told { quiet: how.quiet, prepared: Vec::new() }));

@@ -187,7 +187,7 @@ fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     if !commits {
         return Ok(End::Done);
     }
-    let end = finish(flags, &dealer, &progress, &mut ended, &highlights, (&writing, note), began);
+    let end = finish(flags, &progress, &mut ended, &highlights, (&writing, note), began);
     ended.alerts.finish();
     end
 }
@@ -202,7 +202,6 @@ fn note_of_window(flags: &Flags, config: &Config) -> Option<String> {
 /// Closes the books and tells how it went.
 fn finish(
     flags: &Flags,
-    dealer: &Dealer,
     progress: &Progress,
     ended: &mut Ended,
     highlights: &HighlightsWriter,
@@ -211,7 +210,7 @@ fn finish(
 ) -> Result<End, Failed> {
     let highlights = highlights.take();
     let inputs: Vec<InputReport> = progress.inputs().into_iter().map(|(report, _)| report).collect();
-    let ledger = progress.ledger(dealer.cut().is_some()).map_err(running)?;
+    let ledger = progress.ledger(progress.is_interrupted()).map_err(running)?;
     ended.finish(&ledger).map_err(running)?;
     let noticed = progress.noticed();
     for (name, counts, noticed) in &noticed {
@@ -234,15 +233,16 @@ fn finish(
         note,
         replaced: writing.replaced(),
     };
-    let text = match (flags.json, flags.how.quiet) {
+    let is_for_people = !(flags.json || flags.how.quiet || writing.is_on_stdout());
+    if !is_for_people {
+        let news = report.replaced.iter().filter(|replaced| replaced.is_news);
+        news.for_each(|replaced| warn!("{replaced}"));
+        report.interruption().iter().for_each(|what| warn!("{what}"));
+    }
+    let text = match (flags.json, is_for_people) {
         (true, _) => format!("{:#}\n", report.json()),
-        (false, quiet) if quiet || writing.is_on_stdout() => {
-            let of_others = report.replaced.iter().filter(|replaced| replaced.of_others);
-            of_others.for_each(|replaced| warn!("{}", replaced.what));
-            report.interruption().iter().for_each(|what| warn!("{what}"));
-            String::new()
-        }
-        (false, _) => report.table(width_of(std::io::stdout()).map(usize::from)),
+        (false, false) => String::new(),
+        (false, true) => report.table(width_of(std::io::stdout()).map(usize::from)),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads may have read enough.

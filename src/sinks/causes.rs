@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
-/// What to do when writing to this path failed so; empty where the system's word is all there is to say.
-pub(super) fn way_out(error: &io::Error, path: &Path) -> &'static str {
+/// What to do when this action on a path failed so; empty where the system's word is all there is to say.
+pub(super) fn way_out(action: &str, error: &io::Error, path: &Path) -> &'static str {
     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) && leads_nowhere(path) {
         return "; a symbolic link in this path leads nowhere: make what it leads to, or remove the link";
     }
@@ -20,6 +20,9 @@ pub(super) fn way_out(error: &io::Error, path: &Path) -> &'static str {
         io::ErrorKind::StorageFull => "; make room, or write elsewhere (-o)",
         io::ErrorKind::QuotaExceeded => "; the quota of this user is used up",
         io::ErrorKind::ReadOnlyFilesystem => "; write elsewhere (-o)",
+        io::ErrorKind::PermissionDenied if action == "read" => {
+            "; the user that runs this has to be able to read it"
+        }
         io::ErrorKind::PermissionDenied => "; the user that runs this has to be able to write there",
         io::ErrorKind::OutOfMemory => {
             "; a limit on memory: `ulimit -v`, or MemoryMax= of the unit, raises it"
@@ -54,10 +57,16 @@ mod tests {
             (37, "flock"),
             (122, "quota"),
         ] {
-            let told = way_out(&io::Error::from_raw_os_error(errno), Path::new("/"));
+            let told = way_out("write", &io::Error::from_raw_os_error(errno), Path::new("/"));
             assert!(told.contains(says), "{errno}: {told}");
         }
-        assert_eq!(way_out(&io::Error::from_raw_os_error(5), Path::new("/")), "");
+        assert_eq!(way_out("write", &io::Error::from_raw_os_error(5), Path::new("/")), "");
+    }
+
+    #[test]
+    fn where_reading_fails_nothing_is_said_of_writing() {
+        let told = way_out("read", &io::Error::from_raw_os_error(13), Path::new("/"));
+        assert!(told.contains("read") && !told.contains("write"), "{told}");
     }
 
     #[test]
@@ -66,7 +75,7 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path().join("gone"), &link).expect("a link");
         let missing = io::Error::from_raw_os_error(2);
-        assert!(way_out(&missing, &link.join("all")).contains("leads nowhere"));
-        assert_eq!(way_out(&missing, &folder.path().join("gone")), "");
+        assert!(way_out("write", &missing, &link.join("all")).contains("leads nowhere"));
+        assert_eq!(way_out("write", &missing, &folder.path().join("gone")), "");
     }
 }

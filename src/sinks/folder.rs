@@ -8,7 +8,7 @@
 //! takes the windows of an earlier one ([`super::earlier`]) away before it shows its first.
 
 use super::delivery::Destination;
-use super::earlier::{Earlier, Reuse};
+use super::earlier::{self, Earlier, Place, Reuse};
 use super::outbox::Entry;
 use super::registry::Opening;
 use super::text::window_name;
@@ -38,6 +38,10 @@ const PARTIAL: &str = ".netspectra-partial";
 /// The mark of an engine that has begun to write and has no ledger yet.
 const MARK: &str = ".live.netspectra-partial";
 
+/// How a user has the record written elsewhere, and another writer.
+const OF_RECORD: &str = "name another folder (-o)";
+const BEHIND: &str = "change this writer's path, or use another configuration (-c)";
+
 /// The files of a window.
 pub trait Files: Send {
     /// What comes before the window in its folder's name.
@@ -62,8 +66,12 @@ pub struct FolderWriter<F> {
     _lock: File,
     begun: bool,
     reuse: Reuse,
+    /// How a user has this writer write elsewhere.
+    way_out: &'static str,
     /// What is to be replaced.
     earlier: Earlier,
+    /// A snapshot of nothing, which replaces an earlier answer only if that is all there was to read.
+    held: Option<Arc<Snapshot>>,
     /// Folders that are built, and what they will be called.
     prepared: VecDeque<(PathBuf, PathBuf)>,
     /// Earlier revisions that were taken out of their places and could not be removed yet.
@@ -89,8 +97,10 @@ impl<F: Files> FolderWriter<F> {
             files,
             _lock: lock,
             begun: false,
-            reuse: Reuse::Continue,
+            reuse: Reuse::Continue(None),
+            way_out: OF_RECORD,
             earlier: Earlier::default(),
+            held: None,
             prepared: VecDeque::new(),
             replaced: Vec::new(),
             synced: false,
@@ -122,27 +132,82 @@ impl<F: Files> FolderWriter<F> {
         self.remove_partials().map_err(SinkError::io("remove what a killed run left in", &self.folder))
     }
 
-    /// Says what becomes of the windows of an earlier run; refuses to replace what has to stay. After [`Self::recover`].
+    /// Says what becomes of the windows of an earlier run; refuses to replace what has to stay, and to go on with what this
+    /// run's windows do not belong to. After [`Self::recover`].
     pub fn reuse(&mut self, reuse: Reuse) -> Result<(), SinkError> {
-        if matches!(reuse, Reuse::Replace(_)) {
-            self.earlier = Earlier::find::<F>(&self.folder, &self.folder.join(MARK))?;
+        let (mark, way_out) = (self.folder.join(MARK), self.way_out);
+        match reuse {
+            Reuse::Continue(None) => {}
+            Reuse::Continue(Some(windowing)) => {
+                earlier::check_continued::<F>(&self.folder, &mark, windowing, (way_out, self.synced))?;
+            }
+            Reuse::Replace(_) => self.earlier = Earlier::find::<F>(&self.folder, &mark, way_out)?,
         }
         self.reuse = reuse;
         Ok(())
     }
 
-    /// Before this run writes anything: the ledger of an earlier one goes. Where commits are recorded, the records are an
-    /// engine's mark.
+    /// Before a window of this run is seen: the mark of an engine is made, and the ledger of an earlier run goes. The mark
+    /// is in the folder itself, so that it is in every copy of it and beside every writer's windows; records are not.
     fn begin(&mut self, is_recorded: bool) -> Result<(), SinkError> {
         if self.begun {
             return Ok(());
         }
-        if matches!(self.reuse, Reuse::Continue) && !is_recorded {
-            let mark = self.folder.join(MARK);
-            File::create(&mark).map_err(SinkError::io("create", &mark))?;
+        let mark = self.folder.join(MARK);
+        match self.reuse {
+            Reuse::Continue(_) => {
+                let made = File::create(&mark).map_err(SinkError::io("create", &mark))?;
+                if is_recorded {
+                    made.sync_all().map_err(SinkError::io("sync", &mark))?;
+                    sync_folder(&self.folder).map_err(SinkError::io("sync", &self.folder))?;
+                }
+            }
+            // The windows that it was for are gone.
+            Reuse::Replace(_) => remove_file("remove the old", &mark)?,
         }
         remove_file("remove the old", &self.folder.join(F::LEDGER))?;
         self.begun = true;
+        Ok(())
+    }
+
+    /// After the ledger is there: an engine's mark goes where the ledger says as much, or where there is nothing to keep.
+    fn remove_mark(&self, ledger: &Ledger) -> Result<(), SinkError> {
+        let is_told = ledger.is_of_link() || earlier::names::<F>(&self.folder)?.is_empty();
+        if is_told && matches!(self.reuse, Reuse::Continue(_)) {
+            remove_file("remove", &self.folder.join(MARK))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a run that begins anew may turn out to have nothing that could take the place of an earlier answer.
+    fn may_be_of_nothing(&self) -> bool {
+        !self.begun && matches!(self.reuse, Reuse::Replace(_)) && !self.earlier.windows.is_empty()
+    }
+
+    /// Builds a snapshot aside, and takes out of their places the windows that this run replaces.
+    fn make(&mut self, snapshot: &Snapshot, commit: Option<u64>) -> Result<(), SinkError> {
+        let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
+        let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
+        let aside = self.free_name(&format!("{name}{number}"))?;
+        let built = self.build(&aside, snapshot, commit.is_some());
+        let built = built.and_then(|()| self.begin(commit.is_some()));
+        if let Err(error) = built.and_then(|()| self.take_away(Some(&name))) {
+            // The first error is the one to tell; what cannot be removed now is removed by the next run.
+            let _ = fs::remove_dir_all(&aside);
+            return Err(error);
+        }
+        self.earlier.gone.remove(&name);
+        let place = self.folder.join(name);
+        let is_new = snapshot.revision == 0 && commit.is_none() && matches!(self.reuse, Reuse::Continue(_));
+        if is_new && place.join(F::SUMMARY).is_file() {
+            warn!(
+                "{}: overwriting this window of an earlier run; packets that only that run saw are lost. With the durable log \
+                 (--jetstream) a restarted engine continues the window instead",
+                place.display()
+            );
+        }
+        self.prepared.push_back((aside, place));
+        self.synced = commit.is_some();
         Ok(())
     }
 
@@ -153,15 +218,25 @@ impl<F: Files> FolderWriter<F> {
             if next == Some(&name) {
                 continue;
             }
-            let (place, aside) = (self.folder.join(&name), self.free_name(&name)?);
-            fs::create_dir_all(self.aside()).map_err(SinkError::io("create the folder", &self.aside()))?;
-            if let Err(error) = fs::rename(&place, &aside) {
-                self.earlier.windows.insert(name);
-                return Err(SinkError::io("remove the old", &place)(error));
+            match self.take_window(&name) {
+                Ok(aside) => self.replaced.push(aside),
+                Err(error) => {
+                    self.earlier.windows.insert(name);
+                    return Err(error);
+                }
             }
-            self.replaced.push(aside);
         }
         Ok(())
+    }
+
+    /// Takes a window of an earlier run out of its place; gives where it is.
+    fn take_window(&self, name: &str) -> Result<PathBuf, SinkError> {
+        let (place, aside) = (self.folder.join(name), self.free_name(name)?);
+        let failed = SinkError::io("remove the old", &place);
+        keep_foreign::<F>(&place, None).map_err(&failed)?;
+        fs::create_dir_all(self.aside()).map_err(SinkError::io("create the folder", &self.aside()))?;
+        fs::rename(&place, &aside).map_err(failed)?;
+        Ok(aside)
     }
 
     /// Where windows are built.
@@ -233,29 +308,15 @@ impl<F: Files> FolderWriter<F> {
 
 impl<F: Files> Writer for FolderWriter<F> {
     fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
-        self.begin(commit.is_some())?;
-        let name = format!("{}{}", F::PREFIX, window_name(snapshot.span));
-        let number = commit.map(|number| format!(".{number}")).unwrap_or_default();
-        let aside = self.free_name(&format!("{name}{number}"))?;
-        let built = self.build(&aside, snapshot, commit.is_some());
-        if let Err(error) = built.and_then(|()| self.take_away(Some(&name))) {
-            // The first error is the one to tell; what cannot be removed now is removed by the next run.
-            let _ = fs::remove_dir_all(&aside);
-            return Err(error);
+        if self.may_be_of_nothing() && snapshot.tasks.iter().all(|task| task.len() == 0) {
+            self.held = Some(snapshot.clone());
+            return Ok(());
         }
-        self.earlier.gone.remove(&name);
-        let place = self.folder.join(name);
-        let is_new = snapshot.revision == 0 && commit.is_none() && matches!(self.reuse, Reuse::Continue);
-        if is_new && place.join(F::SUMMARY).is_file() {
-            warn!(
-                "{}: overwriting this window of an earlier run; packets that only that run saw are lost. With --jetstream, \
-                 a restarted engine continues the window instead",
-                place.display()
-            );
+        if let Some(held) = self.held.clone() {
+            self.make(&held, commit)?;
+            self.held = None;
         }
-        self.prepared.push_back((aside, place));
-        self.synced = commit.is_some();
-        Ok(())
+        self.make(snapshot, commit)
     }
 
     fn prepared(&self) -> Vec<Prepared> {
@@ -271,7 +332,8 @@ impl<F: Files> Writer for FolderWriter<F> {
 
     fn publish(&mut self) -> Result<(), SinkError> {
         while let Some((aside, path)) = self.prepared.front() {
-            self.replaced.extend(put_in_place(aside, path, F::SUMMARY)?);
+            let keeps = matches!(self.reuse, Reuse::Continue(_));
+            self.replaced.extend(put_in_place::<F>(aside, path, keeps)?);
             self.prepared.pop_front();
             self.unsynced = self.synced;
         }
@@ -284,11 +346,22 @@ impl<F: Files> Writer for FolderWriter<F> {
     }
 
     fn finish(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        if let Reuse::Replace(told) = &self.reuse
+            && self.may_be_of_nothing()
+            && ledger.is_of_nothing()
+        {
+            told.tell(self.earlier.kept(&self.folder));
+            return Ok(());
+        }
+        if let Some(held) = self.held.take() {
+            self.make(&held, None)?;
+            self.publish()?;
+        }
         self.begin(self.synced)?;
         self.take_away(None)?;
         self.remove_replaced();
         if let Reuse::Replace(told) = &self.reuse {
-            self.earlier.replaced(&self.folder, ledger).into_iter().for_each(|what| told.tell(what));
+            self.earlier.replaced::<F>(&self.folder, ledger).into_iter().for_each(|what| told.tell(what));
         }
         let path = self.folder.join(F::LEDGER);
         let aside = self.folder.join(format!(".{}{PARTIAL}", F::LEDGER));
@@ -298,10 +371,7 @@ impl<F: Files> Writer for FolderWriter<F> {
             synced.map_err(SinkError::io("sync", &aside))?;
         }
         fs::rename(&aside, &path).map_err(SinkError::io("rename to", &path))?;
-        match self.reuse {
-            Reuse::Continue => remove_file("remove", &self.folder.join(MARK)),
-            Reuse::Replace(_) => Ok(()),
-        }
+        self.remove_mark(ledger)
     }
 }
 
@@ -375,6 +445,7 @@ pub(super) fn open<F: Files + 'static>(
 ) -> Result<Box<dyn Destination>, SinkError> {
     let mut writer = FolderWriter::open(path, files)?;
     writer.recover(None)?;
+    (writer.way_out, writer.synced) = (BEHIND, opening.sync);
     writer.reuse(opening.reuse.clone())?;
     Ok(Box::new(FolderDestination { writer, sync: opening.sync }))
 }
@@ -413,18 +484,16 @@ fn remove_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Renames a finished folder to its name; gives the older snapshot of that name, which is aside then. After an error
-/// nothing has changed, and it can be tried again.
-fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<Option<PathBuf>, SinkError> {
+/// nothing has changed, and it can be tried again. A folder that is no snapshot stays; what else is in one goes into the
+/// new one, if it `keeps` that.
+fn put_in_place<F: Files>(aside: &Path, path: &Path, keeps: bool) -> Result<Option<PathBuf>, SinkError> {
     let failed = |action| SinkError::io(action, path);
     match fs::rename(aside, path) {
         // XFS says of a folder that is not empty that it exists.
         Err(error) if path.is_dir() && matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {}
         renamed => return renamed.map(|()| None).map_err(failed("rename to")),
     }
-    if !path.join(summary).is_file() {
-        let error = io::Error::other("a non-empty folder of this name exists and is not a snapshot");
-        return Err(failed("replace")(error));
-    }
+    keep_foreign::<F>(path, keeps.then_some(aside)).map_err(failed("replace"))?;
     match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(Some(aside.to_owned())),
         // This file system cannot exchange: for a moment there is neither the old nor the new.
@@ -434,6 +503,42 @@ fn put_in_place(aside: &Path, path: &Path, summary: &str) -> Result<Option<PathB
             Ok(Some(old))
         }
         Err(error) => Err(failed("rename to")(error.into())),
+    }
+}
+
+/// Before a window's folder is removed: what no run has written there is put into the one that takes its place; an error
+/// where it cannot be, or where there is none.
+fn keep_foreign<F: Files>(place: &Path, into: Option<&Path>) -> io::Result<()> {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let found = earlier::look::<F>(place, &name).map_err(io::Error::other)?;
+    let foreign = match found {
+        Place::Free => return Ok(()),
+        Place::Window { foreign, .. } => foreign,
+        Place::Foreign(_) => {
+            let why = "a non-empty folder of this name exists and is not a snapshot";
+            return Err(io::Error::other(why));
+        }
+    };
+    for file in foreign {
+        let old = place.join(&file);
+        // A link, so that it is in one of the two at any time.
+        let kept = into.is_some_and(|into| link(&old, &into.join(&file)).is_ok());
+        if !kept {
+            let why = format!("{} was not written by this program: move it elsewhere", old.display());
+            return Err(io::Error::other(why));
+        }
+    }
+    Ok(())
+}
+
+/// Gives a file a second name, which it may have already.
+fn link(old: &Path, new: &Path) -> io::Result<()> {
+    match fs::hard_link(old, new) {
+        Err(error) if error.kind() == AlreadyExists => {
+            let inode = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+            if inode(old)? == inode(new)? { Ok(()) } else { Err(error) }
+        }
+        linked => linked,
     }
 }
 

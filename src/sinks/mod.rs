@@ -49,7 +49,7 @@ use crate::state::{Manifest, Prepared, State, StateError};
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The file system said no.
-    #[error("cannot {action} {}: {error}{}", path.display(), causes::way_out(error, path))]
+    #[error("cannot {action} {}: {error}{}", path.display(), causes::way_out(action, error, path))]
     Io {
         /// What was tried: "write", "create", ...
         action: &'static str,

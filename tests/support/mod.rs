@@ -662,10 +662,16 @@ impl Running {
 
     /// Waits until the inputs are open and the run has begun.
     pub fn wait_until_running(&self) {
+        self.wait_for_thread("sinks");
+    }
+
+    /// Waits until it has a thread of this name.
+    pub fn wait_for_thread(&self, thread: &str) {
         let threads = format!("/proc/{}/task", self.child.id());
-        wait_for("writing thread", || {
+        wait_for(thread, || {
             let names = fs::read_dir(&threads).unwrap().flatten().map(|thread| thread.path().join("comm"));
-            names.filter_map(|name| fs::read_to_string(name).ok()).any(|name| name == "sinks\n").then_some(())
+            let mut names = names.filter_map(|name| fs::read_to_string(name).ok());
+            names.any(|name| name.trim_end() == thread).then_some(())
         });
     }
 
