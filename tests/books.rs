@@ -140,7 +140,7 @@ fn what_the_kernel_drops_is_told_while_it_happens_in_the_windows_and_at_the_end(
         engine.signal("CONT");
         engine.wait_until_says(" dropped by the kernel in ");
         let line = engine.said().lines().find(|line| line.contains("dropped")).unwrap().to_owned();
-        assert!(line.contains(" packets of right in the last ") && line.contains("--ring-size"), "{line}");
+        assert!(line.contains("right: ") && line.contains(" packets dropped by the kernel in the last ") && line.contains("--ring-size"), "{line}");
         wait_for("remark", || {
             let ready = ask_within(&namespaces.right, &engine.said(), "/readyz");
             assert!(ready.contains(" 200 "), "{ready}");
@@ -184,9 +184,9 @@ fn what_a_probe_loses_is_told_by_it_and_by_the_engine() {
     namespaces.send_at_once(&scratch, "many.pcap");
     probe.signal("CONT");
     probe.wait_until_says(" dropped by the kernel in ");
-    assert!(probe.said().contains(" packets of right in the last "), "{}", probe.said());
+    assert!(probe.said().contains("right: "), "{}", probe.said());
     engine.wait_until_says(" dropped by the kernel on the probe's host in ");
-    assert!(engine.said().contains(" packets of tap in the last "), "{}", engine.said());
+    assert!(engine.said().contains("tap: "), "{}", engine.said());
     probe.signal("TERM");
     let dropped = packets(&probe.report(), "kernel_dropped");
     engine.signal("TERM");

@@ -118,7 +118,7 @@ fn a_run_that_reads_no_packet_before_damage_or_a_signal_keeps_the_earlier_answer
     for flags in ["-q", "--json"] {
         let run = scratch.analyze(&format!("{flags} -o out b.pcap"));
         assert_eq!(run.code, Some(3), "{run:?}");
-        assert!(run.stderr.contains("out kept the windows all of an earlier run"), "{run:?}");
+        assert!(run.stderr.contains("out: kept the windows all of an earlier run"), "{run:?}");
         assert_same(&before, &tree(&scratch.path("out")), flags);
     }
     let mut running = scratch.start_analyzer("-q -o out -");
@@ -126,7 +126,7 @@ fn a_run_that_reads_no_packet_before_damage_or_a_signal_keeps_the_earlier_answer
     running.wait_until_running();
     running.signal("INT");
     let run = running.wait();
-    assert!(run.code == Some(0) && run.stderr.contains("out kept the windows all"), "{run:?}");
+    assert!(run.code == Some(0) && run.stderr.contains("out: kept the windows all"), "{run:?}");
     assert_same(&before, &tree(&scratch.path("out")), "a signal");
 }
 

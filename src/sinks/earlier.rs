@@ -706,7 +706,7 @@ mod tests {
             assert!(told.len() == 1 && told[0].is_news, "{told:?}");
             let told = told[0].to_string();
             assert!(
-                ["csv, ", "parquet held an earlier run of"].iter().all(|part| told.contains(part)),
+                ["csv, ", "parquet: the results of an earlier run over"].iter().all(|part| told.contains(part)),
                 "{told}"
             );
         }
