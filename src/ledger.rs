@@ -259,6 +259,11 @@ impl Ledger {
         self.inputs.iter().any(|input| is_live(&input.format))
     }
 
+    /// Whether all of so many windows are of this run, and there is nothing in them.
+    pub fn has_only_empty(&self, windows: u64) -> bool {
+        self.packets.read == 0 && windows <= self.windows
+    }
+
     /// Whether nothing was read of inputs that hold more, or may: they are damaged, or a signal has ended the run.
     pub fn is_of_nothing(&self) -> bool {
         let is_short = self.interrupted || self.inputs.iter().any(|input| input.damage.is_some());

@@ -320,7 +320,7 @@ fn a_file_where_a_windows_folder_should_be_is_named_and_stays() {
     scratch.write("a.pcap", pcap(&mixed(14, 50, SECOND)));
     fs::create_dir(scratch.path("out")).unwrap();
     scratch.write("out/all", "a file");
-    scratch.analyze("-o out a.pcap").assert(1, "out/all");
+    scratch.analyze("-o out a.pcap").assert(2, "out/all");
     assert_eq!(fs::read(scratch.path("out/all")).unwrap(), b"a file");
 }
 
@@ -344,12 +344,12 @@ fn a_disk_that_is_full_fails_the_run_and_leaves_no_window_that_looks_finished() 
         run.assert(1, window);
         assert!(run.stderr.contains("os error 27"), "{run:?}");
         assert_eq!(entries(&out), Default::default());
-        // What an earlier run left stays whole, without the ledger of a run that is no longer all there is.
+        // What an earlier run left stays whole, with its ledger, until there is a window in its place.
         scratch.analyze(&format!("-o {window} --window {window} old.pcap")).assert(0, "");
         analyze_on_little_disk(&scratch, &format!("-o {window} --window {window} -w 2 new.pcap"))
             .assert(1, window);
         let old_window = if length == 0 { "all".to_owned() } else { window_name(START) };
-        assert_eq!(entries(&out), [old_window.clone()].into());
+        assert_eq!(entries(&out), [old_window.clone(), "ledger.json".into()].into());
         assert_window_holds(&out.join(old_window), &old, SHIPPED);
     }
 }

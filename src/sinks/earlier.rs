@@ -517,9 +517,9 @@ mod tests {
         let folder = scratch.path();
         let (csv, goes_on) = (|| Csv { threads: 1 }, |windowing| Reuse::Continue(Some(windowing)));
         // Of a run over files that has ended, or not.
+        drop(write(folder, csv(), anew(), &[1, 2]));
+        assert!(refusal(folder, csv(), goes_on(MINUTES)).contains("run over files"));
         let mut batch = write(folder, csv(), anew(), &[1, 2]);
-        assert!(matches!(batch.reuse(goes_on(MINUTES)), Err(SinkError::InUse { .. })));
-        batch.reuse(anew()).expect("may be used");
         batch.finish(&ledger_of("a.pcap", "pcap", false)).expect("finished");
         drop(batch);
         assert!(refusal(folder, csv(), goes_on(MINUTES)).contains("run over files"));

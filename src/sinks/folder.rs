@@ -172,8 +172,11 @@ impl<F: Files> FolderWriter<F> {
 
     /// After the ledger is there: an engine's mark goes where the ledger says as much, or where there is nothing to keep.
     fn remove_mark(&self, ledger: &Ledger) -> Result<(), SinkError> {
-        let is_told = ledger.is_of_link() || earlier::names::<F>(&self.folder)?.is_empty();
-        if is_told && matches!(self.reuse, Reuse::Continue(_)) {
+        if matches!(self.reuse, Reuse::Replace(_)) {
+            return Ok(());
+        }
+        let windows = earlier::names::<F>(&self.folder)?.len() as u64;
+        if ledger.is_of_link() || ledger.has_only_empty(windows) {
             remove_file("remove", &self.folder.join(MARK))?;
         }
         Ok(())
