@@ -140,7 +140,12 @@ fn what_the_kernel_drops_is_told_while_it_happens_in_the_windows_and_at_the_end(
         engine.signal("CONT");
         engine.wait_until_says(" dropped by the kernel in ");
         let line = engine.said().lines().find(|line| line.contains("dropped")).unwrap().to_owned();
-        assert!(line.contains("right: ") && line.contains(" packets dropped by the kernel in the last ") && line.contains("--ring-size"), "{line}");
+        assert!(
+            line.contains("right: ")
+                && line.contains(" packets dropped by the kernel in the last ")
+                && line.contains("--ring-size"),
+            "{line}"
+        );
         wait_for("remark", || {
             let ready = ask_within(&namespaces.right, &engine.said(), "/readyz");
             assert!(ready.contains(" 200 "), "{ready}");

@@ -617,7 +617,7 @@ mod tests {
                 fs::write(file, text).expect("written");
             }
             let told = refusal(folder, csv(), anew());
-            assert!(told.contains(&format!("written {},", folder.join(named).display())), "{told}");
+            assert!(told.contains(&format!("{} was not written", folder.join(named).display())), "{told}");
             assert!(files.iter().all(|(file, _)| folder.join(file).exists()), "{told}");
             assert!(folder.join("ledger.json").exists(), "{told}");
             let top = folder.join(Path::new(files[0].0).iter().next().expect("a name"));
@@ -706,7 +706,9 @@ mod tests {
             assert!(told.len() == 1 && told[0].is_news, "{told:?}");
             let told = told[0].to_string();
             assert!(
-                ["csv, ", "parquet: the results of an earlier run over"].iter().all(|part| told.contains(part)),
+                ["csv, ", "parquet: the results of an earlier run over"]
+                    .iter()
+                    .all(|part| told.contains(part)),
                 "{told}"
             );
         }
