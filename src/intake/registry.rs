@@ -61,6 +61,9 @@ impl InputRegistry {
     }
 }
 
+/// Reads the options of an entry, beside the `nats` section.
+pub type Read = fn(&OwnOptions, &Settings) -> Result<Arc<dyn Source>, OptionsError>;
+
 /// A kind of input.
 #[derive(Clone, Copy, Debug)]
 pub struct InputKind {
@@ -69,7 +72,7 @@ pub struct InputKind {
     /// Its own options, in the order in which a message lists them. `type` cannot be among them.
     pub keys: &'static [&'static str],
     /// Reads its options; the `nats` section is there for those that use it. Connects to nothing and creates nothing.
-    pub read: fn(&OwnOptions, &Settings) -> Result<Arc<dyn Source>, OptionsError>,
+    pub read: Read,
 }
 
 impl InputKind {

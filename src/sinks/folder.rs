@@ -311,7 +311,7 @@ impl<F: Files> FolderWriter<F> {
 
 impl<F: Files> Writer for FolderWriter<F> {
     fn prepare(&mut self, snapshot: &Arc<Snapshot>, commit: Option<u64>) -> Result<(), SinkError> {
-        if self.may_be_of_nothing() && snapshot.tasks.iter().all(|task| task.len() == 0) {
+        if self.may_be_of_nothing() && snapshot.tasks.iter().all(|task| task.is_empty()) {
             self.held = Some(snapshot.clone());
             return Ok(());
         }

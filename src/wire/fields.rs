@@ -93,7 +93,7 @@ impl Column {
         if name.is_empty() {
             return Err(WireError::Missing("name of a field"));
         }
-        let width = if packets == 0 { 0 } else { values.len() / packets };
+        let width = values.len().checked_div(packets).unwrap_or(0);
         let column = Self { name, width, values, texts };
         match column.contradiction(packets) {
             None => Ok(column),
@@ -454,7 +454,8 @@ mod tests {
         let many: Vec<(&str, &[u8], &[&str])> =
             many.iter().map(|name| (name.as_str(), &[1, 2][..], &[][..])).collect();
         read(message(&many[1..]), 2).expect("as many as there may be");
-        let refused: [&[(&str, &[u8], &[&str])]; 14] = [
+        type Column<'a> = (&'a str, &'a [u8], &'a [&'a str]);
+        let refused: [&[Column<'_>]; 14] = [
             &[("TTL", &[64], &[])],
             &[("TTL", &[64, 1, 1], &[])],
             &[("TTL", &[64, 1, 1, 1], &[])],
