@@ -144,9 +144,9 @@ impl Losses {
     }
 }
 
-/// Whether inputs of this format go on, so that what was counted of them cannot be counted again.
+/// Whether inputs of this format go on, so that what was counted of them cannot be counted again: all but capture files.
 pub(crate) fn is_live(format: &str) -> bool {
-    format == "live" || format.starts_with("nats-")
+    !format.is_empty() && !format.contains("pcap")
 }
 
 /// The books do not balance: a fault of this program, never of its input.

@@ -447,7 +447,7 @@ fn a_window_with_something_else_in_it_and_the_windows_of_an_engine_are_refused_a
     let assert_refused = |says: &str| {
         let run = scratch.analyze(run);
         run.assert(2, says);
-        run.assert(2, "choose another folder");
+        run.assert(2, "name another folder (-o)");
     };
     assert_refused("plot.png");
     assert_same(&before, &tree(&scratch.path("out")), "what was refused");

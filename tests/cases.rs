@@ -178,9 +178,9 @@ fn what_captures_say_of_themselves_is_heard() {
             [4, 0, 0, 0, 0],
             "contains 2 concatenated captures (the second begins at byte 180)",
         ),
-        case("04-cat-gz.pcap.gz", 0, [4, 0, 0, 0, 0], "2 captures"),
+        case("04-cat-gz.pcap.gz", 0, [4, 0, 0, 0, 0], "2 concatenated captures"),
         counted("04-cat-pcapng.pcapng", 2),
-        case("04-cat-pcap-pcapng.pcap", 0, [3, 0, 0, 0, 0], "2 captures"),
+        case("04-cat-pcap-pcapng.pcap", 0, [3, 0, 0, 0, 0], "2 concatenated captures"),
     ]);
 }
 

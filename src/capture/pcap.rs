@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(scanned, Scanned { consumed: bytes.len() as u64, stop: Stop::Needs(16) });
         let notes = format.findings().notes();
         assert!(
-            notes.iter().any(|note| note.contains("5 captures") && note.contains("byte 17")),
+            notes.iter().any(|note| note.contains("5 concatenated captures") && note.contains("byte 17")),
             "{notes:?}"
         );
     }
