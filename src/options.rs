@@ -19,6 +19,68 @@ pub const HIDDEN: &str = "***";
 /// A type name, and the options of its own that it has.
 pub type TypeKeys = (&'static str, &'static [&'static str]);
 
+/// A kind of what a list of the configuration has, such as a writer.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind<R> {
+    /// The `type` that configuration names.
+    pub name: &'static str,
+    /// Its own options, in the order in which a message lists them. Those that all entries of its list have (`type`, and of
+    /// writers `name`, `tasks`, `every`, `required`, `max_behind`, `retry`) cannot be among them.
+    pub keys: &'static [&'static str],
+    /// Reads its options. Connects to nothing and creates nothing.
+    pub read: R,
+}
+
+impl<R> Kind<R> {
+    const fn type_keys(&self) -> TypeKeys {
+        (self.name, self.keys)
+    }
+}
+
+/// The options of these kinds, for a program that only checks them: it does not link what reads them.
+pub const fn type_keys<R, const N: usize>(kinds: &[Kind<R>; N]) -> [TypeKeys; N] {
+    let mut keys: [TypeKeys; N] = [("", &[]); N];
+    let mut number = 0;
+    while number < N {
+        keys[number] = kinds[number].type_keys();
+        number += 1;
+    }
+    keys
+}
+
+/// The kinds that a program knows, by the `type` that configuration names. What ships is its `default()`.
+#[derive(Clone, Debug)]
+pub struct Kinds<R>(Vec<Kind<R>>);
+
+impl<R: Copy> Kinds<R> {
+    /// These kinds.
+    pub(crate) fn new(kinds: &[Kind<R>]) -> Self {
+        Self(kinds.to_vec())
+    }
+
+    /// Adds one from another crate; one of the same type name is replaced.
+    pub fn with(mut self, kind: Kind<R>) -> Self {
+        self.0.retain(|other| other.name != kind.name);
+        self.0.push(kind);
+        self
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Kind<R>> {
+        self.0.iter()
+    }
+
+    /// The known type names, and the options of each.
+    pub fn keys(&self) -> Vec<TypeKeys> {
+        self.iter().map(Kind::type_keys).collect()
+    }
+
+    /// The kind of a type name.
+    pub fn get(&self, name: &str) -> Option<Kind<R>> {
+        self.iter().find(|kind| kind.name == name).copied()
+    }
+}
+
 /// The options of an entry, but for those that all entries of its list have.
 pub struct OwnOptions {
     what: String,

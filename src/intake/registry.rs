@@ -8,7 +8,7 @@ use super::Intake;
 use super::log::Resume;
 use crate::bus::{BusError, Settings};
 use crate::capture::live::LiveError;
-use crate::options::{OwnOptions, TypeKeys};
+use crate::options::{Kind, Kinds, OwnOptions, TypeKeys, type_keys};
 use dataflows::aggregator::OptionsError;
 use dataflows::field::Extension;
 use dataflows::window::Windowing;
@@ -18,66 +18,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The inputs that ship: to add one, write its file and add its line.
-const SHIPPED: &[InputKind] = &[super::nats::KIND, super::interface::KIND];
+const SHIPPED: [InputKind; 2] = [super::nats::KIND, super::interface::KIND];
 
 /// The options of those that ship, for a program that has no such inputs: it does not link them for that.
-pub const SHIPPED_KEYS: [TypeKeys; SHIPPED.len()] = {
-    let mut keys: [TypeKeys; SHIPPED.len()] = [("", &[]); SHIPPED.len()];
-    let mut number = 0;
-    while number < SHIPPED.len() {
-        keys[number] = SHIPPED[number].type_keys();
-        number += 1;
-    }
-    keys
-};
+pub const SHIPPED_KEYS: [TypeKeys; SHIPPED.len()] = type_keys(&SHIPPED);
 
-/// The inputs that a program knows, by the `type` that configuration names.
-#[derive(Clone, Debug)]
-pub struct InputRegistry(Vec<InputKind>);
+/// Reads the options of an entry; the `nats` section is there for those that use it.
+pub type Read = fn(&OwnOptions, &Settings) -> Result<Arc<dyn Source>, OptionsError>;
+/// A kind of input.
+pub type InputKind = Kind<Read>;
+/// The inputs that a program knows.
+pub type InputRegistry = Kinds<Read>;
 
 impl Default for InputRegistry {
     /// The inputs that ship.
     fn default() -> Self {
-        Self(SHIPPED.to_vec())
-    }
-}
-
-impl InputRegistry {
-    /// Adds an input from another crate; one of the same type name is replaced.
-    pub fn with(mut self, kind: InputKind) -> Self {
-        self.0.retain(|other| other.name != kind.name);
-        self.0.push(kind);
-        self
-    }
-
-    /// The known type names, and the options of each.
-    pub fn keys(&self) -> Vec<TypeKeys> {
-        self.0.iter().map(InputKind::type_keys).collect()
-    }
-
-    /// The kind of a type name.
-    pub fn get(&self, name: &str) -> Option<InputKind> {
-        self.0.iter().find(|kind| kind.name == name).copied()
-    }
-}
-
-/// Reads the options of an entry, beside the `nats` section.
-pub type Read = fn(&OwnOptions, &Settings) -> Result<Arc<dyn Source>, OptionsError>;
-
-/// A kind of input.
-#[derive(Clone, Copy, Debug)]
-pub struct InputKind {
-    /// The `type` that configuration names.
-    pub name: &'static str,
-    /// Its own options, in the order in which a message lists them. `type` cannot be among them.
-    pub keys: &'static [&'static str],
-    /// Reads its options; the `nats` section is there for those that use it. Connects to nothing and creates nothing.
-    pub read: Read,
-}
-
-impl InputKind {
-    const fn type_keys(&self) -> TypeKeys {
-        (self.name, self.keys)
+        Self::new(&SHIPPED)
     }
 }
 
@@ -255,7 +211,7 @@ mod tests {
     #[test]
     fn every_input_shows_the_options_that_it_takes() {
         let nats = Config::parse("aggregator: {}", "c", &Registries::default(), |_| None).expect("one").nats;
-        for kind in InputRegistry::default().0 {
+        for kind in InputRegistry::default().iter() {
             let given: BTreeMap<String, Value> = serde_json::from_value(given(kind.name)).expect("an object");
             let options = OwnOptions::new(format!("{} input", kind.name), given, None);
             let source =

@@ -10,7 +10,7 @@ use super::outbox::Schemas;
 use super::{SinkError, Writer};
 use crate::bus::Settings;
 use crate::engine::Written;
-use crate::options::{OwnOptions, TypeKeys};
+use crate::options::{Kind, Kinds, OwnOptions, TypeKeys, type_keys};
 use crate::state::Manifest;
 use crate::warn;
 use dataflows::aggregator::OptionsError;
@@ -26,65 +26,23 @@ use std::time::Duration;
 pub const SERVER_AWAY: Duration = Duration::from_secs(60);
 
 /// The writers that ship: to add one, write its file and add its line.
-const SHIPPED: &[WriterKind] =
-    &[super::csv::KIND, super::parquet::KIND, super::json::KIND, super::clickhouse::KIND, super::nats::KIND];
+const SHIPPED: [WriterKind; 5] =
+    [super::csv::KIND, super::parquet::KIND, super::json::KIND, super::clickhouse::KIND, super::nats::KIND];
 
 /// Those of the writers that ship, for a program that writes nothing: it does not link them for that.
-pub const SHIPPED_KEYS: [TypeKeys; SHIPPED.len()] = {
-    let mut keys: [TypeKeys; SHIPPED.len()] = [("", &[]); SHIPPED.len()];
-    let mut number = 0;
-    while number < SHIPPED.len() {
-        keys[number] = SHIPPED[number].type_keys();
-        number += 1;
-    }
-    keys
-};
+pub const SHIPPED_KEYS: [TypeKeys; SHIPPED.len()] = type_keys(&SHIPPED);
 
-/// The writers that a program knows, by the `type` that configuration names.
-#[derive(Clone, Debug)]
-pub struct WriterRegistry(Vec<WriterKind>);
+/// Reads the options of an entry.
+pub type Read = fn(&OwnOptions) -> Result<Arc<dyn Target>, OptionsError>;
+/// A kind of writer.
+pub type WriterKind = Kind<Read>;
+/// The writers that a program knows.
+pub type WriterRegistry = Kinds<Read>;
 
 impl Default for WriterRegistry {
     /// The writers that ship.
     fn default() -> Self {
-        Self(SHIPPED.to_vec())
-    }
-}
-
-impl WriterRegistry {
-    /// Adds a writer from another crate; one of the same type name is replaced.
-    pub fn with(mut self, kind: WriterKind) -> Self {
-        self.0.retain(|other| other.name != kind.name);
-        self.0.push(kind);
-        self
-    }
-
-    /// The known type names, and the options of each.
-    pub fn keys(&self) -> Vec<TypeKeys> {
-        self.0.iter().map(WriterKind::type_keys).collect()
-    }
-
-    /// The kind of a type name.
-    pub fn get(&self, name: &str) -> Option<WriterKind> {
-        self.0.iter().find(|kind| kind.name == name).copied()
-    }
-}
-
-/// A kind of writer.
-#[derive(Clone, Copy, Debug)]
-pub struct WriterKind {
-    /// The `type` that configuration names.
-    pub name: &'static str,
-    /// Its own options, in the order in which a message lists them. Those of all writers (`type`, `name`, `tasks`,
-    /// `every`, `required`, `max_behind`, `retry`) cannot be among them.
-    pub keys: &'static [&'static str],
-    /// Reads its options. Connects to nothing and creates nothing.
-    pub read: fn(&OwnOptions) -> Result<Arc<dyn Target>, OptionsError>,
-}
-
-impl WriterKind {
-    const fn type_keys(&self) -> TypeKeys {
-        (self.name, self.keys)
+        Self::new(&SHIPPED)
     }
 }
 
@@ -245,8 +203,8 @@ mod tests {
 
     #[test]
     fn every_writer_shows_the_options_that_it_takes_and_no_secret() {
-        for kind in WriterRegistry::default().0 {
-            let target = read(kind);
+        for kind in WriterRegistry::default().iter() {
+            let target = read(*kind);
             let options = target.options();
             let shown: Vec<&str> =
                 options.as_object().expect("an object").keys().map(String::as_str).collect();
@@ -259,9 +217,9 @@ mod tests {
 
     #[test]
     fn only_one_kind_that_ships_can_be_the_record() {
-        let kinds = WriterRegistry::default().0.into_iter();
+        let kinds = WriterRegistry::default();
         let records: Vec<_> =
-            kinds.filter(|kind| read(*kind).record().is_some()).map(|kind| kind.name).collect();
+            kinds.iter().filter(|kind| read(**kind).record().is_some()).map(|kind| kind.name).collect();
         assert_eq!(records, ["csv"]);
     }
 
