@@ -2,11 +2,10 @@
 //! back.
 
 use super::SinkError;
-use super::delivery::Destination;
 use super::earlier::Reuse;
-use super::folder::{self, Files, FolderWriter, sync_files};
+use super::folder::{self, Files, FolderTarget, FolderWriter, sync_files};
 use super::pieces::write_lines;
-use super::registry::{Opening, Record, RecordWriter, Target, WriterKind};
+use super::registry::{Record, RecordWriter, Target, WriterKind};
 use super::text::window_name;
 use crate::engine::{Group, Written};
 use crate::options::OwnOptions;
@@ -15,7 +14,6 @@ use dataflows::aggregator::{OptionsError, Task};
 use dataflows::measure::DEFAULT;
 use dataflows::rows::{Snapshot, TaskRows, ValueKind};
 use dataflows::window::{Epoch, Windowing};
-use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -35,40 +33,12 @@ fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
 
 /// What a csv writer into this folder is configured as.
 pub fn into_folder(path: &Path) -> Arc<dyn Target> {
-    Arc::new(CsvFolder(path.to_owned()))
+    Arc::new(FolderTarget { path: path.to_owned(), files: |threads| Csv { threads } })
 }
 
-struct CsvFolder(PathBuf);
-
-impl Target for CsvFolder {
-    fn describe(&self) -> String {
-        self.0.display().to_string()
-    }
-
-    fn options(&self) -> Value {
-        json!({"path": self.describe()})
-    }
-
-    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
-        folder::check(&self.0)
-    }
-
-    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
-        folder::open(&self.0, Csv { threads: opening.threads }, opening)
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        Some(&self.0)
-    }
-
-    fn record(&self) -> Option<&dyn Record> {
-        Some(self)
-    }
-}
-
-impl Record for CsvFolder {
+impl Record for FolderTarget<Csv> {
     fn folder(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     fn moved(&self, folder: &Path) -> Arc<dyn Target> {
@@ -76,11 +46,11 @@ impl Record for CsvFolder {
     }
 
     fn open_record(&self, threads: usize) -> Result<Box<dyn RecordWriter>, SinkError> {
-        Ok(Box::new(CsvWriter::open(&self.0, Csv { threads })?))
+        Ok(Box::new(CsvWriter::open(&self.path, Csv { threads })?))
     }
 
     fn reader(&self, windowing: Windowing, counting: Option<Arc<str>>) -> Arc<dyn Written> {
-        Arc::new(CsvReader { folder: self.0.clone(), windowing, counting })
+        Arc::new(CsvReader { folder: self.path.clone(), windowing, counting })
     }
 }
 
@@ -104,6 +74,10 @@ pub struct Csv {
 pub type CsvWriter = FolderWriter<Csv>;
 
 impl Files for Csv {
+    fn record(target: &FolderTarget<Self>) -> Option<&dyn Record> {
+        Some(target)
+    }
+
     fn build(&self, folder: &Path, snapshot: &Snapshot, sync: bool) -> Result<(), SinkError> {
         let mut files = Vec::with_capacity(snapshot.tasks.len());
         for task in &snapshot.tasks {

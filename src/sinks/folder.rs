@@ -10,7 +10,7 @@
 use super::delivery::Destination;
 use super::earlier::{self, Earlier, Place, Reuse};
 use super::outbox::Entry;
-use super::registry::Opening;
+use super::registry::{Opening, Record, Target};
 use super::text::window_name;
 use super::{SinkError, Writer, summary};
 use crate::fingerprint::fingerprint;
@@ -22,6 +22,7 @@ use dataflows::aggregator::OptionsError;
 use dataflows::rows::Snapshot;
 use rustix::fs::{Access, CWD, RenameFlags};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty};
@@ -43,7 +44,7 @@ const OF_RECORD: &str = "name another folder (-o)";
 const BEHIND: &str = "change this writer's path, or use another configuration (-c)";
 
 /// The files of a window.
-pub trait Files: Send {
+pub trait Files: Send + Sized + 'static {
     /// What comes before the window in its folder's name.
     const PREFIX: &'static str = "";
     /// The file that tells of the window; written last.
@@ -52,6 +53,11 @@ pub trait Files: Send {
     const ASIDE: &'static str = "";
     /// The file that tells of the run.
     const LEDGER: &'static str = "ledger.json";
+
+    /// The target, where it can be the record of commits.
+    fn record(_target: &FolderTarget<Self>) -> Option<&dyn Record> {
+        None
+    }
 
     /// Writes all files of a snapshot but the summary into a new folder; so that they are still there when the machine has
     /// gone down, if `sync`.
@@ -440,17 +446,43 @@ pub(super) fn path(options: &OwnOptions) -> Result<PathBuf, OptionsError> {
     }
 }
 
-/// Opens a folder behind the outbox.
-pub(super) fn open<F: Files + 'static>(
-    path: &Path,
-    files: F,
-    opening: &Opening<'_>,
-) -> Result<Box<dyn Destination>, SinkError> {
-    let mut writer = FolderWriter::open(path, files)?;
-    writer.recover(None)?;
-    (writer.way_out, writer.synced) = (BEHIND, opening.sync);
-    writer.reuse(opening.reuse.clone())?;
-    Ok(Box::new(FolderDestination { writer, sync: opening.sync }))
+/// A folder as the target of a writer.
+pub struct FolderTarget<F> {
+    /// The folder.
+    pub(super) path: PathBuf,
+    /// The files of its windows, formatted by so many threads.
+    pub(super) files: fn(usize) -> F,
+}
+
+impl<F: Files> Target for FolderTarget<F> {
+    fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn options(&self) -> Value {
+        json!({"path": self.describe()})
+    }
+
+    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
+        check(&self.path)
+    }
+
+    /// Opens the folder behind the outbox.
+    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
+        let mut writer = FolderWriter::open(&self.path, (self.files)(opening.threads))?;
+        writer.recover(None)?;
+        (writer.way_out, writer.synced) = (BEHIND, opening.sync);
+        writer.reuse(opening.reuse.clone())?;
+        Ok(Box::new(FolderDestination { writer, sync: opening.sync }))
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
+    fn record(&self) -> Option<&dyn Record> {
+        F::record(self)
+    }
 }
 
 /// Whether a folder can be made or written to; nothing is.

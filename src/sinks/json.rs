@@ -2,7 +2,7 @@
 //! its task, window and revision, then its cells as csv has them.
 
 use super::delivery::Destination;
-use super::folder::{self, Files, sync_files};
+use super::folder::{self, Files, FolderTarget, sync_files};
 use super::outbox::Entry;
 use super::pieces::{LINES, write_lines};
 use super::registry::{Opening, Target, WriterKind};
@@ -14,7 +14,7 @@ use dataflows::rows::{Row, Schema, Snapshot};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes of lines that are written at once.
@@ -25,32 +25,8 @@ pub(super) const KIND: WriterKind = WriterKind { name: "jsonl", keys: &["path"],
 fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
     Ok(match options.text("path")?.as_str() {
         "-" => Arc::new(StandardOutput),
-        _ => Arc::new(JsonLinesFolder(folder::path(options)?)),
+        _ => Arc::new(FolderTarget { path: folder::path(options)?, files: |threads| JsonLines { threads } }),
     })
-}
-
-struct JsonLinesFolder(PathBuf);
-
-impl Target for JsonLinesFolder {
-    fn describe(&self) -> String {
-        self.0.display().to_string()
-    }
-
-    fn options(&self) -> Value {
-        json!({"path": self.describe()})
-    }
-
-    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
-        folder::check(&self.0)
-    }
-
-    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
-        folder::open(&self.0, JsonLines { threads: opening.threads }, opening)
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        Some(&self.0)
-    }
 }
 
 /// The files of a window, formatted on several threads.

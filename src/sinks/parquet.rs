@@ -3,10 +3,9 @@
 
 use super::SinkError;
 use super::columns::{Addresses, arrays, columns};
-use super::delivery::Destination;
-use super::folder::{self, Files, sync_files};
+use super::folder::{self, Files, FolderTarget, sync_files};
 use super::pieces::in_order;
-use super::registry::{Opening, Target, WriterKind};
+use super::registry::{Target, WriterKind};
 use super::text::rfc3339;
 use crate::options::OwnOptions;
 use crate::state::sync_folder;
@@ -23,7 +22,6 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
-use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,31 +33,7 @@ const ROW_GROUP: usize = 1 << 17;
 pub(super) const KIND: WriterKind = WriterKind { name: "parquet", keys: &["path"], read };
 
 fn read(options: &OwnOptions) -> Result<Arc<dyn Target>, OptionsError> {
-    Ok(Arc::new(ParquetFolder(folder::path(options)?)))
-}
-
-struct ParquetFolder(PathBuf);
-
-impl Target for ParquetFolder {
-    fn describe(&self) -> String {
-        self.0.display().to_string()
-    }
-
-    fn options(&self) -> Value {
-        json!({"path": self.describe()})
-    }
-
-    fn check(&self, _opening: &Opening<'_>) -> Result<(), SinkError> {
-        folder::check(&self.0)
-    }
-
-    fn open(&self, opening: &Opening<'_>) -> Result<Box<dyn Destination>, SinkError> {
-        folder::open(&self.0, Parquet { threads: opening.threads }, opening)
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        Some(&self.0)
-    }
+    Ok(Arc::new(FolderTarget { path: folder::path(options)?, files: |threads| Parquet { threads } }))
 }
 
 /// The files of a window, written on several threads.
