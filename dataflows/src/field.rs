@@ -425,10 +425,21 @@ impl Extension {
     }
 }
 
-/// A number as its cells tell it.
+/// A link-layer address as its cells tell it.
 pub fn mac(number: u64) -> String {
+    mac_text(number).iter().map(|byte| char::from(*byte)).collect()
+}
+
+/// The same in ASCII.
+pub fn mac_text(number: u64) -> [u8; 17] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let [_, _, bytes @ ..] = number.to_be_bytes();
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
+    let mut text = [b':'; 17];
+    for (byte, pair) in bytes.into_iter().zip(text.chunks_mut(3)) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    text
 }
 
 /// The number of a link-layer address; `None` where it is none.

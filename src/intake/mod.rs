@@ -388,10 +388,16 @@ impl Placer {
         if !self.current.contains(&packet.time) {
             self.find_place(packet.time);
         }
-        if let Some(place) = self.open.get_mut(self.place) {
-            self.extension.push(&extra, &mut place.extra);
-        }
+        self.keep(&extra);
         self.put(packet);
+    }
+
+    /// Keeps the extension words of what is put next; none where none are wanted.
+    #[inline(always)]
+    fn keep(&mut self, extra: &[u64; WORDS]) {
+        if let Some(place) = self.open.get_mut(self.place) {
+            self.extension.push(extra, &mut place.extra);
+        }
     }
 
     /// Puts a packet with its extension words, where any are wanted, into its window. Its time was observed just before.
@@ -417,14 +423,12 @@ impl Placer {
         self.find_place(weight.first);
         if let Some(place) = self.open.get_mut(self.place) {
             place.gone += weight.packets - 1;
-            if !self.extension.is_empty() {
-                self.extension.push(&extra, &mut place.extra);
-            }
             // Those before it in the batch may be packets.
             let before = place.packets.get(place.weights.len()..).unwrap_or_default();
             place.weights.extend(before.iter().map(Weight::of));
             place.weights.push(weight);
         }
+        self.keep(&extra);
         self.put_of(Packet { time: weight.first, length: 0, ..fields }, weight.bytes);
         self.current = 0..0;
         Ok(())
@@ -436,11 +440,7 @@ impl Placer {
     pub fn place_stray(&mut self, packet: Packet, extra: [u64; WORDS]) {
         let window = self.windowing.index(packet.time);
         self.find(self.closed, window);
-        if !self.extension.is_empty()
-            && let Some(place) = self.open.get_mut(self.place)
-        {
-            self.extension.push(&extra, &mut place.extra);
-        }
+        self.keep(&extra);
         self.put(packet);
         self.current = 0..0;
     }

@@ -5,7 +5,7 @@
 //! the end is overwritten by the next value. Digits are made several at a time, a byte each of a word whose lowest byte
 //! is the first digit.
 
-use dataflows::field::{Kind, Lives, mac};
+use dataflows::field::{Kind, Lives, mac_text};
 use dataflows::key::KeyValue;
 use dataflows::packet::{Address, Transport};
 use dataflows::rows::{Row, Schema, ValueKind};
@@ -223,7 +223,7 @@ impl Text {
         match value {
             KeyValue::Number(number) => put_number(&mut self.line, at, number),
             KeyValue::Mac(number) => {
-                put(&mut self.line, at, *mac(number).as_bytes().first_chunk::<17>().unwrap_or(&[b'0'; 17]));
+                put(&mut self.line, at, mac_text(number));
                 at + 17
             }
             // It has been written already: it may be longer than a line.
@@ -428,6 +428,7 @@ pub fn window_name(span: Option<(u64, u64)>) -> String {
 mod tests {
     use super::*;
     use dataflows::block::Block;
+    use dataflows::field::mac;
     use dataflows::key::KeyFields;
     use dataflows::packet::Packet;
     use dataflows::rows::{TaskRows, ValueColumn};
