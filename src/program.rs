@@ -128,8 +128,9 @@ enum OnSignal {
 }
 
 impl Stopping {
-    /// From now on the first signal ends the input, and so the run: gracefully. A second one ends the process.
-    pub fn on_signals() -> std::io::Result<Self> {
+    /// From now on the first signal ends the input, and so the run: gracefully. A second one ends the process. A batch that is
+    /// ended before it has read anything says so.
+    pub fn on_signals(run: Run) -> std::io::Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
         let stopping = Self::default();
         let shared = stopping.clone();
@@ -140,9 +141,9 @@ impl Stopping {
                 }
                 // On a thread of its own: a stop that does not return must not keep a second signal from being heard.
                 let first = shared.clone();
-                let stop = move || first.stop();
+                let stop = move || first.stop(run);
                 if thread::Builder::new().name("stop".into()).spawn(stop).is_err() {
-                    shared.stop();
+                    shared.stop(run);
                 }
             }
         };
@@ -155,10 +156,12 @@ impl Stopping {
     }
 
     /// Does what a first signal does now.
-    fn stop(&self) {
+    fn stop(&self, run: Run) {
         match &mut *self.lock() {
             OnSignal::Exit => {
-                warn!("interrupted before anything was read");
+                if run == Run::Batch {
+                    warn!("interrupted before anything was read");
+                }
                 std::process::exit(0)
             }
             OnSignal::Wait(stops) => *stops = true,

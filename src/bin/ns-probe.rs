@@ -13,6 +13,7 @@ use netspectra::capture::interface::Interfaces;
 use netspectra::capture::live::{self, Drops, Live, Options};
 use netspectra::capture::savefile::{Kept, Rotation, Savefile};
 use netspectra::capture::{Chunk, Frame};
+use netspectra::config::writers::Run;
 use netspectra::config::{self, Config, ProbeConfig};
 use netspectra::decode::LinkType;
 use netspectra::fingerprint::fingerprint;
@@ -221,7 +222,8 @@ fn run(flags: &Flags) -> Result<End, Failed> {
     if flags.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > LONGEST_NAME) {
         return Err(usage(anyhow!("--id: a name of 1 to {LONGEST_NAME} bytes")));
     }
-    let stopping = Stopping::on_signals().map_err(running)?;
+    let run = if flags.read.is_some() { Run::Batch } else { Run::Live };
+    let stopping = Stopping::on_signals(run).map_err(running)?;
     let (named, file) = (flags.config.as_deref(), program::config_file(flags.config.as_deref()));
     let config = Config::load_probe(file).map_err(|error| match file {
         Some(file) => usage(program::of_file(error, named, file)),

@@ -121,7 +121,7 @@ pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsStrin
 
 fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let how = &flags.how;
-    let stopping = Stopping::on_signals().map_err(running)?;
+    let stopping = Stopping::on_signals(Run::Live).map_err(running)?;
     program::raise_open_files();
     let mut config = program::load_config(how.config.as_deref(), registries).map_err(usage)?;
     if let Some(window) = &flags.window {

@@ -107,7 +107,7 @@ pub fn main(registries: &Registries, arguments: impl IntoIterator<Item = OsStrin
 fn run(flags: &Flags, registries: &Registries) -> Result<End, Failed> {
     let began = Instant::now();
     let how = &flags.how;
-    let stopping = Stopping::on_signals().map_err(running)?;
+    let stopping = Stopping::on_signals(Run::Batch).map_err(running)?;
     program::raise_open_files();
     let config = program::load_config(how.config.as_deref(), registries).map_err(usage)?;
     let window = flags.window.as_deref().unwrap_or("all");
